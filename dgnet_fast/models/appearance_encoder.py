@@ -1,0 +1,172 @@
+"""Appearance encoder E_a: a ResNet whose pooled map is the appearance code, with identity heads (paper section 3.2).
+
+Three styles: ``AB`` (the paper's: two heads f_prim and f_fine, code detached), ``normal`` (one head, code attached;
+also the teacher) and ``PCB`` (one head per horizontal strip).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgnet_fast.config import Config
+from dgnet_fast.models.batch_norm import BatchNormMode, GroupedBatchNorm
+from dgnet_fast.models.resnet import ResNet
+
+STRIPS = 4
+PCB_FEATURES = 256
+HEAD_DROPOUT = (0.5, 0.75)
+SMALL_HEIGHT = 128
+"""Pictures of at most this height are doubled before E_a, the teacher and erasing."""
+
+
+class Appearance(NamedTuple):
+    """code (N, 4·C) channel-major; logits: one (N, ids) per head; features: each head's (N, F) after its BatchNorm."""
+
+    code: Tensor
+    logits: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+
+
+class Head(nn.Module):
+    """Linear → BatchNorm → dropout → linear classifier: (N, C) → features (N, F) and logits (N, ids)."""
+
+    def __init__(self, channels: int, features: int, ids: int, dropout: float, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.bottleneck = nn.Linear(channels, features)
+        self.norm = GroupedBatchNorm(features)
+        self.classifier = nn.Linear(features, ids)
+        nn.init.kaiming_normal_(self.bottleneck.weight, mode="fan_out", generator=generator)
+        nn.init.normal_(self.classifier.weight, std=0.001, generator=generator)
+        for layer in (self.bottleneck, self.classifier):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, mode: BatchNormMode, dropout: bool) -> tuple[Tensor, Tensor]:
+        features = self.norm(self.bottleneck(x), mode)
+        return features, self.classifier(F.dropout(features, self.dropout, dropout))
+
+
+def upsample_small(x: Tensor, enabled: bool = True) -> Tensor:
+    """Double a picture of at most 128 pixels height (nearest), as E_a and the teacher want it."""
+    if enabled and x.shape[2] <= SMALL_HEIGHT:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return x
+
+
+def appearance_input_size(config: Config) -> tuple[int, int]:
+    """(height, width) of what E_a sees of a picture."""
+    height, width = config.crop_image_height, config.crop_image_width
+    factor = 2 if config.ID_upsample and height <= SMALL_HEIGHT else 1
+    return height * factor, width * factor
+
+
+class AppearanceEncoder(nn.Module):
+    """E_a (and the teacher): pictures (N, 3, H, W), already doubled by `upsample_small`, → `Appearance`.
+
+    ``mode`` says how BatchNorm treats the pass and ``dropout`` whether the heads drop; ``module.training`` is not read, so
+    a pass depends on its arguments alone.
+    """
+
+    def __init__(
+        self,
+        ids: int,
+        *,
+        style: str = "AB",
+        pool: str = "avg",
+        stride: int = 2,
+        width: int = 64,
+        blocks: tuple[int, ...] = (3, 4, 6, 3),
+        features: int = 512,
+        normalise_code: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.style, self.pool, self.ids = style, pool, ids
+        self.normalise_code = normalise_code and style == "normal"
+        self.backbone = ResNet(width, blocks, stride, generator)
+        channels = self.backbone.channels
+        if style == "PCB":
+            sizes = [(PCB_FEATURES, HEAD_DROPOUT[0])] * STRIPS  # the public code passes 1 here by mistake
+        elif style == "AB":
+            sizes = [(features, p) for p in HEAD_DROPOUT]
+        elif style == "normal":
+            sizes = [(features, HEAD_DROPOUT[0])]
+        else:
+            raise ValueError(f"style is {style!r}; allowed: AB, normal, PCB")
+        self.heads = nn.ModuleList(Head(channels, n, ids, p, generator) for n, p in sizes)
+
+    def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
+        x = self.backbone(x, mode)
+        average = self.style == "PCB" or self.pool == "avg"
+        pool = F.adaptive_avg_pool2d if average else F.adaptive_max_pool2d
+        strips = pool(x, (STRIPS, 1))
+        code = strips.flatten(1)
+        if self.style == "AB":
+            code = code.detach()
+        elif self.normalise_code:
+            code = code / (code.norm(dim=1, keepdim=True) + 1e-8)
+        if self.style == "PCB":
+            inputs = F.dropout(strips, HEAD_DROPOUT[0], dropout).squeeze(3).unbind(2)
+        else:
+            inputs = [pool(x, (1, 1)).flatten(1)] * len(self.heads)
+        features, logits = zip(*(head(i, mode, dropout) for head, i in zip(self.heads, inputs, strict=True)), strict=True)
+        return Appearance(code, logits, features)
+
+
+def build_appearance_encoder(config: Config, generator: torch.Generator | None = None) -> AppearanceEncoder:
+    """E_a as the options say. In style normal the stride is 2 and in PCB 1, whatever ID_stride says."""
+    stride = {"AB": config.ID_stride, "normal": 2, "PCB": 1}[config.ID_style]
+    return AppearanceEncoder(
+        config.ID_class,
+        style=config.ID_style,
+        pool=config.pool,
+        stride=stride,
+        width=config.ID_width,
+        blocks=tuple(config.ID_blocks),
+        features=config.ID_features,
+        normalise_code=config.norm_id,
+        generator=generator,
+    )
+
+
+def build_teacher(config: Config, stride: int, generator: torch.Generator | None = None) -> AppearanceEncoder:
+    """The baseline network that teaches: one head, average pooling, a stride of its own."""
+    return AppearanceEncoder(
+        config.ID_class,
+        style="normal",
+        pool="avg",
+        stride=stride,
+        width=config.ID_width,
+        blocks=tuple(config.ID_blocks),
+        features=config.ID_features,
+        generator=generator,
+    )
+
+
+def load_imagenet(encoder: AppearanceEncoder, path: str | Path) -> None:
+    """Start the backbone from a torchvision ResNet-50 file (its ``fc`` is not used).
+
+    Raises ValueError naming missing, extra or wrongly shaped entries, or an unreadable file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"pretrained is {str(path)!r}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"pretrained is {str(path)!r}, which is not a weight file: {error}") from error
+    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    own = encoder.backbone.state_dict()
+    for name in own:  # files older than PyTorch 0.4.1 do not count batches
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, own[name])
+    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra or wrong:
+        raise ValueError(f"pretrained {path} does not fit E_a: missing {missing[:3]}, extra {extra[:3]}, other shape {wrong[:3]}")
+    encoder.backbone.load_state_dict(state)

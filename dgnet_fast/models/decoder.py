@@ -1,0 +1,146 @@
+"""Decoder G and the MLPs that drive its AdaIN layers (paper section 3.1, "generative module")."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgnet_fast.config import GeneratorConfig
+from dgnet_fast.models.layers import (
+    INSTANCE_EPS,
+    ConvBlock,
+    SelfAttention2d,
+    activation_module,
+    initialise,
+    initialise_weight,
+)
+from dgnet_fast.ops import adain_act
+
+STRIPS = 4
+"""The appearance code is cut in four consecutive quarters; each feeds one scale and one shift MLP."""
+
+
+class AdainParameters(NamedTuple):
+    """Scale and shift of the AdaIN layers, (B, 8, C) each: layer k of the decoder takes column k."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """(B, C) scale and shift of one layer; layers beyond the eighth share the last column."""
+        column = min(index, self.scale.shape[1] - 1)
+        return self.scale[:, column], self.shift[:, column]
+
+
+class AppearanceMlp(nn.Module):
+    """The eight MLPs from an appearance code (B, 4·id_dim) to AdaIN parameters, run as three batched matmuls.
+
+    MLPs 0…3 give the scales of code quarters 0…3, MLPs 4…7 the shifts. Each is id_dim → mlp_dim → mlp_dim → 2·channels
+    with the activation between; its first ``channels`` outputs serve the first AdaIN of decoder block k, the others the second.
+    """
+
+    COUNT = 2 * STRIPS
+
+    def __init__(self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        widths = (config.id_dim, config.mlp_dim, config.mlp_dim, 2 * channels)
+        self.channels, self.code_length = channels, STRIPS * config.id_dim
+        self.norm = config.mlp_norm
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(self.COUNT, n_out, n_in)) for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(self.COUNT, n_out)) for n_out in widths[1:])
+        for weight in self.weights:
+            for one in weight:
+                initialise_weight(one.data, config.init, generator)
+        self.slopes = None
+        self.activation = None
+        if config.activ == "prelu":  # one learned slope for every hidden layer of every MLP
+            self.slopes = nn.ParameterList(nn.Parameter(torch.full((self.COUNT, 1), 0.25)) for _ in widths[1:-1])
+        else:
+            self.activation = activation_module(config.activ)
+
+    def _hidden(self, x: Tensor, layer: int) -> Tensor:
+        if self.norm == "in":
+            x = F.layer_norm(x, x.shape[-1:], eps=INSTANCE_EPS)
+        if self.slopes is not None:
+            return torch.where(x > 0, x, x * self.slopes[layer].unsqueeze(1).to(x.dtype))
+        return self.activation(x)
+
+    def forward(self, code: Tensor) -> AdainParameters:
+        if code.ndim != 2 or code.shape[1] != self.code_length:
+            raise ValueError(f"appearance code has shape {tuple(code.shape)}; expected (batch, {self.code_length})")
+        batch = code.shape[0]
+        quarters = code.view(batch, STRIPS, -1).transpose(0, 1)
+        x = quarters.expand(2, *quarters.shape).reshape(self.COUNT, batch, -1)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+            if layer < last:
+                x = self._hidden(x, layer)
+        # (2·4, B, 2C) → two of (B, 4·2, C): quarter-major, then first and second AdaIN of the block
+        scale, shift = x.view(2, STRIPS, batch, 2, self.channels).permute(0, 2, 1, 3, 4).reshape(2, batch, -1, self.channels)
+        return AdainParameters(scale, shift)
+
+
+class AdainBlock(nn.Module):
+    """Residual block of G in its three forms (``gen.dec``).
+
+    basic: conv-AdaIN-act, conv-AdaIN, plus the input. series: y = conv(x), y ← IN(AdaIN(y) + y).
+    parallel: y ← IN(conv(x) + AdaIN(x)); both with the activation after the first half and the input added at the end.
+    """
+
+    def __init__(self, channels: int, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.kind = config.dec
+        common = {"norm": "adain", "pad_type": config.pad_type}
+        self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=config.activ, **common)
+        self.conv2 = ConvBlock(channels, channels, 3, 1, 1, activ="none", **common)
+
+    def _half(self, block: ConvBlock, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if self.kind == "series":
+            x = block.convolve(x)
+            x = adain_act(x, scale, shift, x, eps=INSTANCE_EPS)
+        else:
+            x = adain_act(x, scale, shift, block.convolve(x), eps=INSTANCE_EPS)
+        return block.activate(adain_act(x, eps=INSTANCE_EPS))
+
+    def forward(self, x: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+        if self.kind == "basic":
+            return self.conv2(self.conv1(x, *first), *second, residual=x)
+        return self._half(self.conv2, self._half(self.conv1, x, *first), *second) + x
+
+
+class Decoder(nn.Module):
+    """G: structure code (B, C, h, w) and AdaIN parameters → picture (B, 3, H, W), ImageNet-normalised, no activation."""
+
+    def __init__(self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.channels = channels
+        self.dropout = nn.Dropout(config.dropout)
+        self.residual = nn.ModuleList(AdainBlock(channels, config) for _ in range(config.n_res))
+        self.attention = SelfAttention2d(channels) if config.non_local else None
+        common = {"activ": config.activ, "pad_type": config.pad_type}
+        upsample = []
+        for _ in range(config.n_downsample):
+            upsample.append(ConvBlock(channels, channels // 2, 5, 1, 2, norm="ln", **common))
+            channels //= 2
+        self.upsample = nn.ModuleList(upsample)
+        self.refine = nn.ModuleList(ConvBlock(channels, channels, 3, 1, 1, **common) for _ in range(2))
+        self.to_rgb = ConvBlock(channels, 3, 1, activ="none")
+        initialise(self, config.init, generator)
+
+    def forward(self, structure: Tensor, adain: AdainParameters) -> Tensor:
+        x = self.dropout(structure)
+        for k, block in enumerate(self.residual):
+            x = block(x, adain.layer(2 * k), adain.layer(2 * k + 1))
+        if self.attention is not None:
+            x = self.attention(x)
+        for block in self.upsample:
+            x = block(F.interpolate(x, scale_factor=2, mode="nearest"))
+        for block in self.refine:
+            x = block(x)
+        return self.to_rgb(x)

@@ -1,0 +1,184 @@
+"""Blocks that the networks share: padded convolution + norm + activation, residual block, self-attention.
+
+Every block takes what it needs as arguments; AdaIN's scale and shift in particular are never stored on a module.
+Shapes: B batch, C channels, H and W of the picture or feature map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgnet_fast.ops import adain_act
+from dgnet_fast.ops.adain_act import adain_act_reference
+
+LRELU_SLOPE = 0.2
+INSTANCE_EPS = 1e-5
+LAYER_EPS = 1e-5
+
+
+def activation_module(name: str) -> nn.Module | None:
+    """The activation called ``name`` (relu, lrelu, prelu, selu, tanh or none), or None for none."""
+    match name:
+        case "relu":
+            return nn.ReLU()
+        case "lrelu":
+            return nn.LeakyReLU(LRELU_SLOPE)
+        case "prelu":
+            return nn.PReLU()
+        case "selu":
+            return nn.SELU()
+        case "tanh":
+            return nn.Tanh()
+        case "none":
+            return None
+    raise ValueError(f"activation is {name!r}; allowed: relu, lrelu, prelu, selu, tanh, none")
+
+
+def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
+    """Pad H and W by ``amount`` on each side; kind is zero, reflect or replicate."""
+    if amount == 0:
+        return x
+    mode = "constant" if kind == "zero" else kind
+    return F.pad(x, (amount, amount, amount, amount), mode=mode)
+
+
+class LayerNorm2d(nn.Module):
+    """The decoder's LayerNorm: per sample over C, H, W, then a per-channel affine.
+
+    ``(x - mean) / (std + 1e-5) * gamma + beta`` with the unbiased std and eps outside the root. x (B, C, H, W);
+    statistics in at least float32, result in x's dtype.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        std, mean = torch.std_mean(wide, dim=(1, 2, 3), keepdim=True)
+        normed = (wide - mean) / (std + LAYER_EPS)
+        return (normed * self.gamma.view(-1, 1, 1) + self.beta.view(-1, 1, 1)).to(x.dtype)
+
+
+class ConvBlock(nn.Module):
+    """pad → conv → norm → activation, the unit of E_s, G and D.
+
+    norm: ``none``, ``in`` (InstanceNorm without affine), ``ln`` (LayerNorm2d) or ``adain`` (the caller gives scale and
+    shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch for the norm, for a network whose input gradient
+    is itself differentiated (the discriminator's gradient penalty).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        norm: str = "none",
+        activ: str = "lrelu",
+        pad_type: str = "reflect",
+        dilation: int = 1,
+        twice_differentiable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.padding, self.pad_type, self.norm_kind = padding, pad_type, norm
+        conv_padding = padding if pad_type == "zero" else 0
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, conv_padding, dilation)
+        self.norm = LayerNorm2d(out_channels) if norm == "ln" else None
+        self.activation = activation_module(activ)
+        self.adain_act = adain_act_reference if twice_differentiable else adain_act
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Pad and convolve, nothing else."""
+        if self.pad_type != "zero":
+            x = pad2d(x, self.padding, self.pad_type)
+        return self.conv(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        return x if self.activation is None else self.activation(x)
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        x = self.convolve(x)
+        if self.norm_kind in ("in", "adain"):
+            fused = self.activation is None or isinstance(self.activation, nn.LeakyReLU)
+            if fused:
+                slope = None if self.activation is None else LRELU_SLOPE
+                return self.adain_act(x, scale, shift, residual, negative_slope=slope, eps=INSTANCE_EPS)
+            x = self.adain_act(x, scale, shift, eps=INSTANCE_EPS)
+        elif self.norm is not None:
+            x = self.norm(x)
+        x = self.activate(x)
+        return x if residual is None else x + residual
+
+
+class ResidualBlock(nn.Module):
+    """conv-norm-activation, conv-norm, plus the input (E_s and D)."""
+
+    def __init__(self, channels: int, *, norm: str, activ: str, pad_type: str, twice_differentiable: bool = False) -> None:
+        super().__init__()
+        common = {"norm": norm, "pad_type": pad_type, "twice_differentiable": twice_differentiable}
+        self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=activ, **common)
+        self.conv2 = ConvBlock(channels, channels, 3, 1, 1, activ="none", **common)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x), residual=x)
+
+
+class SelfAttention2d(nn.Module):
+    """Self-attention over the positions of a feature map: query and key C/8, value C, softmax, learned gamma from 0.
+
+    Written with plain matmuls so that it can be differentiated twice (D's gradient penalty).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 8:
+            raise ValueError(f"self-attention over {channels} channels; it needs at least 8 (query and key have an eighth)")
+        self.query = nn.Conv2d(channels, channels // 8, 1)
+        self.key = nn.Conv2d(channels, channels // 8, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        attention = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+        mixed = value @ attention.transpose(1, 2)
+        return x + self.gamma * mixed.view_as(x)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, kind: str, generator: torch.Generator | None = None) -> None:
+    """Initialise every convolution and linear layer below ``module``: weights by ``kind``, biases 0.
+
+    kind: gaussian (std 0.02), kaiming (fan in), xavier or orthogonal (gain √2 both).
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            initialise_weight(layer.weight, kind, generator)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+@torch.no_grad()
+def initialise_weight(weight: Tensor, kind: str, generator: torch.Generator | None = None) -> None:
+    """Fill one weight tensor by the named rule; see `initialise`."""
+    match kind:
+        case "gaussian":
+            nn.init.normal_(weight, 0.0, 0.02, generator=generator)
+        case "kaiming":
+            nn.init.kaiming_normal_(weight, a=0, mode="fan_in", generator=generator)
+        case "xavier":
+            nn.init.xavier_normal_(weight, gain=math.sqrt(2), generator=generator)
+        case "orthogonal":
+            nn.init.orthogonal_(weight, gain=math.sqrt(2), generator=generator)
+        case _:
+            raise ValueError(f"init is {kind!r}; allowed: gaussian, kaiming, xavier, orthogonal")

@@ -1,0 +1,318 @@
+"""One training step of DG-Net: the flow of the paper's figure 2, as plain functions.
+
+A step has three parts: the shared forward pass (`forward_pass`), the discriminator phase (`discriminator_phase`) and the
+generator phase (`generator_phase`: E_s, G and E_a together). `TrainingStep` runs them with the optimisers.
+
+Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is ``flip(0)``.
+E_s, G and D mix no samples, so all their inputs of a phase go through in one batch; E_a's passes are groups of one
+batch (see `dgnet_fast.models.batch_norm`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_fast import losses
+from dgnet_fast.data import Batch, erase
+from dgnet_fast.models.appearance_encoder import Appearance, upsample_small
+from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.structure_input import structure_input
+from dgnet_fast.models.teacher import teacher_labels
+from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.schedule import Weights, weights_at
+from dgnet_fast.training.seeds import derive_seed
+
+STREAMS = 2
+
+
+class Forward(NamedTuple):
+    """What both phases share; every tensor starts (S, B, ...), stream a first.
+
+    structure, code: of x. swapped[k]: appearance of stream k in the structure of the other (x_ba, x_ab).
+    self_recon, same_id_recon: x decoded with its own code and with its positive's.
+    logits, positive_logits: per head, (S·B, ids).
+    """
+
+    structure: Tensor
+    code: Tensor
+    swapped: Tensor
+    self_recon: Tensor
+    same_id_recon: Tensor
+    logits: tuple[Tensor, ...]
+    positive_logits: tuple[Tensor, ...]
+
+
+def detached(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters as constants: with ``torch.func.functional_call`` a frozen view of the module, no copy."""
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def frozen(module: nn.Module, *args, **kwargs):  # noqa: ANN201 - returns what the module returns
+    """Call a module with its parameters as constants: gradient reaches the inputs only, no weight gradients are made."""
+    return torch.func.functional_call(module, detached(module), args, kwargs)
+
+
+def split_streams(x: Tensor, parts: int = STREAMS) -> Tensor:
+    """(parts·B, ...) → (parts, B, ...)."""
+    return x.unflatten(0, (parts, -1))
+
+
+def encode_appearance(model: DGNet, batch: Batch, dropout: bool, statistics: str = "update") -> tuple[Appearance, Appearance]:
+    """E_a on x_a, x_b, xp_a, xp_b in that order, each a batch of its own to BatchNorm.
+
+    Returns (codes, logits): two views of the same pass, or, with random erasing, the plain pass for the codes and a
+    second one over the erased copies for the logits. Where no gradient can flow the plain pass keeps no graph.
+    """
+    config = model.config
+    mode = BatchNormMode(2 * STREAMS, statistics)
+    pictures = upsample_small(torch.cat([batch.x.flatten(0, 1), batch.xp.flatten(0, 1)]), config.ID_upsample)
+    erasing = batch.erasing_boxes is not None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not (erasing and config.ID_style == "AB")):
+        plain = model.appearance_encoder(pictures, mode, dropout=dropout)
+    if not erasing:
+        return plain, plain
+    return plain, model.appearance_encoder(erase(pictures, batch.erasing_boxes.flatten(0, 1)), mode, dropout=dropout)
+
+
+def forward_pass(model: DGNet, batch: Batch, *, dropout: bool = True) -> Forward:
+    """Codes of both streams, the six decodes in one batch, identity logits."""
+    count = batch.x.shape[0] * batch.x.shape[1]
+    structure = model.structure_encoder(structure_input(batch.x.flatten(0, 1), model.config.single))
+    codes, identities = encode_appearance(model, batch, dropout)
+    code, positive_code = codes.code[:count], codes.code[count:]
+    crossed = split_streams(structure).flip(0).flatten(0, 1)
+    decoded = model.decode(torch.cat([crossed, structure, structure]), torch.cat([code, code, positive_code]))
+    swapped, self_recon, same_id_recon = decoded.unflatten(0, (3, STREAMS, -1))
+    return Forward(
+        structure=split_streams(structure),
+        code=split_streams(code),
+        swapped=swapped,
+        self_recon=self_recon,
+        same_id_recon=same_id_recon,
+        logits=tuple(one[:count] for one in identities.logits),
+        positive_logits=tuple(one[count:] for one in identities.logits),
+    )
+
+
+@torch.no_grad()
+def swapped_only(model: DGNet, batch: Batch) -> Tensor:
+    """The swapped pictures alone, without a graph or a change of running statistics (for accumulated D updates)."""
+    pictures = batch.x.flatten(0, 1)
+    structure = model.structure_encoder(structure_input(pictures, model.config.single))
+    upsampled = upsample_small(pictures, model.config.ID_upsample)
+    code = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "batch")).code
+    return split_streams(model.decode(split_streams(structure).flip(0).flatten(0, 1), code))
+
+
+def discriminator_phase(model: DGNet, swapped: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """D's terms: per stream adversarial loss plus gradient penalty; ``total`` is weighted by gan_w."""
+    discriminator, config = model.discriminator, model.config
+    fake_scores = discriminator(swapped.detach().flatten(0, 1))
+    real_scores, penalty = losses.real_scores_and_penalty(discriminator, real.flatten(0, 1))
+    adversarial = losses.discriminator_adversarial(
+        [split_streams(s) for s in fake_scores], [split_streams(s) for s in real_scores], config.dis.gan_type
+    )
+    penalty = config.dis.LAMBDA * split_streams(penalty).mean(dim=1)
+    return {"dis": adversarial + penalty, "penalty": penalty, "total": config.gan_w * (adversarial + penalty).sum()}
+
+
+def teacher_term(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool) -> dict[str, Tensor]:
+    """Primary (KL to the teacher's label) and, in style AB, fine-grained (the structure provider's id) loss per stream.
+
+    ``generated`` are the swapped pictures without gradient; E_a sees them in train mode, which updates its running statistics.
+    """
+    config = model.config
+    other = labels.flip(0)
+    upsampled = upsample_small(generated.flatten(0, 1), config.ID_upsample)
+    target = teacher_labels(
+        model.teachers,
+        split_streams(upsampled),
+        labels,
+        other,
+        ids=config.ID_class,
+        style=config.teacher_style,
+        batch_statistics=config.train_bn,
+    )
+    student = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "update"), dropout=dropout)
+    terms = {"teacher_kl": losses.soft_label_divergence(student.logits[0], target)}
+    if config.ID_style == "AB":
+        terms["teacher_fine"] = losses.cross_entropy(student.logits[1:], other)
+    return terms
+
+
+def generator_phase(
+    model: DGNet, forward: Forward, batch: Batch, weights: Weights, *, train_encoder: bool, dropout: bool = True
+) -> dict[str, Tensor]:
+    """All terms of E_s, G and E_a, each (S,), and their weighted sum ``total``. A term whose weight is 0 is absent.
+
+    ``train_encoder``: structure reconstruction trains E_s on the generated picture held fixed; otherwise a frozen E_s
+    passes the gradient on to the picture.
+    """
+    config, style = model.config, model.config.ID_style
+    swapped = forward.swapped.flatten(0, 1)
+    heads = 1 if style == "AB" else len(forward.logits)
+    labels = batch.labels
+
+    # structure again: stream k's structure is in the other stream's swap
+    fixed = swapped.detach()
+    if weights.recon_s_w > 0 or weights.recon_x_cyc_w > 0:
+        if train_encoder:
+            structure_again = model.structure_encoder(structure_input(fixed, config.single))
+        else:
+            structure_again = frozen(model.structure_encoder, structure_input(swapped, config.single))
+        structure_again = split_streams(structure_again).flip(0)
+
+    # appearance again: a frozen view of E_a, batch statistics in its BatchNorms when train_bn
+    mode = BatchNormMode(STREAMS, "batch") if config.train_bn else BatchNormMode()
+    again = frozen(model.appearance_encoder, upsample_small(swapped, config.ID_upsample), mode)
+
+    terms = {
+        "recon_x": losses.l1(forward.self_recon, batch.x),
+        "recon_xp": losses.l1(forward.same_id_recon, batch.x),
+        "id": losses.cross_entropy(forward.logits[:heads], labels),
+        "pid": losses.cross_entropy(forward.positive_logits[:heads], labels),
+        "recon_id": losses.cross_entropy(again.logits[:heads], labels),
+    }
+    if style == "AB":
+        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None) gives it
+        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * losses.cross_entropy(forward.logits[1:], labels)
+    if weights.recon_s_w > 0:
+        terms["recon_s"] = losses.l1(structure_again, forward.structure)
+    if weights.recon_f_w > 0:
+        terms["recon_f"] = losses.l1(split_streams(again.code), forward.code)
+    if weights.recon_x_cyc_w > 0:
+        cycled = model.decode(structure_again.flatten(0, 1), again.code)
+        terms["recon_x_cyc"] = losses.l1(split_streams(cycled), batch.x)
+    scores = frozen(model.discriminator, swapped)
+    terms["adv"] = losses.generator_adversarial([split_streams(s) for s in scores], config.dis.gan_type)
+    if weights.teacher_w > 0 and config.teacher and style != "PCB":
+        parts = teacher_term(model, split_streams(fixed), labels, dropout)
+        terms["teacher"] = parts["teacher_kl"]
+        if style == "AB":
+            terms["teacher"] = config.T_w * parts["teacher_kl"] + config.B_w * parts["teacher_fine"]
+        terms.update(parts)
+
+    total = 0
+    for name, weight in term_weights(model, weights).items():
+        if name in terms:
+            total = total + weight * terms[name].sum()
+    terms["total"] = total
+    return terms
+
+
+def _non_finite(terms: dict[str, Tensor]) -> list[str]:
+    """Names of the terms that are not finite (one read by the host)."""
+    flags = torch.stack([t.isfinite().all() for t in terms.values()]).tolist()
+    return [name for name, good in zip(terms, flags, strict=True) if not good]
+
+
+def term_weights(model: DGNet, weights: Weights) -> dict[str, float]:
+    """Weight in force of every term of the generator phase's total."""
+    config = model.config
+    return {
+        "adv": config.gan_w,
+        "recon_x": config.recon_x_w,
+        "recon_xp": config.recon_xp_w,
+        "recon_f": weights.recon_f_w,
+        "recon_s": weights.recon_s_w,
+        "recon_x_cyc": weights.recon_x_cyc_w,
+        "id": config.id_w,
+        "pid": config.pid_w,
+        "recon_id": config.recon_id_w,
+        "teacher": weights.teacher_w,
+    }
+
+
+class StepResult(NamedTuple):
+    """Terms of a step as numbers (per stream where they are) and, for a skipped step, the names of the non-finite terms."""
+
+    terms: dict[str, list[float] | float]
+    non_finite: list[str]
+
+
+class TrainingStep:
+    """Runs steps: draws, phases, optimisers. A non-finite loss leaves weights, optimisers and running statistics as they were.
+
+    ``dropout`` False switches E_a's dropout off (parity with recorded numbers).
+    """
+
+    def __init__(self, model: DGNet, optimisers: Optimisers, precision: Precision, *, dropout: bool = True) -> None:
+        self.model, self.optimisers, self.precision, self.dropout = model, optimisers, precision, dropout
+        compiled = torch.compile if model.config.compile else (lambda function: function)
+        self.forward_pass = compiled(forward_pass)
+        self.discriminator_phase = compiled(discriminator_phase)
+        self.generator_phase = compiled(generator_phase)
+
+    def __call__(self, batches: list[Batch], step: int) -> StepResult:
+        """One update from one or, with gradient accumulation, several batches."""
+        torch.manual_seed(derive_seed(self.model.config.seed, "step", step))
+        weights = weights_at(self.model.config, step)
+        train_encoder = self.model.config.use_encoder_again >= torch.rand(()).item()
+        self.optimisers.set_learning_rates(step)
+        statistics = [b.clone() for b in self._statistics()]
+        sums: dict[str, Tensor] = {}
+
+        forwards = []
+        self._zero("dis")
+        for batch in batches:
+            with self.precision.autocast():
+                if len(batches) == 1:
+                    forwards.append(self.forward_pass(self.model, batch, dropout=self.dropout))
+                    swapped = forwards[0].swapped
+                else:
+                    swapped = swapped_only(self.model, batch)
+                terms = self.discriminator_phase(self.model, swapped, batch.x)
+            self._backward("dis", terms, len(batches))
+            _add(sums, {"dis_" + name if name in ("total", "penalty") else name: t for name, t in terms.items()}, len(batches))
+        if bad := _non_finite(sums):
+            return self._skip(sums, bad, statistics)
+        self._update("dis", [self.optimisers.dis])
+
+        self._zero("gen", "id")
+        for batch in batches:
+            with self.precision.autocast():
+                forward = forwards.pop() if forwards else self.forward_pass(self.model, batch, dropout=self.dropout)
+                terms = self.generator_phase(
+                    self.model, forward, batch, weights, train_encoder=train_encoder, dropout=self.dropout
+                )
+            self._backward("gen", terms, len(batches))
+            del forward
+            _add(sums, terms, len(batches))
+        if bad := _non_finite(sums):
+            return self._skip(sums, bad, statistics)
+        self._update("gen", [self.optimisers.gen, self.optimisers.id])
+        return StepResult({name: value.tolist() for name, value in sums.items()}, [])
+
+    def _statistics(self) -> list[Tensor]:
+        return list(self.model.appearance_encoder.buffers())
+
+    def _zero(self, *names: str) -> None:
+        for name, optimiser in self.optimisers.named():
+            if name in names:
+                optimiser.zero_grad(set_to_none=True)
+
+    def _backward(self, phase: str, terms: dict[str, Tensor], parts: int) -> None:
+        self.precision.scalers[phase].scale(terms["total"] / parts).backward()
+
+    def _update(self, phase: str, optimisers: list[torch.optim.Optimizer]) -> None:
+        scaler = self.precision.scalers[phase]
+        for optimiser in optimisers:
+            scaler.step(optimiser)
+        scaler.update()
+
+    @torch.no_grad()
+    def _skip(self, sums: dict[str, Tensor], bad: list[str], statistics: list[Tensor]) -> StepResult:
+        for buffer, before in zip(self._statistics(), statistics, strict=True):
+            buffer.copy_(before)
+        self._zero("gen", "dis", "id")
+        return StepResult({name: value.tolist() for name, value in sums.items()}, bad)
+
+
+def _add(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
+    for name, value in terms.items():
+        share = value.detach() / parts
+        sums[name] = sums[name] + share if name in sums else share

@@ -1,0 +1,280 @@
+"""Compare our real training step with numbers recorded from the public implementation.
+
+    python tests/parity.py CASE.json...          (also evaluation.json, the retrieval scores)
+
+A case holds options, sizes and a seed; weights are rebuilt from the names of the checkpoint entries and inputs from the
+seed, so the file itself is small. The step that the trainer uses runs on them in float64, and for each group of numbers
+(forward, discriminator, generator, state after the step) the worst relative error is printed with its place. A
+number's error is taken relative to the L2 norm of its tensor, or, where that is tiny within its group (biases before a
+normalisation have a gradient of zero up to rounding), to 1e-3 of the group's largest. Exit status 1 above the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgnet_fast.config import Config, from_dict
+from dgnet_fast.data import Batch
+from dgnet_fast.models.appearance_encoder import build_teacher
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.reference_layout import (
+    Layout,
+    discriminator_layout,
+    encoder_layout,
+    export_state,
+    generator_layout,
+    import_state,
+)
+from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.step import STREAMS, TrainingStep
+
+BOUND = {torch.float64: 1e-8}
+FLOOR = 1e-3
+GROUPS = ("forward", "dis", "gen", "after")
+
+
+def rebuild_entry(name: str, shape: list[int]) -> Tensor:
+    """The recorded weight called ``name``: a function of its name and shape alone."""
+    last = name.rsplit(".", 1)[1] if "." in name else name
+    if last == "num_batches_tracked":
+        return torch.tensor(0)
+    count = int(np.prod(shape)) if shape else 1
+    seed = zlib.crc32(name.encode()) & 0xFFFFFFFF
+    z = torch.from_numpy(np.random.RandomState(seed).standard_normal(count).reshape(shape))
+    if last == "running_var":
+        return torch.exp(0.1 * z)
+    if last in ("running_mean", "bias", "beta"):
+        return 0.1 * z
+    if last == "gamma":
+        return (1.0 if name.startswith("gen.") and count > 1 else 0.5) + 0.1 * z
+    if len(shape) == 1:
+        return 1 + 0.1 * z
+    gain = 0.7 if "classifier" in name else 1.0 if name.startswith("dis.") else 1.3
+    return gain * z / np.sqrt(np.prod(shape[1:]))
+
+
+def rebuild_batches(case: dict, dtype: torch.dtype) -> list[Batch]:
+    """One batch per recorded step."""
+    random = np.random.RandomState(case["seed"])
+    size = (case["batch"], 3, case["height"], case["width"])
+    batches = []
+    for _ in case["steps"]:
+        x = [np.clip(random.standard_normal(size), -2, 2) for _ in range(2 * STREAMS)]
+        labels = [random.randint(0, case["config"]["ID_class"], size=case["batch"]) for _ in range(STREAMS)]
+        pictures = torch.from_numpy(np.stack(x)).to(dtype)
+        batches.append(Batch(pictures[:STREAMS], pictures[STREAMS:], torch.from_numpy(np.stack(labels)), None))
+    return batches
+
+
+def nets(model: DGNet) -> list[tuple[str, torch.nn.Module, Layout]]:
+    """(prefix of the recorded names, module, layout) of the networks of a case."""
+    found = [
+        ("gen.", model, generator_layout(model)),
+        ("id.", model.appearance_encoder, encoder_layout(model.appearance_encoder)),
+        ("dis.", model, discriminator_layout(model)),
+    ]
+    return found + [("teacher.", t, encoder_layout(t, teacher=True)) for t in model.teachers]
+
+
+def build(case: dict, dtype: torch.dtype) -> tuple[DGNet, dict[str, Tensor]]:
+    """The model of a case with its rebuilt weights, and the entries that no computation reads."""
+    config: Config = from_dict(case["config"])
+    # the sizes and options of the case's own fields win over those of the configuration file it was made from
+    config = config.replace(
+        crop_image_height=case["height"], crop_image_width=case["width"], batch_size=case["batch"], amp="off", erasing_p=0.0
+    )
+    teachers = [build_teacher(config, stride=1)] if any(n.startswith("teacher.") for n in case["manifest"]) else []
+    model = DGNet(config, teachers).to(dtype)
+    unused = {}
+    for prefix, module, layout in nets(model):
+        entries = {
+            n[len(prefix) :]: rebuild_entry(n, shape).to(dtype if not n.endswith("num_batches_tracked") else torch.long)
+            for n, shape in case["manifest"].items()
+            if n.startswith(prefix)
+        }
+        kept = import_state(module, layout, entries, source=case["name"])
+        unused |= {prefix + n: v for n, v in kept.items()}
+    return model, unused
+
+
+def probe(x: Tensor) -> dict:
+    """Count, mean, L2 norm and 48 values of a tensor, as recorded."""
+    flat = x.detach().double().contiguous().flatten().numpy()
+    step = max(1, flat.size // 48)
+    return {"mean": flat.mean(), "l2": float(np.linalg.norm(flat)), "values": flat[::step][:48]}
+
+
+def signature(name: str, x: Tensor) -> dict:
+    """L2 norm and dot product with the name's own random vector, as recorded for gradients and states."""
+    flat = x.detach().double().contiguous().flatten().numpy()
+    direction = np.random.RandomState(zlib.crc32(("probe." + name).encode()) & 0xFFFFFFFF).standard_normal(flat.size)
+    return {"l2": float(np.linalg.norm(flat)), "dot": float(flat @ direction)}
+
+
+class Comparison:
+    """Differences of one group; `worst` weighs each against its own scale or the group's floor."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, float]] = []
+
+    def add(self, place: str, ours: float, recorded: float, scale: float) -> None:
+        self.rows.append((place, abs(float(ours) - float(recorded)), abs(float(scale))))
+
+    def add_missing(self, place: str) -> None:
+        self.rows.append((place, float("inf"), 1.0))
+
+    def worst(self) -> tuple[float, str]:
+        floor = FLOOR * max((s for _, _, s in self.rows), default=1.0) or 1.0
+        scored = [(d / max(s, floor) if d == d else float("inf"), place) for place, d, s in self.rows]
+        return max(scored, default=(0.0, "nothing recorded"))
+
+
+def forward_tensors(forward, count: int) -> dict[str, Tensor]:  # noqa: ANN001 - training.step.Forward
+    """The recorded names of the forward pass's tensors."""
+    named = {}
+    for k, s in enumerate("ab"):
+        named |= {f"s_{s}": forward.structure[k], f"f_{s}": forward.code[k]}
+        named |= {f"x_{s}_recon": forward.self_recon[k], f"x_{s}_recon_p": forward.same_id_recon[k]}
+        for prefix, logits in (("p", forward.logits), ("pp", forward.positive_logits)):
+            for head, one in enumerate(logits):
+                rows = one[k * count : (k + 1) * count]
+                named[f"{prefix}_{s}[{head}]"] = rows
+                if len(logits) == 1:
+                    named[f"{prefix}_{s}"] = rows
+    return named | {"x_ba": forward.swapped[0], "x_ab": forward.swapped[1]}
+
+
+def generator_losses(terms: dict) -> dict[str, float]:
+    """The recorded names of the generator phase's losses."""
+    pair = {
+        "adv": "loss_gen_adv", "recon_x": "loss_gen_recon_x", "recon_xp": "loss_gen_recon_xp", "recon_s": "loss_gen_recon_s",
+        "recon_f": "loss_gen_recon_f", "recon_x_cyc": "loss_gen_cycrecon_x",
+    }  # fmt: skip
+    single = {"id": "loss_id", "pid": "loss_pid", "recon_id": "loss_gen_recon_id", "teacher": "loss_teacher"}
+    losses = {f"{theirs}_{s}": terms.get(ours, [0.0, 0.0])[k] for ours, theirs in pair.items() for k, s in enumerate("ab")}
+    losses |= {theirs: sum(terms.get(ours, [0.0])) for ours, theirs in single.items()}
+    return losses | {"loss_gen_total": terms["total"], "loss_gen_vgg_a": 0.0, "loss_gen_vgg_b": 0.0}
+
+
+def compare_step(step: TrainingStep, batch: Batch, index: int, recorded: dict, unused: dict) -> dict[str, Comparison]:
+    """Run one step and compare it with its record."""
+    model, groups = step.model, {g: Comparison() for g in GROUPS}
+    gradients: dict[str, Tensor | None] = {}
+    hooks = []
+    for net, optimiser in step.optimisers.named():
+
+        def collect(_optimiser, _args, _kwargs, net: str = net) -> None:  # noqa: ANN001
+            for prefix, module, layout in nets(model):
+                if prefix != net + ".":
+                    continue
+                grads = {n: p.grad for n, p in module.named_parameters()}
+                for name, slot in layout.slots.items():
+                    if slot.name in grads:
+                        grad = grads[slot.name]
+                        gradients[prefix + name] = None if grad is None else slot.read(grads).clone()
+
+        hooks.append(optimiser.register_step_pre_hook(collect))
+    seen = []
+    plain_forward = step.forward_pass
+    step.forward_pass = lambda *a, **k: seen.append(plain_forward(*a, **k)) or seen[-1]
+    result = step([batch], index)
+    step.forward_pass = plain_forward
+    for hook in hooks:
+        hook.remove()
+
+    ours = forward_tensors(seen[0], batch.x.shape[1])
+    for name, record in recorded["forward"].items():
+        if name not in ours:
+            groups["forward"].add_missing(name)
+            continue
+        got, n = probe(ours[name]), record["n"]
+        groups["forward"].add(f"{name} mean", got["mean"] * n**0.5, record["mean"] * n**0.5, record["l2"])
+        groups["forward"].add(f"{name} l2", got["l2"], record["l2"], record["l2"])
+        for k, (a, b) in enumerate(zip(got["values"], record["values"], strict=True)):
+            groups["forward"].add(f"{name} value {k}", a, b, record["l2"] / n**0.5)
+
+    terms = result.terms
+    dis = {"loss_total": terms["dis_total"], "loss_a": terms["dis"][0], "loss_b": terms["dis"][1]}
+    for group, losses in (("dis", dis), ("gen", generator_losses(terms))):
+        record = recorded[group].get("losses", recorded[group])
+        for name, value in record.items():
+            if name != "grads":
+                groups[group].add(name, losses.get(name, float("nan")), value, value)
+        for name, value in recorded[group]["grads"].items():
+            grad = gradients.get(name)
+            if value is None:
+                if grad is not None:
+                    groups[group].add(f"{name} has a gradient", signature(name, grad)["l2"], 0.0, 0.0)
+            elif grad is None:
+                groups[group].add(f"{name} has none", 0.0, value["l2"], value["l2"])
+            else:
+                for key, got in signature(name, grad).items():
+                    groups[group].add(f"{name} gradient {key}", got, value[key], value["l2"])
+
+    after = dict(unused)
+    for prefix, module, layout in nets(model):
+        state = export_state(module, layout)
+        after |= {prefix + n: v for n, v in state.items() if prefix + n not in unused}
+    for name, value in recorded["after"].items():
+        if name not in after:
+            groups["after"].add_missing(name)
+            continue
+        for key, got in signature(name, after[name]).items():
+            groups["after"].add(f"{name} {key}", got, value[key], value["l2"])
+    return groups
+
+
+def check_case(case: dict, dtype: torch.dtype = torch.float64) -> list[tuple[int, str, float, str]]:
+    """(step, group, worst relative error, where) for every step and group of a case."""
+    torch.set_default_dtype(torch.float32)
+    model, unused = build(case, dtype)
+    step = TrainingStep(model, Optimisers(model, model.config), Precision(None, torch.device("cpu")), dropout=False)
+    rows = []
+    for index, (batch, recorded) in enumerate(zip(rebuild_batches(case, dtype), case["steps"], strict=True)):
+        for group, comparison in compare_step(step, batch, index, recorded, unused).items():
+            rows.append((index, group, *comparison.worst()))
+    return rows
+
+
+def check_scores(case: dict) -> list[tuple[str, str]]:
+    """(recorded line, our line) of a case of retrieval scores."""
+    path = Path(__file__).with_name("evaluation_case.py")
+    spec = importlib.util.spec_from_file_location("evaluation_case", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.check(case)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="+", help="recorded cases (JSON)")
+    parser.add_argument("--bound", type=float, default=BOUND[torch.float64], help="largest relative error allowed")
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="precision of our step")
+    args = parser.parse_args(argv)
+    failed = False
+    for path in args.cases:
+        content = json.loads(Path(path).read_text())
+        if isinstance(content, list):
+            for case in content:
+                for recorded, ours in check_scores(case):
+                    failed |= recorded != ours
+                    print(f"{case['name']:24} {'equal' if recorded == ours else 'DIFFERS'}  {ours}")
+            continue
+        for index, group, error, place in check_case(content, getattr(torch, args.dtype)):
+            good = error <= args.bound
+            failed |= not good
+            print(f"{content['name']:24} step {index} {group:8} {error:9.2e} {'ok' if good else 'ABOVE BOUND'}  {place}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
