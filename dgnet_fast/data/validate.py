@@ -1,0 +1,124 @@
+"""Checks a dataset and says what is in it: `python -m dgnet_fast.data.validate --data NAME --root DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
+from dgnet_fast.data.datasets import DATASETS, load_dataset, unreadable, without_unreadable
+from dgnet_fast.data.files import FileSplit
+
+
+def _summary(name: str, split: Split) -> tuple[str, ...]:
+    people = np.unique(split.ids[split.ids > DISTRACTOR])
+    cameras = np.unique(split.cameras)
+    said = "unknown" if (cameras == UNKNOWN_CAMERA).all() else f"{len(cameras)}"
+    junk, distractors = int((split.ids == JUNK).sum()), int((split.ids == DISTRACTOR).sum())
+    return name, f"{len(people)}", f"{len(split)}", said, f"{distractors}", f"{junk}"
+
+
+def table(dataset: ReidDataset) -> str:
+    """Identities, images, cameras, distractors and junk of each split, as aligned text."""
+    rows = [("split", "identities", "images", "cameras", "distractors", "junk")]
+    rows += [_summary(name, split) for name, split in dataset.splits.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for name, *numbers in rows:
+        cells = [name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def valid_queries(query: Split, gallery: Split) -> int:
+    """Queries whose person is in the gallery, seen by another camera (by any, if cameras are unknown)."""
+    seen: dict[int, set[int]] = {}
+    for identity, camera in zip(gallery.ids.tolist(), gallery.cameras.tolist(), strict=True):
+        seen.setdefault(identity, set()).add(camera)
+    count = 0
+    for identity, camera in zip(query.ids.tolist(), query.cameras.tolist(), strict=True):
+        others = seen.get(identity, set())
+        count += bool(others if camera == UNKNOWN_CAMERA else others - {camera})
+    return count
+
+
+def validate(dataset: ReidDataset) -> list[str]:
+    """Checks every picture and label of `dataset`; returns remarks on what is allowed but worth knowing.
+
+    Raises ValueError for what cannot work: an unreadable picture, training pictures of a single identity, or
+    no query with a valid match in the gallery.
+    """
+    for split in dataset.splits.values():
+        if isinstance(split, FileSplit):
+            bad = unreadable(split)
+            if bad:
+                more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+                raise ValueError(
+                    f"{next(iter(bad.values()))}{more}; --skip-unreadable leaves such images out"
+                )
+    if dataset.num_classes < 2:
+        raise ValueError(f"the training split has {dataset.num_classes} identity; at least 2 are needed")
+    remarks = []
+    identities, counts = np.unique(dataset.train.ids, return_counts=True)
+    alone = identities[counts == 1]
+    if len(alone):
+        names = ", ".join(dataset.identity_names.get(int(i), str(i)) for i in alone[:5])
+        remarks.append(
+            f"{len(alone)} training identities have one image, which is then its own positive: {names}"
+            + (", ..." if len(alone) > 5 else "")
+        )
+    shared = np.intersect1d(identities, dataset.query.ids)
+    if len(shared):
+        names = ", ".join(dataset.identity_names.get(int(i), str(i)) for i in shared[:5])
+        remarks.append(f"{len(shared)} query identities are trained on, so scores will flatter: {names}")
+    valid = valid_queries(dataset.query, dataset.gallery)
+    if valid == 0:
+        raise ValueError(
+            "no query has a valid match: its identity must be in the gallery, seen by another camera; "
+            "check the identity folders and the cameras"
+        )
+    if valid < len(dataset.query):
+        remarks.append(
+            f"{len(dataset.query) - valid} of {len(dataset.query)} queries have no valid match in the gallery"
+        )
+    return remarks
+
+
+def main(argv: list[str] | None = None, write: Callable[[str], None] = print) -> int:
+    """The command; returns its exit status: 0 if the dataset can be used, 1 if not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dgnet_fast.data.validate", description=__doc__.split(":")[0]
+    )
+    parser.add_argument("--data", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--root", metavar="DIR", help="where the pictures lie")
+    parser.add_argument(
+        "--camera-pattern", metavar="RE", help="finds the camera in a file name, for 'folder'"
+    )
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave damaged images out and count them"
+    )
+    options = parser.parse_args(argv)
+    try:
+        dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
+        if options.skip_unreadable and options.data != "synthetic":
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                dataset = without_unreadable(dataset)
+            for warning in caught:
+                write(f"note: {warning.message}")
+        remarks = validate(dataset)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write(table(dataset))
+    for remark in remarks:
+        write(f"note: {remark}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
