@@ -1,0 +1,136 @@
+"""The swap grid: every row one structure, every column one appearance, each cell the generated picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MARGIN = 26  # above and left, for the captions
+GAP = 4  # between pictures
+HEADER_GAP = 12  # between the given pictures and the generated ones
+_LABEL_HEIGHT = 16  # a line of text under a caption
+_SHOWN_HEIGHT = 128  # pictures less high are enlarged to at least this
+_INK = (45, 55, 72)
+_PAPER = (255, 255, 255)
+
+
+def cell_origin(
+    row: int, column: int, height: int, width: int, *, scale: int = 1, labels: bool = False
+) -> tuple[int, int]:
+    """(left, top) in the grid of the picture at `row`, `column`; row 0 are the appearances, column 0 the
+    structures.
+
+    Args:
+        height, width: of one picture, in pixels before scaling.
+        scale: the grid's enlargement.
+        labels: whether the grid has a line of labels per row and column.
+    """
+    margin = MARGIN + labels * _LABEL_HEIGHT
+    left = margin + column * (width * scale + GAP) + (HEADER_GAP - GAP) * (column > 0)
+    top = margin + row * (height * scale + GAP) + (HEADER_GAP - GAP) * (row > 0)
+    return left, top
+
+
+def image_grid(
+    structures: Tensor | np.ndarray,
+    appearances: Tensor | np.ndarray,
+    cells: Tensor | np.ndarray,
+    *,
+    scale: int | None = None,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Lay out generated pictures under their appearances and beside their structures.
+
+    Args:
+        structures: uint8 (R, 3, H, W), the first column.
+        appearances: uint8 (C, 3, H, W), the first row. The corner stays empty.
+        cells: uint8 (R, C, 3, H, W); cell [r, c] has the structure of r and the appearance of c.
+        scale: whole-number enlargement without interpolation; None takes the smallest that shows pictures at
+            least 128 pixels high.
+        row_labels, column_labels: short texts beside rows and above columns; cut to the picture's side.
+
+    Returns:
+        An RGB picture; `cell_origin` gives the position of each part.
+
+    Raises:
+        ValueError: dtypes, shapes or numbers of labels that do not fit, or a scale below 1.
+    """
+    structures, appearances, cells = (
+        x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+        for x in (structures, appearances, cells)
+    )
+    for name, array, rank in (
+        ("structures", structures, 4),
+        ("appearances", appearances, 4),
+        ("cells", cells, 5),
+    ):
+        if array.dtype != np.uint8 or array.ndim != rank or array.shape[-3] != 3 or 0 in array.shape:
+            raise ValueError(f"{name} are {array.dtype} of shape {array.shape}; expected uint8 (…, 3, H, W)")
+    rows, columns = len(structures), len(appearances)
+    picture = cells.shape[2:]
+    if (
+        cells.shape[:2] != (rows, columns)
+        or structures.shape[1:] != picture
+        or appearances.shape[1:] != picture
+    ):
+        raise ValueError(
+            f"cells have shape {cells.shape}; with structures {structures.shape} and appearances "
+            f"{appearances.shape} expected {(rows, columns, *structures.shape[1:])}"
+        )
+    for name, texts, count in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+        if texts is not None and len(texts) != count:
+            raise ValueError(f"{name} has {len(texts)} entries for {count} pictures")
+    height, width = picture[1:]
+    if scale is None:
+        scale = -(-_SHOWN_HEIGHT // height)
+    if scale < 1:
+        raise ValueError(f"scale is {scale}; it must be a whole number of at least 1")
+
+    labels = row_labels is not None or column_labels is not None
+
+    def origin(row: int, column: int) -> tuple[int, int]:
+        return cell_origin(row, column, height, width, scale=scale, labels=labels)
+
+    size = (width * scale, height * scale)
+    right, bottom = origin(rows, columns)
+    grid = Image.new("RGB", (right + size[0] + GAP, bottom + size[1] + GAP), _PAPER)
+    placed = [((r + 1, 0), x) for r, x in enumerate(structures)]
+    placed += [((0, c + 1), x) for c, x in enumerate(appearances)]
+    placed += [((r + 1, c + 1), cells[r, c]) for r in range(rows) for c in range(columns)]
+    for position, pixels in placed:
+        tile = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        grid.paste(tile.resize(size, Image.Resampling.NEAREST), origin(*position))
+
+    left, top = origin(1, 1)
+    captions = _text("appearance →", 13), _text("structure →", 13).transpose(Image.Transpose.ROTATE_270)
+    grid.paste(captions[0], (left, (MARGIN - captions[0].height) // 2))
+    grid.paste(captions[1], ((MARGIN - captions[1].width) // 2, top))
+    for c, text in enumerate(column_labels or ()):
+        label = _text(text, 10, size[0])
+        grid.paste(label, (origin(0, c + 1)[0], MARGIN))
+    for r, text in enumerate(row_labels or ()):
+        label = _text(text, 10, size[1]).transpose(Image.Transpose.ROTATE_270)
+        grid.paste(label, (MARGIN, origin(r + 1, 0)[1]))
+    return grid
+
+
+@cache
+def _font(points: int) -> ImageFont.FreeTypeFont:
+    # matplotlib brings DejaVu Sans along, so it is there on any machine, and it has arrows.
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), points)
+
+
+def _text(text: str, points: int, longest: int | None = None) -> Image.Image:
+    """One line of text on paper, cut to `longest` pixels."""
+    font = _font(points)
+    ascent, descent = font.getmetrics()
+    length = int(font.getlength(text)) + 1
+    picture = Image.new("RGB", (min(length, longest or length), ascent + descent), _PAPER)
+    ImageDraw.Draw(picture).text((0, 0), text, font=font, fill=_INK)
+    return picture

@@ -1,0 +1,209 @@
+"""`report.html`: one run on one self-contained page that any browser shows without a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from dgnet_fast.report.curves import TITLES, save_curves
+from dgnet_fast.report.style import STYLE
+from dgnet_fast.report.tables import read_tables, table_cells
+from dgnet_fast.training.log import METRICS_FILE, read_metrics
+
+_SAMPLE = re.compile(r"step_(\d+)\.png")
+_SKELETON = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} – dgnet_fast report</title>
+<style>
+{style}
+</style>
+</head>
+<body>
+<header><h1>{title}</h1>
+<p>{summary}</p>
+<nav aria-label="Sections">{links}</nav></header>
+<main>
+{sections}
+</main>
+</body>
+</html>
+"""
+
+
+def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -> Path:
+    """Write `report.html` into a run folder, from whatever of the run is there.
+
+    Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`),
+    `metrics.jsonl` and `samples/step_XXXXXXXX.png`; draws `curves/*.png` anew where there is a
+    `metrics.jsonl`. A part that is missing (a run that stopped early) or unreadable is named as such on the
+    page. Pictures are inlined; nothing is loaded.
+
+    Args:
+        run_folder: an existing folder.
+        max_samples: sample pictures on the page, spread evenly over the run, the first and the last included.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: the folder does not exist, or `max_samples` is below 1.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {str(run_folder)!r}")
+    if max_samples < 1:
+        raise ValueError(f"max_samples is {max_samples}; it must be at least 1")
+    parts: dict[str, Callable[[], str | None]] = {
+        "Results": lambda: _results(folder),
+        "Samples": lambda: _samples(folder, max_samples),
+        "Curves": lambda: _curves(folder),
+        "Environment": lambda: _environment(folder),
+        "Configuration": lambda: _config(folder),
+    }
+    sections, links = [], []
+    for name, build in parts.items():
+        anchor = name.lower()
+        try:
+            body = build() or f'<p class="missing">This run has left no {anchor} so far.</p>'
+        except (
+            ValueError,
+            OSError,
+        ) as error:  # one broken file must not cost the reader the rest of the page
+            body = f'<p class="missing">The {anchor} could not be read: {escape(str(error))}</p>'
+        links.append(f'<a href="#{anchor}">{name}</a>')
+        sections.append(
+            f'<section id="{anchor}" aria-labelledby="{anchor}-title">\n'
+            f'<h2 id="{anchor}-title">{name}</h2>\n{body}\n</section>'
+        )
+    page = _SKELETON.format(
+        title=escape(folder.resolve().name),
+        summary=escape(_summary(folder)),
+        style=STYLE,
+        links=" ".join(links),
+        sections="\n".join(sections),
+    )
+    path = folder / "report.html"
+    temporary = folder / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)  # a reader never meets half a page
+    return path
+
+
+def _summary(folder: Path) -> str:
+    try:
+        steps = [record["step"] for record in read_metrics(folder / METRICS_FILE)]
+    except (ValueError, OSError):
+        steps = []
+    environment: dict[str, Any] = {}
+    try:
+        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError):
+        pass  # the section on the environment says so
+    facts = [f"last logged step {max(steps)}" if steps else "no step logged"]
+    if "date" in environment:
+        facts.append(f"started {environment['date']}")
+    facts += [", ".join(map(str, environment.get("gpus") or [])) or str(environment.get("cpu", ""))]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _results(folder: Path) -> str | None:
+    path = folder / "results.json"
+    return "\n".join(_table(table) for table in read_tables(path)) if path.exists() else None
+
+
+def _table(table: dict[str, Any]) -> str:
+    cells = table_cells(table)
+    kinds = [' class="number"' if number else "" for number in cells.numeric]
+    head = "".join(f'<th scope="col"{k}>{escape(c)}</th>' for c, k in zip(cells.columns, kinds, strict=True))
+    rows = []
+    for name, *values in cells.rows:
+        row = "".join(f"<td{k}>{escape(v)}</td>" for v, k in zip(values, kinds[1:], strict=True))
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
+    caption = f"<caption>{escape(cells.title)}</caption>" if cells.title else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in cells.notes)
+    return (
+        f'<div class="scroll"><table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>'
+        + "\n".join(rows)
+        + "</tbody></table></div>"
+        + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _samples(folder: Path, most: int) -> str | None:
+    found = [
+        (int(m[1]), path)
+        for path in (folder / "samples").glob("*.png")
+        if (m := _SAMPLE.fullmatch(path.name))
+    ]
+    found.sort()
+    if len(found) > most:
+        kept = (
+            [found[round(i * (len(found) - 1) / max(most - 1, 1))] for i in range(most)]
+            if most > 1
+            else found[-1:]
+        )
+        note = f"<p>{len(kept)} of {len(found)} pictures; the others are in <code>samples/</code>.</p>\n"
+    else:
+        kept, note = found, ""
+    legend = (
+        "<p>First row: the pictures that give the appearance. First column: those that give the structure. "
+        "All others are generated.</p>\n"
+    )
+    figures = [_figure(path, f"Generated pictures at step {step}", f"Step {step}") for step, path in kept]
+    return legend + note + "\n".join(figures) if figures else None
+
+
+def _curves(folder: Path) -> str | None:
+    if (folder / METRICS_FILE).exists():
+        paths = save_curves(folder / METRICS_FILE, folder / "curves")
+    else:
+        paths = sorted((folder / "curves").glob("*.png"))
+    figures = []
+    for path in paths:
+        title = TITLES.get(path.stem, path.stem)
+        figures.append(_figure(path, f"Curves over the steps: {title}", title))
+    return "\n".join(figures) or None
+
+
+def _environment(folder: Path) -> str | None:
+    path = folder / "environment.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no mapping")
+    rows = [f"<dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd>" for name, value in values.items()]
+    return '<dl class="facts">' + "\n".join(rows) + "</dl>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={item}" for name, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _config(folder: Path) -> str | None:
+    path = folder / "config.yaml"
+    if not path.exists():
+        return None
+    text = escape(path.read_text(encoding="utf-8"))
+    return f'<details><summary>config.yaml</summary>\n<pre tabindex="0"><code>{text}</code></pre></details>'
+
+
+def _figure(path: Path, alt: str, caption: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return (
+        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

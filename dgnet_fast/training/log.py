@@ -1,0 +1,239 @@
+"""The log of a run: `metrics.jsonl`, TensorBoard, and progress lines on the terminal.
+
+`metrics.jsonl` holds one JSON object a line: `{"step": 120, "phase": "train", "total": 12.3, …}`. JSON has no
+NaN and no infinity, so these are written as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics`
+turns them back into floats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+MAIN_TERMS = ("total", "dis_total", "adv", "recon_x", "recon_x_cyc", "id", "teacher")
+_OWN_KEYS = ("step", "phase")
+_RECENT = 50  # intervals behind the seconds per step
+
+
+class RunLog:
+    """Writes what a run measures; made to be killed and resumed at any moment.
+
+    Args:
+        run_folder: created if missing; `metrics.jsonl` is appended to and TensorBoard events go to
+            `tensorboard/`.
+        total_steps: steps of the whole run, for the share done and the time left.
+        tensorboard: also write TensorBoard events (the package is imported at the first write).
+        stream: where progress lines go, standard error if None. They are plain lines, without control
+            characters.
+        every: steps between two progress lines; calls of `progress` at other steps print nothing. The first
+            step seen and the last of the run always print.
+        main_terms: scalars that a progress line shows, in this order, as far as it is given them; when it is
+            given none of them, it shows the first six that it is given.
+        clock: seconds, monotonic.
+
+    Raises:
+        ValueError: `total_steps` or `every` below 1.
+    """
+
+    def __init__(
+        self,
+        run_folder: str | os.PathLike[str],
+        total_steps: int,
+        *,
+        tensorboard: bool = True,
+        stream: TextIO | None = None,
+        every: int = 1,
+        main_terms: Sequence[str] = MAIN_TERMS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        for name, value in (("total_steps", total_steps), ("every", every)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.folder = Path(run_folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / METRICS_FILE
+        self.total_steps = total_steps
+        self.every = every
+        self._stream = sys.stderr if stream is None else stream
+        self._main_terms = tuple(main_terms)
+        self._clock = clock
+        self._want_tensorboard = tensorboard
+        self._tensorboard: Any = None
+        self._purge_step: int | None = None
+        self._intervals: deque[float] = deque(maxlen=_RECENT)
+        self._last = (0, clock())  # step and time of the last call of progress
+        self._printed = False
+        if self.path.exists() and not _ends_with_newline(self.path):
+            _keep_lines(self.path, lambda record: True)  # a run killed in the middle of a write
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, scalars: Mapping[str, float], phase: str = "train") -> None:
+        """Append one line to `metrics.jsonl`, flush it, and send the scalars to TensorBoard as `phase/name`.
+
+        Raises:
+            ValueError: a scalar is named `step` or `phase`, or is no number.
+        """
+        values = {}
+        for name, value in scalars.items():
+            if name in _OWN_KEYS:
+                raise ValueError(f"a scalar is named {name!r}; {_OWN_KEYS} are the log's own keys")
+            try:
+                values[name] = float(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"scalar {name!r} is {value!r}; expected a number") from error
+        record = {"step": int(step), "phase": phase} | {name: _to_json(v) for name, v in values.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._want_tensorboard:
+            writer = self._writer()
+            for name, value in values.items():
+                writer.add_scalar(f"{phase}/{name}", value, int(step))
+
+    def due(self, step: int) -> bool:
+        """Whether `progress` would print at this step: ask before reading scalars off a GPU."""
+        return not self._printed or step % self.every == 0 or step >= self.total_steps
+
+    def progress(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Print `step/total`, the share done, seconds per step, time left and the main loss terms, when due.
+
+        `step` counts the steps done, so that `total_steps` is the end. Seconds per step are the median over
+        the
+        recent intervals between calls: pauses for evaluation or pictures do not move it.
+        """
+        now = self._clock()
+        last_step, last_time = self._last
+        if step > last_step:
+            self._intervals.append((now - last_time) / (step - last_step))
+        self._last = (step, now)
+        if not self.due(step):
+            return
+        self._printed = True
+        shown = [name for name in self._main_terms if name in scalars] or list(scalars)[:6]
+        total, seconds = self.total_steps, self.seconds_per_step
+        parts = [f"step {step:>{len(str(total))}}/{total}", f"{step / total:6.1%}"]
+        if self._intervals:
+            parts.append(f"{seconds:.3g} s/step")
+            parts.append(f"ETA {format_duration(seconds * max(total - step, 0))}")
+        parts += [f"{name} {float(scalars[name]):.4g}" for name in shown]
+        self._stream.write("  ".join(parts) + "\n")
+        self._stream.flush()
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median of the recent intervals, NaN before the first."""
+        return statistics.median(self._intervals) if self._intervals else math.nan
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps, for a run resumed at `step`; the clock for the time left starts anew
+        there.
+
+        The file is replaced in one atomic move, so that an interrupted truncation leaves the old file whole.
+        TensorBoard is told to hide later events.
+
+        Raises:
+            RuntimeError: something was already written to TensorBoard by this log.
+        """
+        if self._tensorboard is not None:
+            raise RuntimeError("truncate_after must come before the first write")
+        self._file.close()
+        _keep_lines(self.path, lambda record: record["step"] <= step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._purge_step = step + 1
+        self._intervals.clear()
+        self._last = (step, self._clock())
+        self._printed = False
+
+    def close(self) -> None:
+        """Close the files; harmless when done twice."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _writer(self) -> Any:
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import: only where it is used
+
+            self._tensorboard = SummaryWriter(
+                str(self.folder / TENSORBOARD_FOLDER), purge_step=self._purge_step
+            )
+        return self._tensorboard
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, in file order: `step` int, `phase` str, scalars float (NaN and inf
+    included).
+
+    A last line cut short by a killed run is left out.
+
+    Raises:
+        ValueError: another line is no record, with its number.
+    """
+    return [
+        {name: value if name in _OWN_KEYS else float(value) for name, value in record.items()}
+        for _, record in _records(Path(path))
+    ]
+
+
+def format_duration(seconds: float) -> str:
+    """`h:mm:ss`, rounded to the second: 3725 → "1:02:05"."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Every complete line with its parsed record."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(
+        lines[:-1], start=1
+    ):  # after the last newline: nothing, or a line cut short
+        try:
+            record = json.loads(line)
+            record["step"], record["phase"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from error
+        records.append((line, record))
+    return records
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite the file with the complete lines that `keep` accepts, atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line, record in _records(path) if keep(record))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
