@@ -128,6 +128,11 @@ class RunLog:
         self._stream.write("  ".join(parts) + "\n")
         self._stream.flush()
 
+    def note(self, text: str) -> None:
+        """One line of text among the progress lines."""
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
     @property
     def seconds_per_step(self) -> float:
         """Median of the recent intervals, NaN before the first."""

@@ -1,0 +1,259 @@
+"""adain_act: instance normalisation, adaptive or plain, with LeakyReLU and a residual, in one pass.
+
+    y = act(scale * (x - mean) / sqrt(var + eps) + shift) + residual
+
+With scale and shift it is the adaptive instance normalisation of DG-Net's decoder (DG-Net sec. 3.1; AdaIN:
+Huang and Belongie 2017, eq. 8), without them the InstanceNorm of its structure encoder.
+
+This module is the pattern of an op: the reference, the schema with its fake and its autograd, the public
+function. The bodies are in adain_act_bodies.py, who serves what in registry.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgnet_fast.ops import registry
+from dgnet_fast.ops.launch import memory_format
+
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+def _per_plane(code: Tensor) -> Tensor:
+    return code[:, :, None, None]
+
+
+class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+    """Plain PyTorch: what every body must compute.
+
+    negative_slope 1 means no activation. Statistics (B, C) and gradients of scale and shift are float32,
+    float64 for float64 x. grad_scale and grad_shift are returned without scale and shift too (as if they were
+    1 and 0).
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        negative_slope: float,
+        eps: float,
+    ) -> Three:
+        """(y, mean, rstd)"""
+        values = x.to(_statistics_dtype(x))
+        variance, mean = torch.var_mean(values, dim=(2, 3), correction=0)
+        rstd = (variance + eps).rsqrt()
+        z = (values - _per_plane(mean)) * _per_plane(rstd)
+        if scale is not None:
+            z = z * _per_plane(scale) + _per_plane(shift)
+        y = z if negative_slope == 1 else F.leaky_relu(z, negative_slope)
+        if residual is not None:
+            y = y + residual
+        return y.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, rstd
+
+    @staticmethod
+    def backward(
+        grad_y: Tensor,
+        x: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        negative_slope: float,
+    ) -> Three:
+        """(grad_x, grad_scale, grad_shift)"""
+        normal = (x.to(mean.dtype) - _per_plane(mean)) * _per_plane(rstd)
+        z = normal if scale is None else normal * _per_plane(scale) + _per_plane(shift)
+        grad_y = grad_y.to(mean.dtype)
+        grad_z = torch.where(z > 0, grad_y, grad_y * negative_slope)
+        grad_shift = grad_z.sum(dim=(2, 3))
+        grad_scale = (grad_z * normal).sum(dim=(2, 3))
+        pixels = x.shape[2] * x.shape[3]
+        # mean and rstd depend on x: grad_z loses its parts along 1 and along `normal`.
+        grad_x = grad_z - _per_plane(grad_shift / pixels) - normal * _per_plane(grad_scale / pixels)
+        grad_x = grad_x * _per_plane(rstd if scale is None else rstd * scale)
+        return grad_x.to(x.dtype).contiguous(memory_format=memory_format(x)), grad_scale, grad_shift
+
+
+def adain_act_reference(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    negative_slope: float | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`adain_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
+    _check(x, scale, shift, residual)
+    scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
+    return reference.forward(x, scale, shift, residual, _slope(negative_slope), eps)[0]
+
+
+def adain_act(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    negative_slope: float | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """act(scale * (x - mean) / sqrt(var + eps) + shift) + residual, as one op.
+
+    Args:
+        x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
+        scale, shift: (B, C) both, of x's dtype or float32; or None both, for one and zero.
+        residual: of x's shape and dtype, added last; or None.
+        negative_slope: of the LeakyReLU; None for no activation.
+        eps: added to the biased variance.
+
+    Returns:
+        (B, C, H, W) in x's dtype, in channels_last if x is dense in that order, else contiguous. Neither
+        order is copied; an x that is dense in neither is, and so is a residual in another order than x.
+
+    Mean and variance are taken over H and W of each sample and channel, in float32 (float64 for float64).
+    Autocast does not change the op: it runs in the dtype x has. Gradients flow to x, scale, shift and
+    residual, once: double backward raises RuntimeError; use `adain_act_reference` where second derivatives
+    are needed.
+
+    Raises:
+        ValueError: shapes, dtypes or devices other than these; DGNET_FAST_IMPL forces a body that
+            cannot serve.
+    """
+    if x.device.type not in registry.TABLE["adain_act"]:
+        registry.choose("adain_act", x.device.type, x.dtype)  # raises, naming the devices there are
+    return _forward_op(x, scale, shift, residual, _slope(negative_slope), eps)[0]
+
+
+def _slope(negative_slope: float | None) -> float:
+    return 1.0 if negative_slope is None else float(negative_slope)
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _as_statistics(code: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if code is None else code.to(_statistics_dtype(x)).contiguous()
+
+
+def _check(x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
+    if x.dtype not in registry.DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in registry.DTYPES)
+        raise ValueError(f"x must have one of the dtypes {allowed}, got {x.dtype}")
+    if (scale is None) != (shift is None):
+        raise ValueError("scale and shift must be given together, or both be None")
+    for name, code in (("scale", scale), ("shift", shift)):
+        if code is None:
+            continue
+        if code.shape != x.shape[:2]:
+            raise ValueError(f"{name} must have shape (B, C) = {tuple(x.shape[:2])}, got {tuple(code.shape)}")
+        if code.dtype not in (x.dtype, torch.float32):
+            raise ValueError(f"{name} must have x's dtype {x.dtype} or torch.float32, got {code.dtype}")
+        if code.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {code.device}")
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+        if residual.dtype != x.dtype:
+            raise ValueError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
+        if residual.device != x.device:
+            raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
+
+
+# ---- the op: schema, bodies, fake, autograd
+
+_DEVICES = tuple(registry.TABLE["adain_act"])
+
+
+@torch.library.custom_op("dgnet_fast::adain_act", mutates_args=(), device_types=_DEVICES)
+def _forward_op(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    negative_slope: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, scale, shift, residual)
+    body = registry.implementation("adain_act", x.device.type, x.dtype)
+    order = memory_format(x)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=order)
+    x = x.contiguous(memory_format=order)
+    return body.forward(x, _as_statistics(scale, x), _as_statistics(shift, x), residual, negative_slope, eps)
+
+
+@torch.library.custom_op("dgnet_fast::adain_act_backward", mutates_args=(), device_types=_DEVICES)
+def _backward_op(
+    grad_y: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    body = registry.implementation("adain_act", x.device.type, x.dtype)
+    order = memory_format(x)
+    x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
+    return body.backward(
+        grad_y, x, _as_statistics(scale, x), _as_statistics(shift, x), mean, rstd, negative_slope
+    )
+
+
+def _fake_outputs(x: Tensor) -> Three:
+    codes = [x.new_empty(x.shape[:2], dtype=_statistics_dtype(x)) for _ in range(2)]
+    return torch.empty_like(x, memory_format=memory_format(x)), *codes
+
+
+@_forward_op.register_fake
+def _(x, scale, shift, residual, negative_slope, eps):
+    _check(x, scale, shift, residual)
+    return _fake_outputs(x)
+
+
+@_backward_op.register_fake
+def _(grad_y, x, scale, shift, mean, rstd, negative_slope):
+    return _fake_outputs(x)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, scale, shift, _, ctx.negative_slope, _ = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, scale, shift, mean, rstd)
+
+
+def _backward(ctx, grad_y, _grad_mean, _grad_rstd):
+    x, scale, shift, mean, rstd = ctx.saved_tensors
+    needs_x, needs_scale, needs_shift, needs_residual, _, _ = ctx.needs_input_grad
+    grad_x = grad_scale = grad_shift = None
+    if needs_x or needs_scale or needs_shift:
+        grad_x, grad_scale, grad_shift = _backward_op(grad_y, x, scale, shift, mean, rstd, ctx.negative_slope)
+    return (
+        grad_x if needs_x else None,
+        grad_scale.to(scale.dtype) if needs_scale else None,
+        grad_shift.to(shift.dtype) if needs_shift else None,
+        grad_y if needs_residual else None,
+        None,
+        None,
+    )
+
+
+def _double_backward(ctx, *_grads):
+    raise RuntimeError(
+        "adain_act is differentiable once; for second derivatives use dgnet_fast.ops.adain_act_reference"
+    )
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+_backward_op.register_autograd(_double_backward)

@@ -1,0 +1,36 @@
+"""What the Python side of every body needs: dense layouts for kernels, and arguments for `_C`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Codes of csrc/common.h's Element.
+ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x (B, C, H, W) is dense in (B, H, W, C) order and not in (B, C, H, W) order as well."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format that kernels read x (B, C, H, W) and write results in; x is copied if dense in neither."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def address(tensor: Tensor | None) -> int:
+    """Address of the first element; 0, a null pointer, for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def layout(x: Tensor) -> tuple[int, int, int, bool, int]:
+    """The `Layout` of csrc/bindings.cpp for a dense x (B, C, H, W)."""
+    batch, channels, height, width = x.shape
+    return batch, channels, height * width, is_channels_last(x), ELEMENT_TYPES[x.dtype]
+
+
+def device_and_stream(x: Tensor) -> tuple[int, int]:
+    """CUDA device index and the current stream's address, for a body that launches on x's device."""
+    index = x.device.index
+    return index, torch.cuda.current_stream(index).cuda_stream

@@ -1,0 +1,160 @@
+"""Who serves what: one ordered table of op, device and body.
+
+An op is served by the first body of its device's row that is chosen automatically for the dtype and can run
+here. `DGNET_FAST_IMPL` set to reference, cpp, triton or cuda forces that body for every op, and whatever it
+cannot serve raises; nothing falls back. `python -m dgnet_fast.doctor` prints the table as it stands on a
+machine.
+
+float64 is the reference's by rule, on every device: runs that compare numbers with another implementation use
+it, gradients included, and no other body accepts it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from dgnet_fast import _C
+
+IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda")
+FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*FAST_DTYPES, torch.float64)
+
+
+@dataclass(frozen=True)
+class Body:
+    """One implementation of an op on one device.
+
+    `source` is "module" or "module:attribute" of a namespace with the op's functions (`forward`, `backward`),
+    imported when first used. `serves` are the dtypes it accepts, `automatic` those it is chosen for unasked.
+    """
+
+    name: str
+    source: str
+    serves: tuple[torch.dtype, ...]
+    automatic: tuple[torch.dtype, ...]
+
+
+def _reference(source: str) -> Body:
+    return Body("reference", source, DTYPES, automatic=(torch.float64,))
+
+
+def _fast(name: str, source: str, automatic: bool = True) -> Body:
+    return Body(name, source, FAST_DTYPES, FAST_DTYPES if automatic else ())
+
+
+#: TABLE[op][device type]: bodies in the order they are tried.
+TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
+    "adain_act": {
+        "cpu": (
+            _fast("cpp", "dgnet_fast.ops.adain_act_bodies:cpp"),
+            _reference("dgnet_fast.ops.adain_act:reference"),
+            # Under Triton's interpreter: slow, for tests.
+            _fast("triton", "dgnet_fast.ops.adain_act_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.adain_act_bodies:triton"),
+            _fast("cuda", "dgnet_fast.ops.adain_act_bodies:cuda"),
+            _reference("dgnet_fast.ops.adain_act:reference"),
+        ),
+    },
+}
+
+
+def _why_unavailable(name: str, device: str) -> str | None:
+    """Why bodies called `name` cannot run on `device` in this installation; None if they can."""
+    if name == "cuda" and not _C.build["cuda"]:
+        return "the extension was built without nvcc"
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "triton runs on a CPU only with TRITON_INTERPRET=1"
+    return None
+
+
+def _dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def choose(op: str, device: str, dtype: torch.dtype) -> Body:
+    """The body that serves `op` for tensors of this device type and dtype.
+
+    Raises ValueError if DGNET_FAST_IMPL names no implementation or one that cannot serve, and if no body
+    serves.
+    """
+    return _choose(
+        op, device, dtype, os.environ.get("DGNET_FAST_IMPL", ""), os.environ.get("TRITON_INTERPRET")
+    )
+
+
+@cache
+def _choose(op: str, device: str, dtype: torch.dtype, forced: str, _interpret: str | None) -> Body:
+    bodies = TABLE[op].get(device, ())
+    if not bodies:
+        raise ValueError(f"{op}: x is on device type {device!r}, served are {', '.join(TABLE[op])}")
+    if dtype not in DTYPES:
+        raise ValueError(f"{op}: x has dtype {_dtype_names((dtype,))}, served are {_dtype_names(DTYPES)}")
+    if forced:
+        return _forced(op, device, dtype, forced, bodies)
+    reasons = []
+    for body in bodies:
+        if dtype in body.automatic:
+            reason = _why_unavailable(body.name, device)
+            if reason is None:
+                return body
+            reasons.append(f"{body.name}: {reason}")
+    raise ValueError(
+        f"{op}: nothing serves {_dtype_names((dtype,))} on {device} ({'; '.join(reasons)}); "
+        "DGNET_FAST_IMPL=reference runs plain PyTorch"
+    )
+
+
+def _forced(op: str, device: str, dtype: torch.dtype, forced: str, bodies: tuple[Body, ...]) -> Body:
+    if forced not in IMPLEMENTATIONS:
+        raise ValueError(f"DGNET_FAST_IMPL={forced!r}, allowed are {', '.join(IMPLEMENTATIONS)}")
+    body = next((body for body in bodies if body.name == forced), None)
+    if body is None:
+        names = ", ".join(body.name for body in bodies)
+        raise ValueError(f"DGNET_FAST_IMPL={forced}: {op} has no such body on {device}, there are {names}")
+    if dtype not in body.serves:
+        raise ValueError(
+            f"DGNET_FAST_IMPL={forced}: {op} is given {_dtype_names((dtype,))}, "
+            f"this body serves {_dtype_names(body.serves)}"
+        )
+    reason = _why_unavailable(forced, device)
+    if reason is not None:
+        raise ValueError(f"DGNET_FAST_IMPL={forced}: {reason}")
+    return body
+
+
+@cache
+def _load(source: str) -> Any:
+    module, _, attribute = source.partition(":")
+    namespace = importlib.import_module(module)
+    return getattr(namespace, attribute) if attribute else namespace
+
+
+def implementation(op: str, device: str, dtype: torch.dtype) -> Any:
+    """The namespace with the chosen body's functions; raises as `choose` does."""
+    return _load(choose(op, device, dtype).source)
+
+
+def served(devices: tuple[str, ...] = ("cpu", "cuda")) -> list[dict[str, str]]:
+    """One row for every op, device and dtype: which body serves it here, or why none does."""
+    rows = []
+    for op in TABLE:
+        for device in devices:
+            for dtype in DTYPES:
+                try:
+                    body = choose(op, device, dtype).name
+                except ValueError as error:
+                    body = f"none ({error})"
+                rows.append({"op": op, "device": device, "dtype": _dtype_names((dtype,)), "body": body})
+    return rows

@@ -1,0 +1,55 @@
+"""Named sets of options. A preset is the ground on which a configuration file and command-line options are laid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dgnet_fast.config import ConfigError
+
+PAPER: dict[str, Any] = {
+    "ID_stride": 1,
+    "pool": "max",
+    "teacher": "auto",
+    "display_size": 8,
+}
+"""The paper's run (100 000 steps at 256×128, ResNet-50, teacher trained first): the defaults of every option but these."""
+
+SMALL: dict[str, Any] = {
+    "gen": {"dim": 8, "id_dim": 512, "mlp_dim": 128, "n_downsample": 1, "n_res": 2},
+    "dis": {"dim": 8, "n_res": 1, "num_scales": 2},
+    "crop_image_height": 64,
+    "crop_image_width": 32,
+    "crop_pad": 3,
+    "ID_width": 16,
+    "ID_blocks": [1, 1, 1, 1],
+    "ID_features": 128,
+    "ID_stride": 1,
+    "pool": "max",
+    "teacher": "auto",
+    "teacher_steps": 400,
+    "teacher_batch": 32,
+    "teacher_lr": 0.1,
+    "max_iter": 600,
+    "lr_g": 0.001,
+    "lr_d": 0.0002,
+    "lr2": 0.005,
+    "step_size": 400,
+    "warm_iter": 150,
+    "warm_teacher_iter": 150,
+    "warm_scale": 0.01,
+    "log_iter": 10,
+    "image_display_iter": 100,
+    "image_save_iter": 100,
+    "snapshot_save_iter": 200,
+    "display_size": 8,
+}
+"""A whole DG-Net in miniature: every part of the paper's, thinner and on small pictures, its ramps compressed; for two CPU cores."""
+
+PRESETS = {"paper": PAPER, "small": SMALL}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of a preset as a fresh nested dictionary."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in PRESETS[name].items()}

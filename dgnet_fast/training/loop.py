@@ -1,0 +1,121 @@
+"""The training loop: steps, logs, samples, checkpoints, signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from dgnet_fast.config import Config
+from dgnet_fast.data import TrainBatches
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.training.checkpoint import save_run
+from dgnet_fast.training.log import RunLog
+from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.schedule import weights_at
+from dgnet_fast.training.step import StepResult, TrainingStep
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; everything up to step ``self.step`` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class Diverged(Exception):
+    """Too many consecutive steps had a non-finite loss."""
+
+
+class StopSignal:
+    """While active, the first SIGINT or SIGTERM sets ``requested`` (the loop saves and leaves); the second acts at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+
+def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float]:
+    """What a step writes to the log: every term summed over the streams, learning rates' ramps and weights in force."""
+    scalars = {name: float(sum(v)) if isinstance(v, list) else float(v) for name, v in result.terms.items()}
+    return scalars | weights_at(config, step)._asdict()
+
+
+def train(
+    model: DGNet,
+    batches: TrainBatches,
+    optimisers: Optimisers,
+    precision: Precision,
+    log: RunLog,
+    folder: Path,
+    class_names: list[str],
+    *,
+    first_step: int = 0,
+    last_step: int | None = None,
+    sample: Callable[[int], None] | None = None,
+    stop: StopSignal,
+) -> int:
+    """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
+
+    ``sample(step)`` is called every ``image_display_iter`` steps to write a picture grid. Checkpoints go to
+    ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run (Stopped).
+    A step with a non-finite loss is skipped and named; after ``max_bad_steps`` in a row Diverged is raised.
+    """
+    config = model.config
+    last_step = config.max_iter if last_step is None else last_step
+    step_function = TrainingStep(model, optimisers, precision)
+    checkpoints = folder / "checkpoints"
+    sample_every = min(config.image_display_iter, config.image_save_iter)
+    parts, bad = config.accumulate, 0
+
+    def save(done: int) -> None:
+        save_run(checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints)
+
+    for step in range(first_step, last_step):
+        result = step_function([batches.batch(step * parts + k) for k in range(parts)], step)
+        done = step + 1
+        scalars = scalars_of(result, config, step)
+        if result.non_finite:
+            bad += 1
+            log.write(done, scalars | {"skipped": 1.0})
+            names = ", ".join(result.non_finite)
+            if bad >= config.max_bad_steps:
+                raise Diverged(
+                    f"{bad} steps in a row had non-finite losses ({names}), the last at step {done}; nothing was updated in them. "
+                    f"The last good state is in {checkpoints}. Try --amp off, lower learning rates or --max_bad_steps"
+                )
+            log.note(f"step {done} skipped: {names} not finite ({bad} in a row, the run stops at {config.max_bad_steps})")
+        else:
+            bad = 0
+            if done % config.log_iter == 0 or done == last_step:
+                log.write(done, scalars)
+        log.progress(done, scalars)
+        if sample is not None and (done % sample_every == 0 or done == last_step):
+            sample(done)
+        if stop.requested:
+            save(done)
+            raise Stopped(done)
+        if done % config.snapshot_save_iter == 0 or done == last_step:
+            save(done)
+    return max(first_step, last_step)

@@ -1,0 +1,87 @@
+"""Training the baseline that later teaches: one network, cross entropy, SGD (paper section 4.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dgnet_fast.config import Config
+from dgnet_fast.data import TrainBatches
+from dgnet_fast.losses import cross_entropy
+from dgnet_fast.models.appearance_encoder import AppearanceEncoder, build_teacher, load_imagenet, upsample_small
+from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.training.checkpoint import load_file, save_atomically
+from dgnet_fast.training.log import RunLog
+from dgnet_fast.training.loop import Stopped, StopSignal
+from dgnet_fast.training.optim import HEAD_FACTOR, Precision, sgd_for_encoder
+from dgnet_fast.training.seeds import derive_seed
+
+DECAY_AT = 2 / 3
+"""Share of the steps after which the learning rate falls to a tenth."""
+
+
+def train_teacher(
+    config: Config,
+    batches: TrainBatches,
+    log: RunLog,
+    precision: Precision,
+    *,
+    state_file: Path,
+    stop: StopSignal,
+) -> AppearanceEncoder:
+    """Train for ``config.teacher_steps`` steps of ``teacher_batch`` pictures (both streams of ``batches`` together).
+
+    Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when stopped, and removes it at the end.
+    Raises Stopped after a signal, and FloatingPointError when a loss is not finite.
+    """
+    device = precision.device
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "teacher"))
+    teacher = build_teacher(config, config.teacher_stride, generator)
+    if config.pretrained:
+        load_imagenet(teacher, config.pretrained)
+    teacher.to(device)
+    optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
+    base = [group["lr"] for group in optimiser.param_groups]
+    scaler = precision.scalers["gen"]
+    first = 0
+    if state_file.is_file():
+        content = load_file(state_file)
+        teacher.load_state_dict(content["teacher"])
+        optimiser.load_state_dict(content["optimiser"])
+        first = content["step"]
+        log.truncate_after(first)
+
+    def save(step: int) -> None:
+        save_atomically({"step": step, "teacher": teacher.state_dict(), "optimiser": optimiser.state_dict()}, state_file)
+
+    for step in range(first, config.teacher_steps):
+        torch.manual_seed(derive_seed(config.seed, "teacher step", step))
+        factor = 0.1 if step >= DECAY_AT * config.teacher_steps else 1.0
+        for group, lr in zip(optimiser.param_groups, base, strict=True):
+            group["lr"] = lr * factor
+        batch = batches.batch(step)
+        with precision.autocast():
+            pictures = upsample_small(batch.x.flatten(0, 1), config.ID_upsample)
+            logits = teacher(pictures, BatchNormMode(1, "update"), dropout=True).logits
+            loss = cross_entropy(logits, batch.labels).mean()
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        done = step + 1
+        if done % config.log_iter == 0 or done == config.teacher_steps or log.due(done):
+            value = loss.item()
+            if value != value or value in (float("inf"), float("-inf")):
+                raise FloatingPointError(f"the teacher's loss is {value} at step {done}; lower --teacher_lr (now {config.teacher_lr})")
+            accuracy = (logits[0].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
+            scalars = {"id": value, "accuracy": accuracy}
+            log.write(done, scalars, phase="teacher")
+            log.progress(done, scalars)
+        if stop.requested:
+            save(done)
+            raise Stopped(done)
+        if done % config.snapshot_save_iter == 0 and done < config.teacher_steps:
+            save(done)
+    state_file.unlink(missing_ok=True)
+    return teacher

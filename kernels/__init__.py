@@ -1,0 +1,1 @@
+"""Triton bodies, one file an op: kernels and their launch, no autograd and no modules."""

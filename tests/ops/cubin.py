@@ -1,0 +1,35 @@
+"""What compiled GPU code uses, read by the cuobjdump that comes with triton."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+#: No spills: a kernel that spills has a stack or local memory.
+LEAN = {"STACK": 0, "LOCAL": 0}
+
+
+def resource_usage(binary: Path) -> dict[str, dict[str, int]]:
+    """Registers, stack, shared and local memory of each kernel in a cubin or an extension, by (mangled) name.
+
+    Kernels built for several architectures are kept apart by their architecture, appended as " sm_90".
+    """
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("this triton brings no cuobjdump")
+    text = subprocess.run(
+        [tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True
+    ).stdout
+    usage, architecture = {}, ""
+    for line in text.splitlines():
+        if match := re.match(r"arch = (sm_\d+)", line):
+            architecture = " " + match[1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            name = match[1] + architecture
+        elif fields := re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line):
+            usage[name] = {field: int(value) for field, value in fields}
+    return usage

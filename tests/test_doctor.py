@@ -1,0 +1,33 @@
+"""The doctor's report: complete, true to the registry, JSON and text."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+import dgnet_fast
+from dgnet_fast import _C, doctor
+from dgnet_fast.ops import registry
+
+
+def test_json_is_the_report(capsys):
+    doctor.main(["--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["torch"] == str(torch.__version__)
+    assert facts["extension"] == dict(_C.build)
+    assert facts["cpu"]["threads_torch"] == facts["cpu"]["threads_extension"] == torch.get_num_threads()
+    assert facts["cpu"]["malloc_keeps_large_blocks"] is dgnet_fast.malloc_kept
+    assert len(facts["cuda"]["devices"]) == torch.cuda.device_count()
+    cpu = {(row["op"], row["dtype"]): row["body"] for row in facts["ops"] if row["device"] == "cpu"}
+    assert len(cpu) == len(registry.TABLE) * len(registry.DTYPES)
+    assert cpu["adain_act", "float32"] == "cpp" and cpu["adain_act", "float64"] == "reference"
+
+
+def test_text_names_what_is_forced_and_what_it_cannot_serve(capsys, monkeypatch):
+    monkeypatch.setenv("DGNET_FAST_IMPL", "cpp")
+    doctor.main([])
+    text = capsys.readouterr().out
+    assert "DGNET_FAST_IMPL=cpp" in text
+    line = next(line for line in text.splitlines() if "adain_act" in line and "float64" in line)
+    assert "none (DGNET_FAST_IMPL=cpp" in line
