@@ -33,15 +33,27 @@ def _description(spec: Any, default: Any) -> str:
         parts.append(f"in {meta['unit']}")
     if meta["choices"]:
         parts.append("one of " + ", ".join(str(c) for c in dict.fromkeys(meta["choices"])))
-    shown = " ".join(map(str, default)) if isinstance(default, list) else repr(default) if default == "" else default
+    shown = (
+        " ".join(map(str, default))
+        if isinstance(default, list)
+        else repr(default)
+        if default == ""
+        else default
+    )
     parts.append(f"default {shown}")
     return "; ".join(parts).replace("%", "%%")
 
 
 def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
     """Add --config, --preset and one option per entry of the config tree (spelled with _ or -)."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options (ours or the public implementation's)")
-    parser.add_argument("--preset", metavar="NAME", help=f"named options: {', '.join(PRESETS)} (default: small for synthetic data, else paper)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of options (ours or the public implementation's)"
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"named options: {', '.join(PRESETS)} (default: small for synthetic data, else paper)",
+    )
     group = parser
     for name, spec, owner in walk(Config()):
         if name in SECTIONS:
@@ -55,19 +67,24 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
         elif isinstance(default, list):
             extra = {"nargs": "+"}
         metavar = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
-        group.add_argument(*spellings, dest=f"option:{name}", metavar=metavar, help=_description(spec, default), **extra)
+        group.add_argument(
+            *spellings, dest=f"option:{name}", metavar=metavar, help=_description(spec, default), **extra
+        )
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> tuple[Config, str]:
     """The Config that parsed arguments describe, and the name of the preset that lies below.
 
-    Order: preset, then ``base`` or --config, then single options. The preset defaults to small for synthetic data and to paper
-    for anything else; a configuration file or ``base`` without --preset stands on the plain defaults.
+    Order: preset, then ``base`` or --config, then single options. The preset defaults to small for synthetic
+    data and to paper for anything else; a configuration file or ``base`` without --preset stands on the plain
+    defaults.
     """
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
     data = overrides.get("data", values.get("data", Config.data))
-    name = args.preset or ("" if args.config or base is not None else "small" if data == "synthetic" else "paper")
+    name = args.preset or (
+        "" if args.config or base is not None else "small" if data == "synthetic" else "paper"
+    )
     tree = preset(name) if name else {}
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
@@ -93,7 +110,9 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(
+            *args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
 
     def error(self, message: str) -> typing.NoReturn:
         unknown = "unrecognized arguments: "
@@ -133,5 +152,3 @@ def chunks_progress(what: str, stream: Any = None) -> Callable[[int, int], None]
             print(f"{what}: {done}/{total}", file=stream or sys.stderr, flush=True)
 
     return show
-
-

@@ -1,11 +1,12 @@
 """The one tree of options: typed, documented, validated; YAML in and out.
 
-The options of the model, the objective and the schedule keep the names of the public DG-Net YAML files, so that
-those files load unchanged and old notes stay readable; everything that the public files do not have is documented
-beside them in the same place. ``Config`` is the whole tree, ``Config.gen`` and ``Config.dis`` its two branches.
+The options of the model, the objective and the schedule keep the names of the public DG-Net YAML files, so
+that those files load unchanged and old notes stay readable; everything that the public files do not have is
+documented beside them in the same place. ``Config`` is the whole tree, ``Config.gen`` and ``Config.dis`` its
+two branches.
 
-An unknown key, a value of the wrong type or one outside the allowed range raises ``ConfigError``, a ``ValueError``
-that names the key, the value and what is allowed.
+An unknown key, a value of the wrong type or one outside the allowed range raises ``ConfigError``, a
+``ValueError`` that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class GeneratorConfig:
     dec: str = option("basic", "residual block of the decoder", choices=("basic", "series", "parallel"))
     dim: int = option(16, "channels of the first convolution of E_s; all widths scale with it", low=1)
     dropout: float = option(0.0, "dropout on the structure code in the decoder", low=0.0, high=0.999)
-    id_dim: int = option(2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1)
+    id_dim: int = option(
+        2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1
+    )
     mlp_dim: int = option(512, "hidden width of the AdaIN MLPs", low=1)
     mlp_norm: str = option("none", "normalisation inside the AdaIN MLPs", choices=("none", "in"))
     n_downsample: int = option(2, "stride-2 convolutions of E_s, and upsamplings of G", low=1, high=6)
@@ -75,7 +78,9 @@ class DiscriminatorConfig:
     gan_type: str = option("lsgan", "adversarial loss", choices=("lsgan", "nsgan", "wgan"))
     n_layer: int = option(2, "stride-2 convolutions of each scale", low=1)
     n_res: int = option(4, "residual blocks of each scale", low=0)
-    non_local: int = option(0, "self-attention blocks: 1 after the residual blocks, 2 also before", choices=(0, 1, 2))
+    non_local: int = option(
+        0, "self-attention blocks: 1 after the residual blocks, 2 also before", choices=(0, 1, 2)
+    )
     norm: str = option("none", "normalisation", choices=("none", "in", "ln"))
     num_scales: int = option(3, "picture scales, each half the one before", low=1)
     pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
@@ -88,10 +93,13 @@ class Config:
     gen: GeneratorConfig = field(default_factory=GeneratorConfig)
     dis: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
-    # --- data -----------------------------------------------------------------------------------------------------
+    # --- data
+    # -----------------------------------------------------------------------------------------------------
     data: str = option("synthetic", "data set", choices=("synthetic", "market1501", "folder"))
     data_root: str = option("", "folder of the data set (not needed for synthetic)")
-    camera_pattern: str = option("", "regular expression that finds the camera in a file name (folder data only)")
+    camera_pattern: str = option(
+        "", "regular expression that finds the camera in a file name (folder data only)"
+    )
     skip_unreadable: bool = option(False, "leave out pictures that cannot be read, and count them")
     synthetic_ids: int = option(64, "synthetic identities to train on", low=2)
     synthetic_views: int = option(16, "synthetic pictures of each identity", low=2)
@@ -99,38 +107,53 @@ class Config:
     crop_image_height: int = option(256, "height of the pictures", low=16, unit="pixels")
     crop_image_width: int = option(128, "width of the pictures", low=8, unit="pixels")
     crop_pad: int = option(10, "edge padding before the random crop", low=0, unit="pixels")
-    erasing_p: float = option(0.5, "probability of random erasing on the pictures of the identity losses", low=0, high=1)
+    erasing_p: float = option(
+        0.5, "probability of random erasing on the pictures of the identity losses", low=0, high=1
+    )
     single: str = option("gray", "what E_s sees of a picture", choices=("gray", "edge"))
     num_workers: int = option(8, "threads that decode pictures", low=0)
 
-    # --- appearance encoder and teacher ---------------------------------------------------------------------------
+    # --- appearance encoder and teacher
+    # ---------------------------------------------------------------------------
     ID_class: int = option(0, "identities of the training set; 0: counted from the data", low=0)
     ID_style: str = option("AB", "re-identification network", choices=("AB", "normal", "PCB"))
     ID_stride: int = option(
-        2, "stride of E_a's last stage in style AB (normal is always 2 and PCB always 1, as in the public code)",
+        2,
+        "stride of E_a's last stage in style AB (normal is always 2 and PCB always 1, as in the public code)",
         choices=(1, 2),
     )
-    ID_width: int = option(64, "channels of E_a's first stage (64: ResNet-50); the last stage has 32 times as many", low=1)
+    ID_width: int = option(
+        64, "channels of E_a's first stage (64: ResNet-50); the last stage has 32 times as many", low=1
+    )
     ID_blocks: list[int] = option([3, 4, 6, 3], "bottleneck blocks of E_a's four stages (3 4 6 3: ResNet-50)")
     ID_features: int = option(512, "length of each head's feature in styles AB and normal", low=1)
-    ID_upsample: bool = option(True, "double pictures of at most 128 pixels height before E_a, the teacher and erasing")
+    ID_upsample: bool = option(
+        True, "double pictures of at most 128 pixels height before E_a, the teacher and erasing"
+    )
     pool: str = option("avg", "pooling of E_a", choices=("max", "avg"))
     norm_id: bool = option(False, "L2-normalise the appearance code (style normal)")
-    pretrained: str = option("", "ResNet-50 ImageNet weights (torchvision's file) to start E_a and the teacher from")
+    pretrained: str = option(
+        "", "ResNet-50 ImageNet weights (torchvision's file) to start E_a and the teacher from"
+    )
     train_bn: bool = option(True, "frozen copies and the teacher use batch statistics in their BatchNorms")
     teacher: str = option(
-        "", "teacher: 'auto' trains one first; else comma-separated files or ./models/NAME (public layout); '' for none"
+        "",
+        "teacher: 'auto' trains one first; else comma-separated files or ./models/NAME (public layout); '' for none",
     )
     teacher_style: int = option(
-        0, "label of a generated picture: 0 soft, 1 its argmax, 2 appearance id, 3 uniform, 4 soft on the two ids",
+        0,
+        "label of a generated picture: 0 soft, 1 its argmax, 2 appearance id, 3 uniform, 4 soft on the two ids",
         choices=(0, 1, 2, 3, 4),
     )
-    teacher_steps: int = option(24000, "steps of the teacher's own training (teacher: auto)", low=1, unit="steps")
+    teacher_steps: int = option(
+        24000, "steps of the teacher's own training (teacher: auto)", low=1, unit="steps"
+    )
     teacher_batch: int = option(32, "batch of the teacher's own training", low=2)
     teacher_lr: float = option(0.05, "learning rate of the teacher's head (its trunk has a tenth)", low=0)
     teacher_stride: int = option(2, "stride of the teacher's last stage when we train it", choices=(1, 2))
 
-    # --- objective ------------------------------------------------------------------------------------------------
+    # --- objective
+    # ------------------------------------------------------------------------------------------------
     gan_w: float = option(1.0, "weight of the adversarial term", low=0)
     id_w: float = option(1.0, "weight of the identity term", low=0)
     pid_w: float = option(1.0, "weight of the identity term on positives", low=0)
@@ -150,10 +173,14 @@ class Config:
     warm_teacher_iter: int = option(30000, "step after which teacher_w rises", low=0, unit="steps")
     warm_scale: float = option(0.0005, "rise of a ramped weight per step", low=0)
     use_encoder_again: float = option(
-        0.5, "probability that structure reconstruction trains E_s (else a frozen copy of it trains G)", low=-1, high=1
+        0.5,
+        "probability that structure reconstruction trains E_s (else a frozen copy of it trains G)",
+        low=-1,
+        high=1,
     )
 
-    # --- optimisation ---------------------------------------------------------------------------------------------
+    # --- optimisation
+    # ---------------------------------------------------------------------------------------------
     batch_size: int = option(8, "pictures of each of the two streams", low=1)
     max_iter: int = option(100000, "training steps", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
@@ -163,32 +190,44 @@ class Config:
     beta2: float = option(0.999, "Adam's second beta", low=0, high=0.99999)
     weight_decay: float = option(0.0005, "weight decay of all three optimisers", low=0)
     lr_policy: str = option("multistep", "learning-rate schedule", choices=("constant", "step", "multistep"))
-    step_size: int = option(60000, "first decay (multistep: again at 1.5 and 1.75 times)", low=1, unit="steps")
+    step_size: int = option(
+        60000, "first decay (multistep: again at 1.5 and 1.75 times)", low=1, unit="steps"
+    )
     gamma: float = option(0.1, "decay factor of E_s, G and D", low=0)
     gamma2: float = option(0.1, "decay factor of E_a", low=0)
     accumulate: int = option(1, "batches whose gradients are added up before an update", low=1)
-    amp: str = option("auto", "mixed precision; auto: bf16 where the device is fast at it", choices=("auto", "bf16", "fp16", "off"))
+    amp: str = option(
+        "auto",
+        "mixed precision; auto: bf16 where the device is fast at it",
+        choices=("auto", "bf16", "fp16", "off"),
+    )
     compile: bool = option(False, "torch.compile the networks' passes")
     seed: int = option(0, "seed of weights, data order, augmentation and dropout", low=0)
     device: str = option("auto", "device: auto, cpu, cuda or cuda:N")
     max_bad_steps: int = option(10, "consecutive non-finite (skipped) steps after which the run stops", low=1)
 
-    # --- what a run writes ----------------------------------------------------------------------------------------
+    # --- what a run writes
+    # ----------------------------------------------------------------------------------------
     log_iter: int = option(10, "steps between lines of metrics.jsonl", low=1, unit="steps")
     image_display_iter: int = option(5000, "steps between sample grids", low=1, unit="steps")
-    image_save_iter: int = option(5000, "as image_display_iter (public files have both; the smaller one holds)", low=1, unit="steps")
+    image_save_iter: int = option(
+        5000, "as image_display_iter (public files have both; the smaller one holds)", low=1, unit="steps"
+    )
     snapshot_save_iter: int = option(10000, "steps between checkpoints", low=1, unit="steps")
     keep_checkpoints: int = option(3, "checkpoints kept (the newest)", low=1)
     display_size: int = option(16, "pictures in a sample grid's row", low=1)
 
-    # --- accepted for old files, without effect or in one value only ----------------------------------------------
+    # --- accepted for old files, without effect or in one value only
+    # ----------------------------------------------
     apex: bool = option(False, "old name: true means amp fp16")
     new_size: int = option(128, "accepted from old files; crop_image_* give the size", low=0)
     input_dim_a: int = option(1, "channels that E_s sees", choices=(1,))
     input_dim_b: int = option(1, "channels that E_s sees", choices=(1,))
     sqrt: bool = option(False, "accepted from old files; never had an effect")
     use_decoder_again: bool = option(True, "accepted from old files; never had an effect")
-    vgg_w: float = option(0.0, "perceptual loss: never worked in the public code, refused here", choices=(0, 0.0))
+    vgg_w: float = option(
+        0.0, "perceptual loss: never worked in the public code, refused here", choices=(0, 0.0)
+    )
     epoch_iteration: int = option(0, "accepted from old files; computed there", low=0)
     vgg_model_path: str = option("", "accepted from old files; no perceptual loss here")
 
@@ -255,8 +294,8 @@ def _hints(owner: Any) -> dict[str, Any]:
 def coerce(name: str, value: Any, kind: Any) -> Any:
     """Bring a YAML or command-line value to the option's type, or raise ConfigError.
 
-    Whole floats pass as ints and ints as floats (old files say ``beta1: 0``); text is accepted for numbers because
-    YAML reads ``1e-4`` as text.
+    Whole floats pass as ints and ints as floats (old files say ``beta1: 0``); text is accepted for numbers
+    because YAML reads ``1e-4`` as text.
     """
     if kind is bool:
         if isinstance(value, bool):
@@ -275,7 +314,9 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
             except ValueError:
                 pass
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{name} is {value!r}; allowed: {'a whole number' if kind is int else 'a number'}")
+            raise ConfigError(
+                f"{name} is {value!r}; allowed: {'a whole number' if kind is int else 'a number'}"
+            )
         if kind is int and (not math.isfinite(value) or value != int(value)):
             raise ConfigError(f"{name} is {value!r}; allowed: a whole number")
         return kind(value)

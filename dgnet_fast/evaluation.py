@@ -25,8 +25,8 @@ Progress = Callable[[int, int], None]
 def extract_features(encoder: AppearanceEncoder, pictures: Tensor, *, upsample: bool = True) -> Tensor:
     """Retrieval features of normalised pictures (N, 3, H, W) → (N, F), F the heads' features side by side.
 
-    Every head's feature after its BatchNorm is L2-normalised, summed over the picture and its mirror image and
-    normalised again (paper section 4.1): 1024 numbers in style AB.
+    Every head's feature after its BatchNorm is L2-normalised, summed over the picture and its mirror image
+    and normalised again (paper section 4.1): 1024 numbers in style AB.
     """
     both = upsample_small(torch.cat([pictures, pictures.flip(-1)]), upsample)
     features = encoder(both, BatchNormMode()).features
@@ -34,7 +34,9 @@ def extract_features(encoder: AppearanceEncoder, pictures: Tensor, *, upsample: 
     return torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
 
 
-def decoded_chunks(split: Split, height: int, width: int, chunk: int = CHUNK, workers: int | None = None) -> Iterator[tuple[int, Tensor]]:
+def decoded_chunks(
+    split: Split, height: int, width: int, chunk: int = CHUNK, workers: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """(first index, uint8 pictures) of a split, a bounded number at a time."""
     for first in range(0, len(split), chunk):
         part = _Slice(split, first, min(first + chunk, len(split)))
@@ -89,8 +91,8 @@ def score_retrieval(
 ) -> dict[str, RetrievalScores]:
     """Scores of a data set's query against its gallery: {'single': ..., 'multi': ... where asked and there}.
 
-    ``weight`` is that of the second head's half of the feature (None: only that half); styles with one kind of feature take 1.
-    ``max_queries`` scores the first queries only.
+    ``weight`` is that of the second head's half of the feature (None: only that half); styles with one kind
+    of feature take 1. ``max_queries`` scores the first queries only.
     """
     if encoder.style != "AB":
         weight = 1.0
@@ -115,12 +117,14 @@ class _LabelledSlice(_Slice):
         self.ids, self.cameras = split.ids[:count], split.cameras[:count]
 
 
-def score_pictures(model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], np.ndarray]) -> dict[str, float]:
+def score_pictures(
+    model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], np.ndarray]
+) -> dict[str, float]:
     """PSNR (dB) and SSIM of reconstructions and swaps.
 
-    ``pictures`` uint8 (N, 3, H, W); ``pairs`` (M, 2) of (appearance i, structure j); ``truth(i, j)`` uint8 (H, W, 3) is the
-    true picture of that swap, which only drawn data has. As a measure of how much the swap changed, the score of simply
-    returning picture j is given too (``copy_*``).
+    ``pictures`` uint8 (N, 3, H, W); ``pairs`` (M, 2) of (appearance i, structure j); ``truth(i, j)`` uint8
+    (H, W, 3) is the true picture of that swap, which only drawn data has. As a measure of how much the swap
+    changed, the score of simply returning picture j is given too (``copy_*``).
     """
     device = next(model.parameters()).device
     results: dict[str, list] = {"recon": [], "swap": [], "copy": []}
@@ -130,7 +134,11 @@ def score_pictures(model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Cal
         rebuilt = denormalize(model.swap(structure, structure)).cpu()
         target = torch.from_numpy(np.stack([truth(int(i), int(j)) for i, j in part])).permute(0, 3, 1, 2)
         original = pictures[part[:, 1]]
-        for name, ours, wanted in (("recon", rebuilt, original), ("swap", swapped, target), ("copy", original, target)):
+        for name, ours, wanted in (
+            ("recon", rebuilt, original),
+            ("swap", swapped, target),
+            ("copy", original, target),
+        ):
             results[name].append((psnr(ours, wanted), ssim(ours, wanted)))
     table = {}
     for name, rows in results.items():
@@ -141,7 +149,9 @@ def score_pictures(model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Cal
 
 @torch.no_grad()
 def swap_cells(model: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
-    """All swaps of uint8 structures (R, 3, H, W) and appearances (C, 3, H, W): uint8 (R, C, 3, H, W), for a sample grid."""
+    """All swaps of uint8 structures (R, 3, H, W) and appearances (C, 3, H, W): uint8 (R, C, 3, H, W), for a
+    sample grid.
+    """
     device = next(model.parameters()).device
     structure, _ = model.encode(normalize(structures.to(device)))
     _, code = model.encode(normalize(appearances.to(device)))

@@ -1,7 +1,7 @@
 """The terms of the objective: pure functions of tensors, no state and no host synchronisation.
 
-Terms that exist once per stream return a vector of S values, one per stream (S is 2: a and b). Pictures and codes
-come with the stream as first dimension: (S, B, ...).
+Terms that exist once per stream return a vector of S values, one per stream (S is 2: a and b). Pictures and
+codes come with the stream as first dimension: (S, B, ...).
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def cross_entropy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def soft_label_divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(target ‖ softmax(logits)) per stream: logits (S·B, ids), target (S, B, ids) → (S,), sum over ids, mean over B."""
+    """KL(target ‖ softmax(logits)) per stream: logits (S·B, ids), target (S, B, ids) → (S,), sum over ids,
+    mean over B.
+    """
     divergence = F.kl_div(F.log_softmax(wide(logits), dim=1), target.flatten(0, 1), reduction="none")
     return divergence.sum(dim=1).view(target.shape[:2]).mean(dim=1)
 
@@ -79,10 +81,12 @@ def generator_adversarial(fake: Sequence[Tensor], kind: str) -> Tensor:
 
 
 def real_scores_and_penalty(discriminator: Discriminator, real: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """D's scores of real pictures (N, 3, H, W), and per sample ‖∂ sum D(real) / ∂ real‖² summed over scales, (N,).
+    """D's scores of real pictures (N, 3, H, W), and per sample ‖∂ sum D(real) / ∂ real‖² summed over scales,
+    (N,).
 
-    For ``nsgan`` the gradient is that of the score after the sigmoid. Written with ``torch.func.vjp``, one scale at a
-    time (no pass through the nets of other scales), so that torch.compile takes the double backward in one graph.
+    For ``nsgan`` the gradient is that of the score after the sigmoid. Written with ``torch.func.vjp``, one
+    scale at a time (no pass through the nets of other scales), so that torch.compile takes the double
+    backward in one graph.
     """
     scores, penalty = [], 0
     for k in range(len(discriminator.scales)):

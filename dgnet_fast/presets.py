@@ -1,4 +1,6 @@
-"""Named sets of options. A preset is the ground on which a configuration file and command-line options are laid."""
+"""Named sets of options. A preset is the ground on which a configuration file and command-line options are
+laid.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ PAPER: dict[str, Any] = {
     "teacher": "auto",
     "display_size": 8,
 }
-"""The paper's run (100 000 steps at 256×128, ResNet-50, teacher trained first): the defaults of every option but these."""
+"""The paper's run (100 000 steps at 256×128, ResNet-50, teacher trained first): the defaults of every option
+but these.
+"""
 
 SMALL: dict[str, Any] = {
     "gen": {"dim": 8, "id_dim": 512, "mlp_dim": 128, "n_downsample": 1, "n_res": 2},
@@ -43,7 +47,9 @@ SMALL: dict[str, Any] = {
     "snapshot_save_iter": 200,
     "display_size": 8,
 }
-"""A whole DG-Net in miniature: every part of the paper's, thinner and on small pictures, its ramps compressed; for two CPU cores."""
+"""A whole DG-Net in miniature: every part of the paper's, thinner and on small pictures, its ramps
+compressed; for two CPU cores.
+"""
 
 PRESETS = {"paper": PAPER, "small": SMALL}
 

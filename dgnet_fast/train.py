@@ -1,9 +1,9 @@
 """Train DG-Net.
 
-    python -m dgnet_fast.train                                   built-in synthetic pedestrians, a few minutes on two CPU cores
-    python -m dgnet_fast.train --data market1501 --root DIR      the paper's run (preset paper)
-    python -m dgnet_fast.train --config latest.yaml              options of the public implementation, unchanged
-    python -m dgnet_fast.train --resume --out RUN                continue a run
+    python -m dgnet_fast.train                                   built-in synthetic pedestrians, a few minutes
+    on two CPU cores python -m dgnet_fast.train --data market1501 --root DIR      the paper's run (preset
+    paper) python -m dgnet_fast.train --config latest.yaml              options of the public implementation,
+    unchanged python -m dgnet_fast.train --resume --out RUN                continue a run
 
 Every option of the configuration can be given on the command line; --config and --preset lie below them.
 """
@@ -22,9 +22,15 @@ from dgnet_fast.training.run import print_tables, run_training, saved_options
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.train", description=__doc__)
-    made.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/DATE-TIME-DATA-PRESET)")
-    made.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
-    made.add_argument("--max-steps", type=int, metavar="N", help="end after this many steps in all, schedule unchanged")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder (default: runs/DATE-TIME-DATA-PRESET)"
+    )
+    made.add_argument(
+        "--resume", action="store_true", help="continue the run in --out from its newest checkpoint"
+    )
+    made.add_argument(
+        "--max-steps", type=int, metavar="N", help="end after this many steps in all, schedule unchanged"
+    )
     add_config_options(made, {"--root": "data_root"})
     return made
 
@@ -37,7 +43,9 @@ def body(argv: list[str] | None) -> int:
         if args.out is None:
             raise ConfigError("--resume needs the run folder: --out DIR")
         if args.config or args.preset:
-            raise ConfigError("--resume takes the options from the run folder; leave out --config and --preset")
+            raise ConfigError(
+                "--resume takes the options from the run folder; leave out --config and --preset"
+            )
         tree = saved_options(args.out)
         for name, value in given_options(args).items():
             set_in_tree(tree, name, value)
@@ -47,11 +55,15 @@ def body(argv: list[str] | None) -> int:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = args.out or Path("runs") / f"{stamp}-{config.data}-{name}"
         if (folder / "config.yaml").exists():
-            raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out")
+            raise ConfigError(
+                f"{folder} already holds a run; continue it with --resume or choose another --out"
+            )
     try:
         result = run_training(config, folder, resume=args.resume, max_steps=args.max_steps)
     except Stopped as stopped:
-        print(f"stopped after step {stopped.step}, saved; continue with: python -m dgnet_fast.train --resume --out {folder}")
+        print(
+            f"stopped after step {stopped.step}, saved; continue with: python -m dgnet_fast.train --resume --out {folder}"
+        )
         return 0
     except Diverged as error:
         print(f"python -m dgnet_fast.train: {error}", file=sys.stderr)

@@ -2,11 +2,12 @@
 
     python tests/parity.py CASE.json...          (also evaluation.json, the retrieval scores)
 
-A case holds options, sizes and a seed; weights are rebuilt from the names of the checkpoint entries and inputs from the
-seed, so the file itself is small. The step that the trainer uses runs on them in float64, and for each group of numbers
-(forward, discriminator, generator, state after the step) the worst relative error is printed with its place. A
-number's error is taken relative to the L2 norm of its tensor, or, where that is tiny within its group (biases before a
-normalisation have a gradient of zero up to rounding), to 1e-3 of the group's largest. Exit status 1 above the bound.
+A case holds options, sizes and a seed; weights are rebuilt from the names of the checkpoint entries and
+inputs from the seed, so the file itself is small. The step that the trainer uses runs on them in float64, and
+for each group of numbers (forward, discriminator, generator, state after the step) the worst relative error
+is printed with its place. A number's error is taken relative to the L2 norm of its tensor, or, where that is
+tiny within its group (biases before a normalisation have a gradient of zero up to rounding), to 1e-3 of the
+group's largest. Exit status 1 above the bound.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def rebuild_batches(case: dict, dtype: torch.dtype) -> list[Batch]:
         x = [np.clip(random.standard_normal(size), -2, 2) for _ in range(2 * STREAMS)]
         labels = [random.randint(0, case["config"]["ID_class"], size=case["batch"]) for _ in range(STREAMS)]
         pictures = torch.from_numpy(np.stack(x)).to(dtype)
-        batches.append(Batch(pictures[:STREAMS], pictures[STREAMS:], torch.from_numpy(np.stack(labels)), None))
+        batches.append(
+            Batch(pictures[:STREAMS], pictures[STREAMS:], torch.from_numpy(np.stack(labels)), None)
+        )
     return batches
 
 
@@ -90,14 +93,22 @@ def build(case: dict, dtype: torch.dtype) -> tuple[DGNet, dict[str, Tensor]]:
     config: Config = from_dict(case["config"])
     # the sizes and options of the case's own fields win over those of the configuration file it was made from
     config = config.replace(
-        crop_image_height=case["height"], crop_image_width=case["width"], batch_size=case["batch"], amp="off", erasing_p=0.0
+        crop_image_height=case["height"],
+        crop_image_width=case["width"],
+        batch_size=case["batch"],
+        amp="off",
+        erasing_p=0.0,
     )
-    teachers = [build_teacher(config, stride=1)] if any(n.startswith("teacher.") for n in case["manifest"]) else []
+    teachers = (
+        [build_teacher(config, stride=1)] if any(n.startswith("teacher.") for n in case["manifest"]) else []
+    )
     model = DGNet(config, teachers).to(dtype)
     unused = {}
     for prefix, module, layout in nets(model):
         entries = {
-            n[len(prefix) :]: rebuild_entry(n, shape).to(dtype if not n.endswith("num_batches_tracked") else torch.long)
+            n[len(prefix) :]: rebuild_entry(n, shape).to(
+                dtype if not n.endswith("num_batches_tracked") else torch.long
+            )
             for n, shape in case["manifest"].items()
             if n.startswith(prefix)
         }
@@ -116,7 +127,9 @@ def probe(x: Tensor) -> dict:
 def signature(name: str, x: Tensor) -> dict:
     """L2 norm and dot product with the name's own random vector, as recorded for gradients and states."""
     flat = x.detach().double().contiguous().flatten().numpy()
-    direction = np.random.RandomState(zlib.crc32(("probe." + name).encode()) & 0xFFFFFFFF).standard_normal(flat.size)
+    direction = np.random.RandomState(zlib.crc32(("probe." + name).encode()) & 0xFFFFFFFF).standard_normal(
+        flat.size
+    )
     return {"l2": float(np.linalg.norm(flat)), "dot": float(flat @ direction)}
 
 
@@ -160,12 +173,18 @@ def generator_losses(terms: dict) -> dict[str, float]:
         "recon_f": "loss_gen_recon_f", "recon_x_cyc": "loss_gen_cycrecon_x",
     }  # fmt: skip
     single = {"id": "loss_id", "pid": "loss_pid", "recon_id": "loss_gen_recon_id", "teacher": "loss_teacher"}
-    losses = {f"{theirs}_{s}": terms.get(ours, [0.0, 0.0])[k] for ours, theirs in pair.items() for k, s in enumerate("ab")}
+    losses = {
+        f"{theirs}_{s}": terms.get(ours, [0.0, 0.0])[k]
+        for ours, theirs in pair.items()
+        for k, s in enumerate("ab")
+    }
     losses |= {theirs: sum(terms.get(ours, [0.0])) for ours, theirs in single.items()}
     return losses | {"loss_gen_total": terms["total"], "loss_gen_vgg_a": 0.0, "loss_gen_vgg_b": 0.0}
 
 
-def compare_step(step: TrainingStep, batch: Batch, index: int, recorded: dict, unused: dict) -> dict[str, Comparison]:
+def compare_step(
+    step: TrainingStep, batch: Batch, index: int, recorded: dict, unused: dict
+) -> dict[str, Comparison]:
     """Run one step and compare it with its record."""
     model, groups = step.model, {g: Comparison() for g in GROUPS}
     gradients: dict[str, Tensor | None] = {}
@@ -237,7 +256,9 @@ def check_case(case: dict, dtype: torch.dtype = torch.float64) -> list[tuple[int
     """(step, group, worst relative error, where) for every step and group of a case."""
     torch.set_default_dtype(torch.float32)
     model, unused = build(case, dtype)
-    step = TrainingStep(model, Optimisers(model, model.config), Precision(None, torch.device("cpu")), dropout=False)
+    step = TrainingStep(
+        model, Optimisers(model, model.config), Precision(None, torch.device("cpu")), dropout=False
+    )
     rows = []
     for index, (batch, recorded) in enumerate(zip(rebuild_batches(case, dtype), case["steps"], strict=True)):
         for group, comparison in compare_step(step, batch, index, recorded, unused).items():
@@ -257,8 +278,12 @@ def check_scores(case: dict) -> list[tuple[str, str]]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="+", help="recorded cases (JSON)")
-    parser.add_argument("--bound", type=float, default=BOUND[torch.float64], help="largest relative error allowed")
-    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="precision of our step")
+    parser.add_argument(
+        "--bound", type=float, default=BOUND[torch.float64], help="largest relative error allowed"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), default="float64", help="precision of our step"
+    )
     args = parser.parse_args(argv)
     failed = False
     for path in args.cases:
@@ -272,7 +297,10 @@ def main(argv: list[str] | None = None) -> int:
         for index, group, error, place in check_case(content, getattr(torch, args.dtype)):
             good = error <= args.bound
             failed |= not good
-            print(f"{content['name']:24} step {index} {group:8} {error:9.2e} {'ok' if good else 'ABOVE BOUND'}  {place}", flush=True)
+            print(
+                f"{content['name']:24} step {index} {group:8} {error:9.2e} {'ok' if good else 'ABOVE BOUND'}  {place}",
+                flush=True,
+            )
     return int(failed)
 
 

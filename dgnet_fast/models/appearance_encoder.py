@@ -1,7 +1,8 @@
-"""Appearance encoder E_a: a ResNet whose pooled map is the appearance code, with identity heads (paper section 3.2).
+"""Appearance encoder E_a: a ResNet whose pooled map is the appearance code, with identity heads (paper
+section 3.2).
 
-Three styles: ``AB`` (the paper's: two heads f_prim and f_fine, code detached), ``normal`` (one head, code attached;
-also the teacher) and ``PCB`` (one head per horizontal strip).
+Three styles: ``AB`` (the paper's: two heads f_prim and f_fine, code detached), ``normal`` (one head, code
+attached; also the teacher) and ``PCB`` (one head per horizontal strip).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ SMALL_HEIGHT = 128
 
 
 class Appearance(NamedTuple):
-    """code (N, 4·C) channel-major; logits: one (N, ids) per head; features: each head's (N, F) after its BatchNorm."""
+    """code (N, 4·C) channel-major; logits: one (N, ids) per head; features: each head's (N, F) after its
+    BatchNorm.
+    """
 
     code: Tensor
     logits: tuple[Tensor, ...]
@@ -35,7 +38,9 @@ class Appearance(NamedTuple):
 class Head(nn.Module):
     """Linear → BatchNorm → dropout → linear classifier: (N, C) → features (N, F) and logits (N, ids)."""
 
-    def __init__(self, channels: int, features: int, ids: int, dropout: float, generator: torch.Generator | None) -> None:
+    def __init__(
+        self, channels: int, features: int, ids: int, dropout: float, generator: torch.Generator | None
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.bottleneck = nn.Linear(channels, features)
@@ -68,8 +73,8 @@ def appearance_input_size(config: Config) -> tuple[int, int]:
 class AppearanceEncoder(nn.Module):
     """E_a (and the teacher): pictures (N, 3, H, W), already doubled by `upsample_small`, → `Appearance`.
 
-    ``mode`` says how BatchNorm treats the pass and ``dropout`` whether the heads drop; ``module.training`` is not read, so
-    a pass depends on its arguments alone.
+    ``mode`` says how BatchNorm treats the pass and ``dropout`` whether the heads drop; ``module.training`` is
+    not read, so a pass depends on its arguments alone.
     """
 
     def __init__(
@@ -114,7 +119,9 @@ class AppearanceEncoder(nn.Module):
             inputs = F.dropout(strips, HEAD_DROPOUT[0], dropout).squeeze(3).unbind(2)
         else:
             inputs = [pool(x, (1, 1)).flatten(1)] * len(self.heads)
-        features, logits = zip(*(head(i, mode, dropout) for head, i in zip(self.heads, inputs, strict=True)), strict=True)
+        features, logits = zip(
+            *(head(i, mode, dropout) for head, i in zip(self.heads, inputs, strict=True)), strict=True
+        )
         return Appearance(code, logits, features)
 
 
@@ -168,5 +175,7 @@ def load_imagenet(encoder: AppearanceEncoder, path: str | Path) -> None:
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra or wrong:
-        raise ValueError(f"pretrained {path} does not fit E_a: missing {missing[:3]}, extra {extra[:3]}, other shape {wrong[:3]}")
+        raise ValueError(
+            f"pretrained {path} does not fit E_a: missing {missing[:3]}, extra {extra[:3]}, other shape {wrong[:3]}"
+        )
     encoder.backbone.load_state_dict(state)

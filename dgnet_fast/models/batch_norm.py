@@ -1,8 +1,8 @@
 """BatchNorm whose batch may hold several groups, each its own batch to the statistics.
 
-E_a and the teacher see several batches per step (x_a, x_b, the positives, erased copies, generated pictures). Run as
-one tensor they are G groups of equal size: every group is normalised with its own statistics, and the running
-statistics are updated group after group, exactly as separate passes in that order would.
+E_a and the teacher see several batches per step (x_a, x_b, the positives, erased copies, generated pictures).
+Run as one tensor they are G groups of equal size: every group is normalised with its own statistics, and the
+running statistics are updated group after group, exactly as separate passes in that order would.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class BatchNormMode(NamedTuple):
     """How a pass treats BatchNorm.
 
     groups: equal consecutive slices of the batch, each with statistics of its own.
-    statistics: ``update`` batch statistics, running ones updated; ``batch`` the same without the update; ``running``
-    the stored ones (evaluation).
+    statistics: ``update`` batch statistics, running ones updated; ``batch`` the same without the update;
+    ``running`` the stored ones (evaluation).
     """
 
     groups: int = 1
@@ -29,7 +29,9 @@ class BatchNormMode(NamedTuple):
 
 
 class GroupedBatchNorm(nn.Module):
-    """BatchNorm over dimension 1 of (G·B, C) or (G·B, C, H, W); parameters and buffers as in ``nn.BatchNorm2d``."""
+    """BatchNorm over dimension 1 of (G·B, C) or (G·B, C, H, W); parameters and buffers as in
+    ``nn.BatchNorm2d``.
+    """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -42,7 +44,9 @@ class GroupedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         if mode.statistics == "running":
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps
+            )
         if mode.groups < 1 or x.shape[0] % mode.groups:
             raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {mode.groups} equal groups")
         running = (None, None)
@@ -50,6 +54,7 @@ class GroupedBatchNorm(nn.Module):
             running = (self.running_mean, self.running_var)
             self.num_batches_tracked += mode.groups
         outputs = [
-            F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps) for part in x.chunk(mode.groups)
+            F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
+            for part in x.chunk(mode.groups)
         ]
         return outputs[0] if mode.groups == 1 else torch.cat(outputs)

@@ -38,19 +38,23 @@ class AdainParameters(NamedTuple):
 class AppearanceMlp(nn.Module):
     """The eight MLPs from an appearance code (B, 4·id_dim) to AdaIN parameters, run as three batched matmuls.
 
-    MLPs 0…3 give the scales of code quarters 0…3, MLPs 4…7 the shifts. Each is id_dim → mlp_dim → mlp_dim → 2·channels
-    with the activation between; its first ``channels`` outputs serve the first AdaIN of decoder block k, the others the second.
+    MLPs 0…3 give the scales of code quarters 0…3, MLPs 4…7 the shifts. Each is id_dim → mlp_dim → mlp_dim →
+    2·channels with the activation between; its first ``channels`` outputs serve the first AdaIN of decoder
+    block k, the others the second.
     """
 
     COUNT = 2 * STRIPS
 
-    def __init__(self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         widths = (config.id_dim, config.mlp_dim, config.mlp_dim, 2 * channels)
         self.channels, self.code_length = channels, STRIPS * config.id_dim
         self.norm = config.mlp_norm
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(self.COUNT, n_out, n_in)) for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+            nn.Parameter(torch.empty(self.COUNT, n_out, n_in))
+            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(self.COUNT, n_out)) for n_out in widths[1:])
         for weight in self.weights:
@@ -59,7 +63,9 @@ class AppearanceMlp(nn.Module):
         self.slopes = None
         self.activation = None
         if config.activ == "prelu":  # one learned slope for every hidden layer of every MLP
-            self.slopes = nn.ParameterList(nn.Parameter(torch.full((self.COUNT, 1), 0.25)) for _ in widths[1:-1])
+            self.slopes = nn.ParameterList(
+                nn.Parameter(torch.full((self.COUNT, 1), 0.25)) for _ in widths[1:-1]
+            )
         else:
             self.activation = activation_module(config.activ)
 
@@ -72,7 +78,9 @@ class AppearanceMlp(nn.Module):
 
     def forward(self, code: Tensor) -> AdainParameters:
         if code.ndim != 2 or code.shape[1] != self.code_length:
-            raise ValueError(f"appearance code has shape {tuple(code.shape)}; expected (batch, {self.code_length})")
+            raise ValueError(
+                f"appearance code has shape {tuple(code.shape)}; expected (batch, {self.code_length})"
+            )
         batch = code.shape[0]
         quarters = code.view(batch, STRIPS, -1).transpose(0, 1)
         x = quarters.expand(2, *quarters.shape).reshape(self.COUNT, batch, -1)
@@ -82,7 +90,11 @@ class AppearanceMlp(nn.Module):
             if layer < last:
                 x = self._hidden(x, layer)
         # (2·4, B, 2C) → two of (B, 4·2, C): quarter-major, then first and second AdaIN of the block
-        scale, shift = x.view(2, STRIPS, batch, 2, self.channels).permute(0, 2, 1, 3, 4).reshape(2, batch, -1, self.channels)
+        scale, shift = (
+            x.view(2, STRIPS, batch, 2, self.channels)
+            .permute(0, 2, 1, 3, 4)
+            .reshape(2, batch, -1, self.channels)
+        )
         return AdainParameters(scale, shift)
 
 
@@ -90,7 +102,8 @@ class AdainBlock(nn.Module):
     """Residual block of G in its three forms (``gen.dec``).
 
     basic: conv-AdaIN-act, conv-AdaIN, plus the input. series: y = conv(x), y ← IN(AdaIN(y) + y).
-    parallel: y ← IN(conv(x) + AdaIN(x)); both with the activation after the first half and the input added at the end.
+    parallel: y ← IN(conv(x) + AdaIN(x)); both with the activation after the first half and the input added at
+    the end.
     """
 
     def __init__(self, channels: int, config: GeneratorConfig) -> None:
@@ -115,9 +128,13 @@ class AdainBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G: structure code (B, C, h, w) and AdaIN parameters → picture (B, 3, H, W), ImageNet-normalised, no activation."""
+    """G: structure code (B, C, h, w) and AdaIN parameters → picture (B, 3, H, W), ImageNet-normalised, no
+    activation.
+    """
 
-    def __init__(self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.dropout = nn.Dropout(config.dropout)

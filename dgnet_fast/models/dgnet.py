@@ -1,8 +1,8 @@
 """DG-Net on one page: the four networks, the teachers, and the codes → pictures flow.
 
-    s = E_s(gray(x))          structure code        (N, 8·dim, H/4, W/4)
-    a = E_a(x)                appearance code       (N, 4·id_dim)
-    x' = G(s, mlp(a))         picture: appearance of one, structure of another
+s = E_s(gray(x))          structure code        (N, 8·dim, H/4, W/4)
+a = E_a(x)                appearance code       (N, 4·id_dim)
+x' = G(s, mlp(a))         picture: appearance of one, structure of another
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from dgnet_fast.models.structure_input import structure_input
 
 
 class DGNet(nn.Module):
-    """All networks of a run. ``teachers`` are E_a-like baselines that label generated pictures; they are not trained.
+    """All networks of a run. ``teachers`` are E_a-like baselines that label generated pictures; they are not
+    trained.
 
     Raises ValueError when ``config.ID_class`` is 0: the number of identities must be known by now.
     """
@@ -28,7 +29,9 @@ class DGNet(nn.Module):
     def __init__(self, config: Config, teachers: list[AppearanceEncoder] | None = None) -> None:
         super().__init__()
         if config.ID_class < 1:
-            raise ValueError(f"ID_class is {config.ID_class}; the networks need the number of identities (at least 1)")
+            raise ValueError(
+                f"ID_class is {config.ID_class}; the networks need the number of identities (at least 1)"
+            )
         generator = torch.Generator().manual_seed(config.seed)
         self.config = config
         self.structure_encoder = StructureEncoder(config.gen, generator)

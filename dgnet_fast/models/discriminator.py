@@ -17,9 +17,18 @@ class ScaleDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        common = {"norm": config.norm, "activ": config.activ, "pad_type": config.pad_type, "twice_differentiable": True}
+        common = {
+            "norm": config.norm,
+            "activ": config.activ,
+            "pad_type": config.pad_type,
+            "twice_differentiable": True,
+        }
         dim = config.dim
-        stem = [ConvBlock(3, dim, 1, **common), ConvBlock(dim, dim, 3, 1, 1, **common), ConvBlock(dim, dim, 3, 2, 1, **common)]
+        stem = [
+            ConvBlock(3, dim, 1, **common),
+            ConvBlock(dim, dim, 3, 1, 1, **common),
+            ConvBlock(dim, dim, 3, 2, 1, **common),
+        ]
         for _ in range(config.n_layer - 1):
             wider = min(2 * dim, MAX_CHANNELS)
             stem += [ConvBlock(dim, dim, 3, 1, 1, **common), ConvBlock(dim, wider, 3, 2, 1, **common)]

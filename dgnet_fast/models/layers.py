@@ -1,7 +1,7 @@
 """Blocks that the networks share: padded convolution + norm + activation, residual block, self-attention.
 
-Every block takes what it needs as arguments; AdaIN's scale and shift in particular are never stored on a module.
-Shapes: B batch, C channels, H and W of the picture or feature map.
+Every block takes what it needs as arguments; AdaIN's scale and shift in particular are never stored on a
+module. Shapes: B batch, C channels, H and W of the picture or feature map.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
 class LayerNorm2d(nn.Module):
     """The decoder's LayerNorm: per sample over C, H, W, then a per-channel affine.
 
-    ``(x - mean) / (std + 1e-5) * gamma + beta`` with the unbiased std and eps outside the root. x (B, C, H, W);
-    statistics in at least float32, result in x's dtype.
+    ``(x - mean) / (std + 1e-5) * gamma + beta`` with the unbiased std and eps outside the root. x (B, C, H,
+    W); statistics in at least float32, result in x's dtype.
     """
 
     def __init__(self, channels: int) -> None:
@@ -68,9 +68,9 @@ class LayerNorm2d(nn.Module):
 class ConvBlock(nn.Module):
     """pad → conv → norm → activation, the unit of E_s, G and D.
 
-    norm: ``none``, ``in`` (InstanceNorm without affine), ``ln`` (LayerNorm2d) or ``adain`` (the caller gives scale and
-    shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch for the norm, for a network whose input gradient
-    is itself differentiated (the discriminator's gradient penalty).
+    norm: ``none``, ``in`` (InstanceNorm without affine), ``ln`` (LayerNorm2d) or ``adain`` (the caller gives
+    scale and shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch for the norm, for a network
+    whose input gradient is itself differentiated (the discriminator's gradient penalty).
     """
 
     def __init__(
@@ -105,7 +105,11 @@ class ConvBlock(nn.Module):
         return x if self.activation is None else self.activation(x)
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         x = self.convolve(x)
         if self.norm_kind in ("in", "adain"):
@@ -123,7 +127,9 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """conv-norm-activation, conv-norm, plus the input (E_s and D)."""
 
-    def __init__(self, channels: int, *, norm: str, activ: str, pad_type: str, twice_differentiable: bool = False) -> None:
+    def __init__(
+        self, channels: int, *, norm: str, activ: str, pad_type: str, twice_differentiable: bool = False
+    ) -> None:
         super().__init__()
         common = {"norm": norm, "pad_type": pad_type, "twice_differentiable": twice_differentiable}
         self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=activ, **common)
@@ -134,7 +140,8 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention2d(nn.Module):
-    """Self-attention over the positions of a feature map: query and key C/8, value C, softmax, learned gamma from 0.
+    """Self-attention over the positions of a feature map: query and key C/8, value C, softmax, learned gamma
+    from 0.
 
     Written with plain matmuls so that it can be differentiated twice (D's gradient penalty).
     """
@@ -142,7 +149,9 @@ class SelfAttention2d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels < 8:
-            raise ValueError(f"self-attention over {channels} channels; it needs at least 8 (query and key have an eighth)")
+            raise ValueError(
+                f"self-attention over {channels} channels; it needs at least 8 (query and key have an eighth)"
+            )
         self.query = nn.Conv2d(channels, channels // 8, 1)
         self.key = nn.Conv2d(channels, channels // 8, 1)
         self.value = nn.Conv2d(channels, channels, 1)

@@ -1,8 +1,9 @@
 """The public implementation's checkpoint layout: which of its entries is which of our tensors.
 
-Its checkpoints are ``gen_*.pt`` (E_s, MLPs and G), ``id_*.pt`` (E_a) and ``dis_*.pt`` (D), each ``{'a': state_dict}``, and a
-teacher's ``net_last.pth`` (a bare state dict). Each of our tensors maps to one of its entries, or, for the stacked MLP
-weights, to eight. Entries that no computation reads (AdaIN's dummy statistics, the ImageNet classifier) are listed apart.
+Its checkpoints are ``gen_*.pt`` (E_s, MLPs and G), ``id_*.pt`` (E_a) and ``dis_*.pt`` (D), each ``{'a':
+state_dict}``, and a teacher's ``net_last.pth`` (a bare state dict). Each of our tensors maps to one of its
+entries, or, for the stacked MLP weights, to eight. Entries that no computation reads (AdaIN's dummy
+statistics, the ImageNet classifier) are listed apart.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Slot(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """slots: entry name → where it is in our module's state dict. unused: entry name → what a fresh file holds there."""
+    """slots: entry name → where it is in our module's state dict. unused: entry name → what a fresh file
+    holds there.
+    """
 
     slots: dict[str, Slot]
     unused: dict[str, Tensor]
@@ -150,8 +153,12 @@ def encoder_layout(encoder: AppearanceEncoder, *, teacher: bool = False) -> Layo
     return Layout(_rename(encoder, prefixes), unused)
 
 
-def export_state(module: nn.Module, layout: Layout, unused: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Our module's tensors as a state dict in the public layout; ``unused`` gives kept values of unused entries."""
+def export_state(
+    module: nn.Module, layout: Layout, unused: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Our module's tensors as a state dict in the public layout; ``unused`` gives kept values of unused
+    entries.
+    """
     state = module.state_dict()
     entries = {name: slot.read(state).detach().clone() for name, slot in layout.slots.items()}
     return entries | layout.unused | {k: v for k, v in (unused or {}).items() if k in layout.unused}
@@ -163,8 +170,9 @@ def import_state(
 ) -> dict[str, Tensor]:
     """Copy a state dict in the public layout into our module; returns the values of its unused entries.
 
-    Strict: ValueError names missing, extra and wrongly shaped entries and changes nothing. ``allow_extra`` lets extra entries
-    through (the released model carries non-local weights that no network of its options uses).
+    Strict: ValueError names missing, extra and wrongly shaped entries and changes nothing. ``allow_extra``
+    lets extra entries through (the released model carries non-local weights that no network of its options
+    uses).
     """
     state = module.state_dict()
     entries = dict(entries)
@@ -182,8 +190,14 @@ def import_state(
     problems += [f"extra {_some(extra)}"] if extra and not allow_extra else []
     problems += [f"other shapes: {_some(wrong)}"] if wrong else []
     if problems:
-        hint = "; --allow-extra lets extra entries through" if problems[0].startswith("extra") and len(problems) == 1 else ""
-        raise ValueError(f"{source} does not fit the network that the options describe: {'; '.join(problems)}{hint}")
+        hint = (
+            "; --allow-extra lets extra entries through"
+            if problems[0].startswith("extra") and len(problems) == 1
+            else ""
+        )
+        raise ValueError(
+            f"{source} does not fit the network that the options describe: {'; '.join(problems)}{hint}"
+        )
     for name, slot in layout.slots.items():
         slot.read(state).copy_(entries[name])
     return {n: entries[n].clone() for n in layout.unused if n in entries}

@@ -1,7 +1,8 @@
 """Bottleneck ResNet in torchvision's layout, with grouped BatchNorm and a removable last stride.
 
-``width`` 64 and ``blocks`` (3, 4, 6, 3) is ResNet-50; other values give the same network thinner or shallower. Parameter
-names below ``conv1, bn1, layer1…4`` are torchvision's, so its weight files load directly.
+``width`` 64 and ``blocks`` (3, 4, 6, 3) is ResNet-50; other values give the same network thinner or
+shallower. Parameter names below ``conv1, bn1, layer1…4`` are torchvision's, so its weight files load
+directly.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class ResNet(nn.Module):
         self.channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out", nonlinearity="relu", generator=generator
+                )
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x), mode))

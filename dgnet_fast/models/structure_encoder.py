@@ -12,7 +12,8 @@ ASPP_DILATIONS = (3, 6, 9)
 
 
 class Aspp(nn.Module):
-    """Atrous spatial pyramid: a 1×1 branch and three dilated ones, concatenated and mixed by a 1×1 convolution.
+    """Atrous spatial pyramid: a 1×1 branch and three dilated ones, concatenated and mixed by a 1×1
+    convolution.
 
     (B, C, h, w) → (B, 2C, h, w).
     """
@@ -21,9 +22,12 @@ class Aspp(nn.Module):
         super().__init__()
         width = channels // 2
         self.point = ConvBlock(channels, width, 1, norm="in", activ="none")
-        self.reduce = nn.ModuleList(ConvBlock(channels, width, 1, norm="in", activ=activ) for _ in ASPP_DILATIONS)
+        self.reduce = nn.ModuleList(
+            ConvBlock(channels, width, 1, norm="in", activ=activ) for _ in ASPP_DILATIONS
+        )
         self.dilated = nn.ModuleList(
-            ConvBlock(width, width, 3, 1, d, norm="in", activ="none", pad_type=pad_type, dilation=d) for d in ASPP_DILATIONS
+            ConvBlock(width, width, 3, 1, d, norm="in", activ="none", pad_type=pad_type, dilation=d)
+            for d in ASPP_DILATIONS
         )
         self.fuse = ConvBlock(4 * width, 2 * channels, 1, norm="in", activ="none")
 

@@ -15,9 +15,9 @@ EDGE_NOISE = 0.1
 def structure_input(pictures: Tensor, kind: str = "gray") -> Tensor:
     """Normalised pictures (N, 3, H, W) → (N, 1, H, W).
 
-    ``gray`` is the mean of the three normalised channels and differentiable. ``edge`` is OpenCV's Canny edge map of the
-    grey picture at −0.5 / 0.5 with Gaussian noise of standard deviation 0.1 from torch's global generator; it is made on
-    the host and carries no gradient.
+    ``gray`` is the mean of the three normalised channels and differentiable. ``edge`` is OpenCV's Canny edge
+    map of the grey picture at −0.5 / 0.5 with Gaussian noise of standard deviation 0.1 from torch's global
+    generator; it is made on the host and carries no gradient.
     """
     if kind == "gray":
         return pictures.mean(dim=1, keepdim=True)

@@ -23,12 +23,14 @@ def teacher_labels(
     style: int,
     batch_statistics: bool,
 ) -> Tensor:
-    """Soft labels (S, B, ids) of generated pictures (S, B, 3, H, W); S streams are separate batches to BatchNorm.
+    """Soft labels (S, B, ids) of generated pictures (S, B, 3, H, W); S streams are separate batches to
+    BatchNorm.
 
-    ``style`` 0: softmax of a picture plus that of its mirror image, summed over the teachers and renormalised; 1: the
-    argmax of that as one-hot; 2: one-hot of the appearance id; 3: uniform; 4: style 0 masked to the appearance and
-    structure ids and renormalised. ``appearance_ids`` and ``structure_ids`` are (S, B). With ``batch_statistics``
-    (``train_bn``) the teacher's BatchNorms use each batch's statistics, in the order picture, mirror image, stream after stream.
+    ``style`` 0: softmax of a picture plus that of its mirror image, summed over the teachers and
+    renormalised; 1: the argmax of that as one-hot; 2: one-hot of the appearance id; 3: uniform; 4: style 0
+    masked to the appearance and structure ids and renormalised. ``appearance_ids`` and ``structure_ids`` are
+    (S, B). With ``batch_statistics`` (``train_bn``) the teacher's BatchNorms use each batch's statistics, in
+    the order picture, mirror image, stream after stream.
     """
     streams, batch = pictures.shape[:2]
     dtype = pictures.dtype if pictures.dtype == torch.float64 else torch.float32
@@ -37,7 +39,9 @@ def teacher_labels(
     if style == 3:
         return torch.full((streams, batch, ids), 1.0 / ids, dtype=dtype, device=pictures.device)
     if not teachers:
-        raise ValueError(f"teacher_style {style} needs a teacher and none was given; styles 2 and 3 need none")
+        raise ValueError(
+            f"teacher_style {style} needs a teacher and none was given; styles 2 and 3 need none"
+        )
     both = torch.stack([pictures, pictures.flip(-1)], dim=1).flatten(0, 2)  # stream, mirror, sample
     mode = BatchNormMode(2 * streams, "update") if batch_statistics else BatchNormMode()
     label = torch.zeros(streams, batch, ids, dtype=dtype, device=pictures.device)

@@ -29,7 +29,9 @@ PUBLIC = re.compile(r"(gen|id|dis)_(\d{8,})\.pt$")
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save through a temporary file, so that a kill leaves the old file or the new one, never half of one."""
+    """torch.save through a temporary file, so that a kill leaves the old file or the new one, never half of
+    one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -56,11 +58,21 @@ def load_file(path: str | Path) -> Any:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    return sorted((p for p in folder.glob("step_*.pt") if PATTERN.search(p.name)), key=lambda p: int(PATTERN.search(p.name)[1]))
+    return sorted(
+        (p for p in folder.glob("step_*.pt") if PATTERN.search(p.name)),
+        key=lambda p: int(PATTERN.search(p.name)[1]),
+    )
 
 
 def save_run(
-    folder: Path, step: int, model: DGNet, optimisers, precision, class_names: list[str], *, keep: int  # noqa: ANN001
+    folder: Path,
+    step: int,
+    model: DGNet,
+    optimisers,
+    precision,
+    class_names: list[str],
+    *,
+    keep: int,  # noqa: ANN001
 ) -> Path:
     """Write ``folder/step_XXXXXXXX.pt`` after ``step`` finished steps and drop all but the newest ``keep``.
 
@@ -103,10 +115,14 @@ def restore_model(model: DGNet, content: dict[str, Any], source: Path) -> None:
     try:
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the options: {str(error).splitlines()[1].strip()}") from error
+        raise ValueError(
+            f"{source} does not fit the options: {str(error).splitlines()[1].strip()}"
+        ) from error
 
 
-def save_teachers(path: Path, teachers: list[AppearanceEncoder], strides: list[int], class_names: list[str], config: Config) -> None:
+def save_teachers(
+    path: Path, teachers: list[AppearanceEncoder], strides: list[int], class_names: list[str], config: Config
+) -> None:
     """Write all teachers of a run, with what is needed to rebuild them."""
     shape = {k: getattr(config, k) for k in ("ID_width", "ID_blocks", "ID_features", "ID_upsample")}
     save_atomically(
@@ -114,7 +130,9 @@ def save_teachers(path: Path, teachers: list[AppearanceEncoder], strides: list[i
             "format": TEACHER_FORMAT,
             "shape": shape,
             "class_names": class_names,
-            "teachers": [{"stride": s, "state": t.state_dict()} for t, s in zip(teachers, strides, strict=True)],
+            "teachers": [
+                {"stride": s, "state": t.state_dict()} for t, s in zip(teachers, strides, strict=True)
+            ],
         },
         path,
     )
@@ -124,15 +142,23 @@ def _check_classes(ours: list[str], theirs: list[str], source: str) -> None:
     if ours == theirs:
         return
     if len(ours) != len(theirs):
-        raise ValueError(f"{source} knows {len(theirs)} identities, the training set has {len(ours)}; train a teacher on this set")
+        raise ValueError(
+            f"{source} knows {len(theirs)} identities, the training set has {len(ours)}; train a teacher on this set"
+        )
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-    raise ValueError(f"{source} orders identities differently: class {at} is {theirs[at]!r} there and {ours[at]!r} in the training set")
+    raise ValueError(
+        f"{source} orders identities differently: class {at} is {theirs[at]!r} there and {ours[at]!r} in the training set"
+    )
 
 
-def _read_own_teachers(path: Path, content: dict, config: Config, class_names: list[str] | None) -> list[AppearanceEncoder]:
+def _read_own_teachers(
+    path: Path, content: dict, config: Config, class_names: list[str] | None
+) -> list[AppearanceEncoder]:
     for key, value in content["shape"].items():
         if getattr(config, key) != value:
-            raise ValueError(f"{path} is a teacher with {key} {value}, the options say {getattr(config, key)}")
+            raise ValueError(
+                f"{path} is a teacher with {key} {value}, the options say {getattr(config, key)}"
+            )
     if class_names is not None:
         _check_classes(class_names, content["class_names"], str(path))
     teachers = []
@@ -162,39 +188,54 @@ def _public_teacher(path: Path, config: Config) -> AppearanceEncoder:
 
 
 def load_teachers(config: Config, class_names: list[str] | None = None) -> list[AppearanceEncoder]:
-    """The teachers that ``config.teacher`` names: files of ours, of the public layout, or public names below ./models.
+    """The teachers that ``config.teacher`` names: files of ours, of the public layout, or public names below
+    ./models.
 
     ``class_names`` (the training set's, in class order) are compared with those of a teacher of ours.
     """
     teachers = []
     for name in filter(None, (part.strip() for part in config.teacher.split(","))):
-        candidates = [Path(name), Path(name) / "teacher.pt", Path(name) / "net_last.pth", Path("models") / name / "net_last.pth"]
+        candidates = [
+            Path(name),
+            Path(name) / "teacher.pt",
+            Path(name) / "net_last.pth",
+            Path("models") / name / "net_last.pth",
+        ]
         path = next((p for p in candidates if p.is_file()), None)
         if path is None:
             tried = ", ".join(str(p) for p in candidates)
-            raise ConfigError(f"teacher is {name!r}: none of {tried} exists; allowed: auto, a file, a folder, or '' for none")
+            raise ConfigError(
+                f"teacher is {name!r}: none of {tried} exists; allowed: auto, a file, a folder, or '' for none"
+            )
         if path.name.endswith(".pth"):
             teachers.append(_public_teacher(path, config))
             continue
         content = load_file(path)
         if not isinstance(content, dict) or content.get("format") != TEACHER_FORMAT:
-            raise ValueError(f"{path} is not a teacher file of dgnet_fast (expected format {TEACHER_FORMAT!r})")
+            raise ValueError(
+                f"{path} is not a teacher file of dgnet_fast (expected format {TEACHER_FORMAT!r})"
+            )
         teachers += _read_own_teachers(path, content, config, class_names)
     return teachers
 
 
-# --- the public implementation's files --------------------------------------------------------------------------
+# --- the public implementation's files
+# --------------------------------------------------------------------------
 
 
 def _public_entries(path: Path) -> dict[str, Tensor]:
     content = load_file(path)
     if not isinstance(content, dict) or not isinstance(content.get("a"), dict):
-        raise ValueError(f"{path} is not a public DG-Net checkpoint: expected a dictionary with the entry 'a'")
+        raise ValueError(
+            f"{path} is not a public DG-Net checkpoint: expected a dictionary with the entry 'a'"
+        )
     return content["a"]
 
 
 def public_set(path: Path) -> dict[str, Path]:
-    """The public files that belong to ``path`` (one of them, or a folder: the newest set): {'gen': ..., 'id': ..., 'dis': ...}."""
+    """The public files that belong to ``path`` (one of them, or a folder: the newest set): {'gen': ..., 'id':
+    ..., 'dis': ...}.
+    """
     folder, number = path, None
     if path.is_file():
         folder, number = path.parent, PUBLIC.search(path.name)[2]
@@ -207,8 +248,12 @@ def public_set(path: Path) -> dict[str, Path]:
     return found[number or max(found, key=int)]
 
 
-def import_public(model: DGNet, files: dict[str, Path], *, allow_extra: bool = False) -> dict[str, dict[str, Tensor]]:
-    """Load public ``gen``, ``id`` and ``dis`` files (those given) strictly; returns the values of their unused entries."""
+def import_public(
+    model: DGNet, files: dict[str, Path], *, allow_extra: bool = False
+) -> dict[str, dict[str, Tensor]]:
+    """Load public ``gen``, ``id`` and ``dis`` files (those given) strictly; returns the values of their
+    unused entries.
+    """
     targets = {
         "gen": (model, generator_layout),
         "id": (model.appearance_encoder, encoder_layout),
@@ -217,18 +262,24 @@ def import_public(model: DGNet, files: dict[str, Path], *, allow_extra: bool = F
     unused = {}
     for kind, path in files.items():
         module, layout = targets[kind]
-        unused[kind] = import_state(module, layout(module), _public_entries(path), source=str(path), allow_extra=allow_extra)
+        unused[kind] = import_state(
+            module, layout(module), _public_entries(path), source=str(path), allow_extra=allow_extra
+        )
     return unused
 
 
 def export_public(
     model: DGNet, folder: Path, step: int, unused: dict[str, dict[str, Tensor]] | None = None
 ) -> dict[str, Path]:
-    """Write ``gen_``, ``id_`` and ``dis_XXXXXXXX.pt`` that the public implementation loads; returns the paths."""
+    """Write ``gen_``, ``id_`` and ``dis_XXXXXXXX.pt`` that the public implementation loads; returns the
+    paths.
+    """
     unused = unused or {}
     states = {
         "gen": export_state(model, generator_layout(model), unused.get("gen")),
-        "id": export_state(model.appearance_encoder, encoder_layout(model.appearance_encoder), unused.get("id")),
+        "id": export_state(
+            model.appearance_encoder, encoder_layout(model.appearance_encoder), unused.get("id")
+        ),
         "dis": export_state(model, discriminator_layout(model), unused.get("dis")),
     }
     paths = {}
@@ -243,7 +294,8 @@ def export_public_teacher(teacher: AppearanceEncoder, path: Path) -> None:
     save_atomically(export_state(teacher, encoder_layout(teacher, teacher=True)), path)
 
 
-# --- any checkpoint, for evaluation and generation --------------------------------------------------------------
+# --- any checkpoint, for evaluation and generation
+# --------------------------------------------------------------
 
 
 def latest_checkpoint(path: Path) -> Path | None:
@@ -259,8 +311,9 @@ def load_for_use(
 ) -> tuple[DGNet, dict[str, Any]]:
     """A model ready to evaluate or generate, from a run folder, one of our checkpoints, or public files.
 
-    Public checkpoints need their options: ``config_file``, or a ``config.yaml`` in their folder or the one above. The number
-    of identities is read from the checkpoint. Returns the model and what is known of it ({'step', 'class_names', 'source'}).
+    Public checkpoints need their options: ``config_file``, or a ``config.yaml`` in their folder or the one
+    above. The number of identities is read from the checkpoint. Returns the model and what is known of it
+    ({'step', 'class_names', 'source'}).
     """
     path = Path(path)
     if not path.exists():
@@ -272,17 +325,34 @@ def load_for_use(
         restore_model(model, content, own)
         return model, {"step": content["step"], "class_names": content["class_names"], "source": str(own)}
     if path.is_file() and not PUBLIC.search(path.name):
-        raise ValueError(f"{path} is neither a checkpoint of ours (step_*.pt) nor a public one (gen_, id_ or dis_*.pt)")
+        raise ValueError(
+            f"{path} is neither a checkpoint of ours (step_*.pt) nor a public one (gen_, id_ or dis_*.pt)"
+        )
     files = public_set(path) if PUBLIC.search(path.name) or path.is_dir() else {}
     if not files and path.is_dir() and (path / "checkpoints").is_dir():
         files = public_set(path / "checkpoints")
     if "id" not in files:
-        raise ValueError(f"{path} holds no checkpoint: expected step_*.pt of ours, or id_*.pt (and gen_*.pt) of the public code")
+        raise ValueError(
+            f"{path} holds no checkpoint: expected step_*.pt of ours, or id_*.pt (and gen_*.pt) of the public code"
+        )
     folder = files["id"].parent
-    options = next((p for p in (config_file, folder / "config.yaml", folder.parent / "config.yaml") if p and Path(p).is_file()), None)
+    options = next(
+        (
+            p
+            for p in (config_file, folder / "config.yaml", folder.parent / "config.yaml")
+            if p and Path(p).is_file()
+        ),
+        None,
+    )
     if options is None:
-        raise ValueError(f"{path} needs the options it was trained with: give --config FILE (no config.yaml beside it)")
-    classifiers = [v for k, v in _public_entries(files["id"]).items() if re.fullmatch(r"classifier\d?\.classifier\.0\.weight", k)]
+        raise ValueError(
+            f"{path} needs the options it was trained with: give --config FILE (no config.yaml beside it)"
+        )
+    classifiers = [
+        v
+        for k, v in _public_entries(files["id"]).items()
+        if re.fullmatch(r"classifier\d?\.classifier\.0\.weight", k)
+    ]
     if not classifiers:
         raise ValueError(f"{files['id']} has no identity head (classifier*.classifier.0.weight)")
     model = DGNet(load_config(options).replace(ID_class=classifiers[0].shape[0]))

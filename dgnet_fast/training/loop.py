@@ -30,7 +30,9 @@ class Diverged(Exception):
 
 
 class StopSignal:
-    """While active, the first SIGINT or SIGTERM sets ``requested`` (the loop saves and leaves); the second acts at once."""
+    """While active, the first SIGINT or SIGTERM sets ``requested`` (the loop saves and leaves); the second
+    acts at once.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -52,12 +54,16 @@ class StopSignal:
             signal.signal(number, handler)
         self._before = {}
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._restore()
 
 
 def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float]:
-    """What a step writes to the log: every term summed over the streams, learning rates' ramps and weights in force."""
+    """What a step writes to the log: every term summed over the streams, learning rates' ramps and weights in
+    force.
+    """
     scalars = {name: float(sum(v)) if isinstance(v, list) else float(v) for name, v in result.terms.items()}
     return scalars | weights_at(config, step)._asdict()
 
@@ -79,8 +85,9 @@ def train(
     """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
 
     ``sample(step)`` is called every ``image_display_iter`` steps to write a picture grid. Checkpoints go to
-    ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run (Stopped).
-    A step with a non-finite loss is skipped and named; after ``max_bad_steps`` in a row Diverged is raised.
+    ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run
+    (Stopped). A step with a non-finite loss is skipped and named; after ``max_bad_steps`` in a row Diverged
+    is raised.
     """
     config = model.config
     last_step = config.max_iter if last_step is None else last_step
@@ -105,7 +112,9 @@ def train(
                     f"{bad} steps in a row had non-finite losses ({names}), the last at step {done}; nothing was updated in them. "
                     f"The last good state is in {checkpoints}. Try --amp off, lower learning rates or --max_bad_steps"
                 )
-            log.note(f"step {done} skipped: {names} not finite ({bad} in a row, the run stops at {config.max_bad_steps})")
+            log.note(
+                f"step {done} skipped: {names} not finite ({bad} in a row, the run stops at {config.max_bad_steps})"
+            )
         else:
             bad = 0
             if done % config.log_iter == 0 or done == last_step:

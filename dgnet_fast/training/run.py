@@ -21,6 +21,7 @@ from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_i
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report import format_table, image_grid, write_environment, write_report
 from dgnet_fast.training.checkpoint import (
+    export_public_teacher,
     latest_checkpoint,
     load_teachers,
     read_run,
@@ -75,10 +76,14 @@ def dataset_of(config: Config) -> ReidDataset:
 
 
 def with_classes(config: Config, dataset: ReidDataset) -> Config:
-    """The options with ID_class counted from the data (a differing number in an old file is named and replaced)."""
+    """The options with ID_class counted from the data (a differing number in an old file is named and
+    replaced).
+    """
     count = dataset.num_classes
     if config.ID_class not in (0, count):
-        say(f"ID_class is {config.ID_class} in the options; the training set has {count} identities, using {count}")
+        say(
+            f"ID_class is {config.ID_class} in the options; the training set has {count} identities, using {count}"
+        )
     return config.replace(ID_class=count)
 
 
@@ -108,10 +113,14 @@ class Run:
         write_environment(folder)
         precision = Precision(resolve_amp(config, device), device)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
-        say(f"{dataset.name}: {config.ID_class} identities, {len(dataset.train)} training pictures; {device}, {kind}; run folder {folder}")
+        say(
+            f"{dataset.name}: {config.ID_class} identities, {len(dataset.train)} training pictures; {device}, {kind}; run folder {folder}"
+        )
         return cls(config, folder, dataset, device, precision)
 
-    def batches(self, batch_size: int, *, pictures: Tensor, purpose: str, erasing_p: float = 0.0) -> TrainBatches:
+    def batches(
+        self, batch_size: int, *, pictures: Tensor, purpose: str, erasing_p: float = 0.0
+    ) -> TrainBatches:
         """The training batches of one purpose; see `dgnet_fast.data.TrainBatches`."""
         return TrainBatches(
             pictures,
@@ -128,7 +137,9 @@ class Run:
         """The decoded training split, uint8 (N, 3, H, W)."""
         config, start = self.config, time.perf_counter()
         workers = config.num_workers or 1
-        pictures = decode_split(self.dataset.train, config.crop_image_height, config.crop_image_width, workers=workers)
+        pictures = decode_split(
+            self.dataset.train, config.crop_image_height, config.crop_image_width, workers=workers
+        )
         say(f"decoded {len(pictures)} training pictures in {time.perf_counter() - start:.1f} s")
         return pictures
 
@@ -138,9 +149,16 @@ class Run:
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
         with RunLog(self.folder / "teacher", config.teacher_steps, every=_every(config.teacher_steps)) as log:
             teacher = train_teacher(
-                config, batches, log, self.precision, state_file=self.folder / "teacher" / "state.pt", stop=stop
+                config,
+                batches,
+                log,
+                self.precision,
+                state_file=self.folder / "teacher" / "state.pt",
+                stop=stop,
             )
-        save_teachers(self.folder / "teacher.pt", [teacher], [config.teacher_stride], self.dataset.class_names, config)
+        save_teachers(
+            self.folder / "teacher.pt", [teacher], [config.teacher_stride], self.dataset.class_names, config
+        )
         return teacher
 
     def teachers(self, pictures: Tensor, stop: StopSignal) -> list[AppearanceEncoder]:
@@ -154,14 +172,37 @@ class Run:
         found = load_teachers(config.replace(teacher=name), self.dataset.class_names)
         return [t.to(self.device) for t in found]
 
+    def scores_of(self, networks: dict[str, AppearanceEncoder]) -> dict[str, RetrievalScores]:
+        """Single-query scores of several encoders on the test people."""
+        config = self.config
+        return {
+            name: score_retrieval(
+                network,
+                self.dataset,
+                config.crop_image_height,
+                config.crop_image_width,
+                upsample=config.ID_upsample,
+                workers=config.num_workers or 1,
+            )["single"]
+            for name, network in networks.items()
+        }
+
     def sampler(self, model: DGNet):  # noqa: ANN201 - a function of the step
-        """A function that writes a grid of swaps of people never trained on (rows: structures, columns: appearances)."""
+        """A function that writes a grid of swaps of people never trained on (rows: structures, columns:
+        appearances).
+        """
         gallery, config = self.dataset.gallery, self.config
         people = [i for i in np.unique(gallery.ids) if i > 0]
         firsts = [int(np.flatnonzero(gallery.ids == i)[0]) for i in people[: 2 * config.display_size]]
         columns, rows = firsts[: config.display_size], firsts[config.display_size :] or firsts
-        chosen = {k: gallery.load_resized(k, config.crop_image_height, config.crop_image_width) for k in {*columns, *rows}}
-        appearances, structures = (torch.from_numpy(np.stack([chosen[k] for k in part])).permute(0, 3, 1, 2) for part in (columns, rows))
+        chosen = {
+            k: gallery.load_resized(k, config.crop_image_height, config.crop_image_width)
+            for k in {*columns, *rows}
+        }
+        appearances, structures = (
+            torch.from_numpy(np.stack([chosen[k] for k in part])).permute(0, 3, 1, 2)
+            for part in (columns, rows)
+        )
 
         def sample(step: int) -> None:
             cells = swap_cells(model, structures, appearances)
@@ -177,11 +218,13 @@ def _every(steps: int) -> int:
     return max(1, min(100, steps // 50))
 
 
-def run_training(config: Config, folder: Path, *, resume: bool = False, max_steps: int | None = None) -> dict[str, Any]:
+def run_training(
+    config: Config, folder: Path, *, resume: bool = False, max_steps: int | None = None
+) -> dict[str, Any]:
     """Train DG-Net in ``folder`` as the options say; returns {'folder', 'step', 'tables'}.
 
-    With ``resume`` the newest checkpoint of the folder is continued. ``max_steps`` ends early without touching the schedule; the
-    final scores are made when the run reaches ``max_iter``.
+    With ``resume`` the newest checkpoint of the folder is continued. ``max_steps`` ends early without
+    touching the schedule; the final scores are made when the run reaches ``max_iter``.
     """
     run = Run.open(config, folder)
     config = run.config
@@ -196,7 +239,9 @@ def run_training(config: Config, folder: Path, *, resume: bool = False, max_step
         if config.pretrained:
             load_imagenet(model.appearance_encoder, config.pretrained)
         elif config.ID_width == 64 and first == 0:
-            say("E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)")
+            say(
+                "E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)"
+            )
         model.to(run.device)
         optimisers = Optimisers(model, config)
         if content:
@@ -205,7 +250,9 @@ def run_training(config: Config, folder: Path, *, resume: bool = False, max_step
             run.precision.load_state_dict(content["precision"])
             say(f"resuming {checkpoint} at step {first}")
         if first < last:
-            batches = run.batches(config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p)
+            batches = run.batches(
+                config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p
+            )
             with RunLog(folder, config.max_iter, every=_every(config.max_iter)) as log:
                 log.truncate_after(first)
                 train(
@@ -218,9 +265,28 @@ def run_training(config: Config, folder: Path, *, resume: bool = False, max_step
         tables = final_tables(run, model, teachers)
         (folder / "results.json").write_text(json.dumps(tables, indent=1))
     else:
-        say(f"stopped at --max-steps {last} of {config.max_iter}; python -m dgnet_fast.evaluate {folder} scores it")
+        say(
+            f"stopped at --max-steps {last} of {config.max_iter}; python -m dgnet_fast.evaluate {folder} scores it"
+        )
     report = write_report(folder)
     return {"folder": folder, "step": last, "tables": tables, "report": report}
+
+
+def run_teacher(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """Train the baseline alone in ``folder`` and score it; returns the result tables.
+
+    Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public implementation.
+    """
+    run = Run.open(config, folder)
+    with StopSignal() as stop:
+        teacher = run.teacher_only(run.training_pictures(), stop)
+    export_public_teacher(teacher, folder / "net_last.pth")
+    (folder / "opts.yaml").write_text(f"stride: {run.config.teacher_stride}\n")
+    return [
+        retrieval_table(
+            run, {"chance": chance_scores(run.dataset)} | run.scores_of({"teacher (baseline)": teacher})
+        )
+    ]
 
 
 def retrieval_row(name: str, scores: RetrievalScores) -> list[Any]:
@@ -234,28 +300,32 @@ def chance_scores(dataset: ReidDataset, seed: int = 0) -> RetrievalScores:
     rng = np.random.default_rng(seed)
     query, gallery = dataset.query, dataset.gallery
     q, g = (rng.standard_normal((len(part), 16)).astype(np.float32) for part in (query, gallery))
-    return evaluate_retrieval(q, query.ids, query.cameras, g, gallery.ids, gallery.cameras, second_half_weight=1.0)
+    return evaluate_retrieval(
+        q, query.ids, query.cameras, g, gallery.ids, gallery.cameras, second_half_weight=1.0
+    )
+
+
+def retrieval_table(run: Run, scores: dict[str, RetrievalScores]) -> dict[str, Any]:
+    """Retrieval scores of several models as a result table."""
+    query, gallery = run.dataset.query, run.dataset.gallery
+    return {
+        "title": "Retrieval on people never trained on",
+        "columns": ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"],
+        "rows": [retrieval_row(name, one) for name, one in scores.items()],
+        "notes": [
+            f"percent; {len(query)} queries, {len(gallery)} gallery pictures; mAP: step-wise AP over valid queries"
+        ],
+    }
 
 
 def final_tables(run: Run, model: DGNet, teachers: list[AppearanceEncoder]) -> list[dict[str, Any]]:
     """Retrieval of chance, teacher and DG-Net, and, for drawn data, pictures against the truth."""
-    config, dataset = run.config, run.dataset
-    size = (config.crop_image_height, config.crop_image_width)
-    options = {"upsample": config.ID_upsample, "workers": config.num_workers or 1}
-    rows = [retrieval_row("chance", chance_scores(dataset))]
-    for k, teacher in enumerate(teachers):
-        name = "teacher (baseline)" if len(teachers) == 1 else f"teacher {k + 1}"
-        rows.append(retrieval_row(name, score_retrieval(teacher, dataset, *size, **options)["single"]))
-    rows.append(retrieval_row("DG-Net", score_retrieval(model.appearance_encoder, dataset, *size, **options)["single"]))
-    tables = [
-        {
-            "title": "Retrieval on people never trained on",
-            "columns": ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"],
-            "rows": rows,
-            "notes": [f"percent; {len(dataset.query)} queries, {len(dataset.gallery)} gallery pictures; mAP: step-wise AP over valid queries"],
-        }
-    ]
-    if config.data == "synthetic":
+    names = (
+        ["teacher (baseline)"] if len(teachers) == 1 else [f"teacher {k + 1}" for k in range(len(teachers))]
+    )
+    networks = dict(zip(names, teachers, strict=True)) | {"DG-Net": model.appearance_encoder}
+    tables = [retrieval_table(run, {"chance": chance_scores(run.dataset)} | run.scores_of(networks))]
+    if run.config.data == "synthetic":
         tables.append(picture_table(run, model))
     return tables
 
@@ -273,7 +343,10 @@ def picture_table(run: Run, model: DGNet) -> dict[str, Any]:
     return {
         "title": "Pictures of people never trained on, against the truth",
         "columns": ["", "PSNR (dB)", "SSIM"],
-        "rows": [[label, round(scores[f"{k}_psnr"], 2), round(scores[f"{k}_ssim"], 3)] for k, label in names.items()],
+        "rows": [
+            [label, round(scores[f"{k}_psnr"], 2), round(scores[f"{k}_ssim"], 3)]
+            for k, label in names.items()
+        ],
         "notes": [
             f"{len(pairs)} swaps; the truth of a swap is drawn: the clothes of one in the pose, build, place and camera of the other",
             "the last row compares the unchanged structure picture with the swap's truth: a swap must beat it",

@@ -1,11 +1,12 @@
 """One training step of DG-Net: the flow of the paper's figure 2, as plain functions.
 
-A step has three parts: the shared forward pass (`forward_pass`), the discriminator phase (`discriminator_phase`) and the
-generator phase (`generator_phase`: E_s, G and E_a together). `TrainingStep` runs them with the optimisers.
+A step has three parts: the shared forward pass (`forward_pass`), the discriminator phase
+(`discriminator_phase`) and the generator phase (`generator_phase`: E_s, G and E_a together). `TrainingStep`
+runs them with the optimisers.
 
-Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is ``flip(0)``.
-E_s, G and D mix no samples, so all their inputs of a phase go through in one batch; E_a's passes are groups of one
-batch (see `dgnet_fast.models.batch_norm`).
+Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is
+``flip(0)``. E_s, G and D mix no samples, so all their inputs of a phase go through in one batch; E_a's passes
+are groups of one batch (see `dgnet_fast.models.batch_norm`).
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def detached(module: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen(module: nn.Module, *args, **kwargs):  # noqa: ANN201 - returns what the module returns
-    """Call a module with its parameters as constants: gradient reaches the inputs only, no weight gradients are made."""
+    """Call a module with its parameters as constants: gradient reaches the inputs only, no weight gradients
+    are made.
+    """
     return torch.func.functional_call(module, detached(module), args, kwargs)
 
 
@@ -61,11 +64,14 @@ def split_streams(x: Tensor, parts: int = STREAMS) -> Tensor:
     return x.unflatten(0, (parts, -1))
 
 
-def encode_appearance(model: DGNet, batch: Batch, dropout: bool, statistics: str = "update") -> tuple[Appearance, Appearance]:
+def encode_appearance(
+    model: DGNet, batch: Batch, dropout: bool, statistics: str = "update"
+) -> tuple[Appearance, Appearance]:
     """E_a on x_a, x_b, xp_a, xp_b in that order, each a batch of its own to BatchNorm.
 
-    Returns (codes, logits): two views of the same pass, or, with random erasing, the plain pass for the codes and a
-    second one over the erased copies for the logits. Where no gradient can flow the plain pass keeps no graph.
+    Returns (codes, logits): two views of the same pass, or, with random erasing, the plain pass for the codes
+    and a second one over the erased copies for the logits. Where no gradient can flow the plain pass keeps no
+    graph.
     """
     config = model.config
     mode = BatchNormMode(2 * STREAMS, statistics)
@@ -75,7 +81,9 @@ def encode_appearance(model: DGNet, batch: Batch, dropout: bool, statistics: str
         plain = model.appearance_encoder(pictures, mode, dropout=dropout)
     if not erasing:
         return plain, plain
-    return plain, model.appearance_encoder(erase(pictures, batch.erasing_boxes.flatten(0, 1)), mode, dropout=dropout)
+    return plain, model.appearance_encoder(
+        erase(pictures, batch.erasing_boxes.flatten(0, 1)), mode, dropout=dropout
+    )
 
 
 def forward_pass(model: DGNet, batch: Batch, *, dropout: bool = True) -> Forward:
@@ -100,7 +108,9 @@ def forward_pass(model: DGNet, batch: Batch, *, dropout: bool = True) -> Forward
 
 @torch.no_grad()
 def swapped_only(model: DGNet, batch: Batch) -> Tensor:
-    """The swapped pictures alone, without a graph or a change of running statistics (for accumulated D updates)."""
+    """The swapped pictures alone, without a graph or a change of running statistics (for accumulated D
+    updates).
+    """
     pictures = batch.x.flatten(0, 1)
     structure = model.structure_encoder(structure_input(pictures, model.config.single))
     upsampled = upsample_small(pictures, model.config.ID_upsample)
@@ -117,13 +127,19 @@ def discriminator_phase(model: DGNet, swapped: Tensor, real: Tensor) -> dict[str
         [split_streams(s) for s in fake_scores], [split_streams(s) for s in real_scores], config.dis.gan_type
     )
     penalty = config.dis.LAMBDA * split_streams(penalty).mean(dim=1)
-    return {"dis": adversarial + penalty, "penalty": penalty, "total": config.gan_w * (adversarial + penalty).sum()}
+    return {
+        "dis": adversarial + penalty,
+        "penalty": penalty,
+        "total": config.gan_w * (adversarial + penalty).sum(),
+    }
 
 
 def teacher_term(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool) -> dict[str, Tensor]:
-    """Primary (KL to the teacher's label) and, in style AB, fine-grained (the structure provider's id) loss per stream.
+    """Primary (KL to the teacher's label) and, in style AB, fine-grained (the structure provider's id) loss
+    per stream.
 
-    ``generated`` are the swapped pictures without gradient; E_a sees them in train mode, which updates its running statistics.
+    ``generated`` are the swapped pictures without gradient; E_a sees them in train mode, which updates its
+    running statistics.
     """
     config = model.config
     other = labels.flip(0)
@@ -145,12 +161,19 @@ def teacher_term(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool)
 
 
 def generator_phase(
-    model: DGNet, forward: Forward, batch: Batch, weights: Weights, *, train_encoder: bool, dropout: bool = True
+    model: DGNet,
+    forward: Forward,
+    batch: Batch,
+    weights: Weights,
+    *,
+    train_encoder: bool,
+    dropout: bool = True,
 ) -> dict[str, Tensor]:
-    """All terms of E_s, G and E_a, each (S,), and their weighted sum ``total``. A term whose weight is 0 is absent.
+    """All terms of E_s, G and E_a, each (S,), and their weighted sum ``total``. A term whose weight is 0 is
+    absent.
 
-    ``train_encoder``: structure reconstruction trains E_s on the generated picture held fixed; otherwise a frozen E_s
-    passes the gradient on to the picture.
+    ``train_encoder``: structure reconstruction trains E_s on the generated picture held fixed; otherwise a
+    frozen E_s passes the gradient on to the picture.
     """
     config, style = model.config, model.config.ID_style
     swapped = forward.swapped.flatten(0, 1)
@@ -178,8 +201,11 @@ def generator_phase(
         "recon_id": losses.cross_entropy(again.logits[:heads], labels),
     }
     if style == "AB":
-        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None) gives it
-        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * losses.cross_entropy(forward.logits[1:], labels)
+        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None)
+        # gives it
+        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * losses.cross_entropy(
+            forward.logits[1:], labels
+        )
     if weights.recon_s_w > 0:
         terms["recon_s"] = losses.l1(structure_again, forward.structure)
     if weights.recon_f_w > 0:
@@ -228,19 +254,24 @@ def term_weights(model: DGNet, weights: Weights) -> dict[str, float]:
 
 
 class StepResult(NamedTuple):
-    """Terms of a step as numbers (per stream where they are) and, for a skipped step, the names of the non-finite terms."""
+    """Terms of a step as numbers (per stream where they are) and, for a skipped step, the names of the
+    non-finite terms.
+    """
 
     terms: dict[str, list[float] | float]
     non_finite: list[str]
 
 
 class TrainingStep:
-    """Runs steps: draws, phases, optimisers. A non-finite loss leaves weights, optimisers and running statistics as they were.
+    """Runs steps: draws, phases, optimisers. A non-finite loss leaves weights, optimisers and running
+    statistics as they were.
 
     ``dropout`` False switches E_a's dropout off (parity with recorded numbers).
     """
 
-    def __init__(self, model: DGNet, optimisers: Optimisers, precision: Precision, *, dropout: bool = True) -> None:
+    def __init__(
+        self, model: DGNet, optimisers: Optimisers, precision: Precision, *, dropout: bool = True
+    ) -> None:
         self.model, self.optimisers, self.precision, self.dropout = model, optimisers, precision, dropout
         compiled = torch.compile if model.config.compile else (lambda function: function)
         self.forward_pass = compiled(forward_pass)
@@ -267,7 +298,11 @@ class TrainingStep:
                     swapped = swapped_only(self.model, batch)
                 terms = self.discriminator_phase(self.model, swapped, batch.x)
             self._backward("dis", terms, len(batches))
-            _add(sums, {"dis_" + name if name in ("total", "penalty") else name: t for name, t in terms.items()}, len(batches))
+            _add(
+                sums,
+                {"dis_" + name if name in ("total", "penalty") else name: t for name, t in terms.items()},
+                len(batches),
+            )
         if bad := _non_finite(sums):
             return self._skip(sums, bad, statistics)
         self._update("dis", [self.optimisers.dis])
@@ -275,7 +310,9 @@ class TrainingStep:
         self._zero("gen", "id")
         for batch in batches:
             with self.precision.autocast():
-                forward = forwards.pop() if forwards else self.forward_pass(self.model, batch, dropout=self.dropout)
+                forward = (
+                    forwards.pop() if forwards else self.forward_pass(self.model, batch, dropout=self.dropout)
+                )
                 terms = self.generator_phase(
                     self.model, forward, batch, weights, train_encoder=train_encoder, dropout=self.dropout
                 )

@@ -9,7 +9,12 @@ import torch
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.losses import cross_entropy
-from dgnet_fast.models.appearance_encoder import AppearanceEncoder, build_teacher, load_imagenet, upsample_small
+from dgnet_fast.models.appearance_encoder import (
+    AppearanceEncoder,
+    build_teacher,
+    load_imagenet,
+    upsample_small,
+)
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.training.checkpoint import load_file, save_atomically
 from dgnet_fast.training.log import RunLog
@@ -30,10 +35,12 @@ def train_teacher(
     state_file: Path,
     stop: StopSignal,
 ) -> AppearanceEncoder:
-    """Train for ``config.teacher_steps`` steps of ``teacher_batch`` pictures (both streams of ``batches`` together).
+    """Train for ``config.teacher_steps`` steps of ``teacher_batch`` pictures (both streams of ``batches``
+    together).
 
-    Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when stopped, and removes it at the end.
-    Raises Stopped after a signal, and FloatingPointError when a loss is not finite.
+    Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when
+    stopped, and removes it at the end. Raises Stopped after a signal, and FloatingPointError when a loss is
+    not finite.
     """
     device = precision.device
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "teacher"))
@@ -53,7 +60,9 @@ def train_teacher(
         log.truncate_after(first)
 
     def save(step: int) -> None:
-        save_atomically({"step": step, "teacher": teacher.state_dict(), "optimiser": optimiser.state_dict()}, state_file)
+        save_atomically(
+            {"step": step, "teacher": teacher.state_dict(), "optimiser": optimiser.state_dict()}, state_file
+        )
 
     for step in range(first, config.teacher_steps):
         torch.manual_seed(derive_seed(config.seed, "teacher step", step))
@@ -73,7 +82,9 @@ def train_teacher(
         if done % config.log_iter == 0 or done == config.teacher_steps or log.due(done):
             value = loss.item()
             if value != value or value in (float("inf"), float("-inf")):
-                raise FloatingPointError(f"the teacher's loss is {value} at step {done}; lower --teacher_lr (now {config.teacher_lr})")
+                raise FloatingPointError(
+                    f"the teacher's loss is {value} at step {done}; lower --teacher_lr (now {config.teacher_lr})"
+                )
             accuracy = (logits[0].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
             scalars = {"id": value, "accuracy": accuracy}
             log.write(done, scalars, phase="teacher")

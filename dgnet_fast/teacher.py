@@ -1,0 +1,56 @@
+"""Train the teacher alone: the paper's re-identification baseline (one head, cross entropy).
+
+    python -m dgnet_fast.teacher --data market1501 --root DIR --out runs/teacher
+    python -m dgnet_fast.train   --data market1501 --root DIR --teacher runs/teacher
+
+The folder gets teacher.pt (for --teacher), net_last.pth and opts.yaml (the public implementation's layout), and the scores.
+Called again with the same --out it continues an interrupted training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from dgnet_fast.cli import Parser, add_config_options, config_from, run_command
+from dgnet_fast.config import ConfigError
+from dgnet_fast.training.loop import Stopped
+from dgnet_fast.training.run import print_tables, run_teacher
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.teacher", description=__doc__)
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the teacher (default: runs/DATE-TIME-DATA-teacher)"
+    )
+    add_config_options(made, {"--root": "data_root"})
+    return made
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    config, _ = config_from(args)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = args.out or Path("runs") / f"{stamp}-{config.data}-teacher"
+    if (folder / "teacher.pt").exists():
+        raise ConfigError(f"{folder} already holds a finished teacher; choose another --out")
+    try:
+        tables = run_teacher(config, folder)
+    except Stopped as stopped:
+        print(f"stopped after step {stopped.step}, saved; the same command with --out {folder} continues")
+        return 0
+    (folder / "results.json").write_text(json.dumps(tables, indent=1))
+    print_tables(tables)
+    print(f"teacher: {folder / 'teacher.pt'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.teacher")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
