@@ -133,7 +133,9 @@ class Config:
     pool: str = option("avg", "pooling of E_a", choices=("max", "avg"))
     norm_id: bool = option(False, "L2-normalise the appearance code (style normal)")
     pretrained: str = option(
-        "", "ResNet-50 ImageNet weights (torchvision's file) to start E_a and the teacher from"
+        "",
+        "start of E_a's trunk (and, if it is a file, the teacher's): torchvision's ResNet-50 ImageNet file, or 'teacher' for "
+        "the trunk of the teacher that this run trains; '' starts from random weights",
     )
     train_bn: bool = option(True, "frozen copies and the teacher use batch statistics in their BatchNorms")
     teacher: str = option(

@@ -147,8 +147,8 @@ def random_identity(rng: np.random.Generator) -> tuple[Body, Clothes]:
     )
     body = Body(
         height=float(rng.uniform(0.93, 1.04)),
-        girth=float(rng.uniform(0.86, 1.22)),
-        shoulders=float(rng.uniform(0.9, 1.1)),
+        girth=float(rng.uniform(1.0, 1.4)),
+        shoulders=float(rng.uniform(1.0, 1.2)),
         hair=_pick(rng, HAIR_STYLES, (5, 4, 1, 2, 1)),
         bag=_pick(rng, BAGS, (5, 3, 2, 2)),
         bag_side=_pick(rng, (-1, 1)),
@@ -168,9 +168,9 @@ def random_pose(rng: np.random.Generator) -> Pose:
         elbow=float(rng.uniform(0.1, 0.8)),
         lean=float(rng.uniform(-0.02, 0.08)),
         head_turn=float(rng.uniform(-0.4, 0.4)),
-        height=float(rng.uniform(0.8, 0.93)),
+        height=float(rng.uniform(0.9, 1.0)),  # a re-identification box is tight
         center=float(rng.uniform(-0.045, 0.045)),
-        ground=float(rng.uniform(0.93, 0.985)),
+        ground=float(rng.uniform(0.965, 1.0)),
         tilt=float(rng.uniform(0.05, 0.3)),
         light=float(rng.uniform(-1, 1)),
     )

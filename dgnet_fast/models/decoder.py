@@ -18,6 +18,7 @@ from dgnet_fast.models.layers import (
     initialise_weight,
 )
 from dgnet_fast.ops import adain_act
+from dgnet_fast.ops.upsample_conv import upsample_conv
 
 STRIPS = 4
 """The appearance code is cut in four consecutive quarters; each feeds one scale and one shift MLP."""
@@ -157,7 +158,8 @@ class Decoder(nn.Module):
         if self.attention is not None:
             x = self.attention(x)
         for block in self.upsample:
-            x = block(F.interpolate(x, scale_factor=2, mode="nearest"))
+            conv = block.conv
+            x = block.activate(block.norm(upsample_conv(x, conv.weight, conv.bias, block.pad_type)))
         for block in self.refine:
             x = block(x)
         return self.to_rgb(x)

@@ -61,8 +61,8 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
         std, mean = torch.std_mean(wide, dim=(1, 2, 3), keepdim=True)
-        normed = (wide - mean) / (std + LAYER_EPS)
-        return (normed * self.gamma.view(-1, 1, 1) + self.beta.view(-1, 1, 1)).to(x.dtype)
+        scale = self.gamma.view(-1, 1, 1) / (std + LAYER_EPS)  # (B, C, 1, 1): one pass over x instead of five
+        return torch.addcmul(self.beta.view(-1, 1, 1) - mean * scale, wide, scale).to(x.dtype)
 
 
 class ConvBlock(nn.Module):

@@ -236,13 +236,15 @@ def run_training(
         pictures = run.training_pictures() if first < last else torch.empty(0)
         teachers = run.teachers(pictures, stop)
         model = DGNet(config, teachers)
-        if config.pretrained:
+        if config.pretrained == "teacher":
+            start_from_teacher(model, teachers)
+        elif config.pretrained:
             load_imagenet(model.appearance_encoder, config.pretrained)
         elif config.ID_width == 64 and first == 0:
             say(
                 "E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)"
             )
-        model.to(run.device)
+        model.to(run.device, memory_format=torch.channels_last)
         optimisers = Optimisers(model, config)
         if content:
             restore_model(model, content, checkpoint)
@@ -287,6 +289,13 @@ def run_teacher(config: Config, folder: Path) -> list[dict[str, Any]]:
             run, {"chance": chance_scores(run.dataset)} | run.scores_of({"teacher (baseline)": teacher})
         )
     ]
+
+
+def start_from_teacher(model: DGNet, teachers: list[AppearanceEncoder]) -> None:
+    """Start E_a's trunk from the (first) teacher's, as the paper starts it from ImageNet weights."""
+    if not teachers:
+        raise ConfigError("pretrained is 'teacher' and there is no teacher; allowed: a file, or teacher auto")
+    model.appearance_encoder.backbone.load_state_dict(teachers[0].backbone.state_dict())
 
 
 def retrieval_row(name: str, scores: RetrievalScores) -> list[Any]:

@@ -45,7 +45,7 @@ def train_teacher(
     device = precision.device
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "teacher"))
     teacher = build_teacher(config, config.teacher_stride, generator)
-    if config.pretrained:
+    if config.pretrained not in ("", "teacher"):
         load_imagenet(teacher, config.pretrained)
     teacher.to(device)
     optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)

@@ -1,0 +1,48 @@
+"""`upsample_conv` against upsampling, padding and convolving in turn."""
+
+import pytest
+import torch
+
+from dgnet_fast.ops.upsample_conv import upsample_conv, upsample_conv_reference
+
+SHAPES = [(2, 3, 4, 5, 6), (1, 2, 1, 2, 2), (3, 1, 2, 7, 3)]  # B, C, O, H, W
+
+
+def case(b, c, o, h, w):
+    generator = torch.Generator().manual_seed(b + c + o + h + w)
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in ((b, c, h, w), (o, c, 5, 5), (o,))]
+    return [t.requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("pad_type", ["reflect", "replicate", "zero"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_plain_form_with_all_gradients(shape, pad_type):
+    inputs = case(*shape)
+    ours, plain = upsample_conv(*inputs, pad_type), upsample_conv_reference(*inputs, pad_type)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, direction) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives():
+    assert torch.autograd.gradgradcheck(upsample_conv, case(1, 2, 1, 3, 2))
+
+
+def test_without_bias_and_in_float32():
+    x, weight, _ = (t.detach().float() for t in case(2, 8, 4, 9, 5))
+    torch.testing.assert_close(upsample_conv(x, weight, None), upsample_conv_reference(x, weight, None), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 3, 3), None), r"weight has shape \(1, 2, 3, 3\)"),
+        ((torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 5, 5), None), r"x has shape \(1, 3, 4, 4\)"),
+        ((torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 5, 5), None), "at least 2"),
+        ((torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 5, 5), None, "circular"), "'circular'"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        upsample_conv(*arguments)
