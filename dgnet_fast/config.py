@@ -252,8 +252,9 @@ class Config:
         smallest = min(self.crop_image_height, self.crop_image_width) // multiple
         if self.gen.pad_type == "reflect" and smallest <= 9:
             raise ConfigError(
-                f"pictures of {self.crop_image_height}x{self.crop_image_width} leave a structure code {smallest} wide; E_s pads it by 9 with "
-                f"reflection, so it must be at least 10: take larger pictures, a smaller gen.n_downsample or another gen.pad_type"
+                f"pictures of {self.crop_image_height}x{self.crop_image_width} leave a structure code {smallest} wide; "
+                "E_s pads it by 9 with reflection, so it must be at least 10: take larger pictures, a smaller "
+                "gen.n_downsample or another gen.pad_type"
             )
         return self
 
