@@ -366,6 +366,8 @@ def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     for part in path:
         tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{part} is {tree!r}; allowed: a mapping of options")
     tree[last] = value
 
 

@@ -1,9 +1,9 @@
 """Train DG-Net.
 
-    python -m dgnet_fast.train                                   built-in synthetic pedestrians, a few minutes
-    on two CPU cores python -m dgnet_fast.train --data market1501 --root DIR      the paper's run (preset
-    paper) python -m dgnet_fast.train --config latest.yaml              options of the public implementation,
-    unchanged python -m dgnet_fast.train --resume --out RUN                continue a run
+    python -m dgnet_fast.train                                  built-in synthetic pedestrians, minutes on two cores
+    python -m dgnet_fast.train --data market1501 --root DIR     the paper's run (preset paper)
+    python -m dgnet_fast.train --config latest.yaml             options of the public implementation, unchanged
+    python -m dgnet_fast.train --resume --out RUN               continue a run
 
 Every option of the configuration can be given on the command line; --config and --preset lie below them.
 """

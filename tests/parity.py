@@ -38,7 +38,11 @@ from dgnet_fast.models.reference_layout import (
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.step import STREAMS, TrainingStep
 
-BOUND = {torch.float64: 1e-8}
+BOUND = 1e-8
+LATER_BOUND = 1e-3
+"""Bound for the steps after a case's first: rounding differences of one step grow in the next (BatchNorm over two
+samples, kinks of the activations). The public code itself, recorded twice with different thread counts, differs by up
+to 1e-6 in the second and 2e-4 in the third step of small cases."""
 FLOOR = 1e-3
 GROUPS = ("forward", "dis", "gen", "after")
 
@@ -278,9 +282,8 @@ def check_scores(case: dict) -> list[tuple[str, str]]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="+", help="recorded cases (JSON)")
-    parser.add_argument(
-        "--bound", type=float, default=BOUND[torch.float64], help="largest relative error allowed"
-    )
+    parser.add_argument("--bound", type=float, default=BOUND, help="largest relative error of the first step")
+    parser.add_argument("--later-bound", type=float, default=LATER_BOUND, help="the same of later steps")
     parser.add_argument(
         "--dtype", choices=("float64", "float32"), default="float64", help="precision of our step"
     )
@@ -295,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
                     print(f"{case['name']:24} {'equal' if recorded == ours else 'DIFFERS'}  {ours}")
             continue
         for index, group, error, place in check_case(content, getattr(torch, args.dtype)):
-            good = error <= args.bound
+            good = error <= (args.bound if index == 0 else args.later_bound)
             failed |= not good
             print(
                 f"{content['name']:24} step {index} {group:8} {error:9.2e} {'ok' if good else 'ABOVE BOUND'}  {place}",

@@ -55,7 +55,7 @@ class LayerNorm2d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.rand(channels))
+        self.gamma = nn.Parameter(torch.ones(channels))  # `initialise` draws it from U(0, 1)
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class SelfAttention2d(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module, kind: str, generator: torch.Generator | None = None) -> None:
-    """Initialise every convolution and linear layer below ``module``: weights by ``kind``, biases 0.
+    """Initialise every layer below ``module``: weights by ``kind``, biases 0, LayerNorm2d's gamma from U(0, 1).
 
     kind: gaussian (std 0.02), kaiming (fan in), xavier or orthogonal (gain √2 both).
     """
@@ -175,6 +175,8 @@ def initialise(module: nn.Module, kind: str, generator: torch.Generator | None =
             initialise_weight(layer.weight, kind, generator)
             if layer.bias is not None:
                 layer.bias.zero_()
+        elif isinstance(layer, LayerNorm2d):
+            layer.gamma.uniform_(generator=generator)
 
 
 @torch.no_grad()

@@ -335,6 +335,8 @@ def load_for_use(
         raise ValueError(
             f"{path} holds no checkpoint: expected step_*.pt of ours, or id_*.pt (and gen_*.pt) of the public code"
         )
+    if config_file is not None and not Path(config_file).is_file():
+        raise ValueError(f"no such configuration file: {config_file}")
     folder = files["id"].parent
     options = next(
         (

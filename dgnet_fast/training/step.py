@@ -284,7 +284,7 @@ class TrainingStep:
         weights = weights_at(self.model.config, step)
         train_encoder = self.model.config.use_encoder_again >= torch.rand(()).item()
         self.optimisers.set_learning_rates(step)
-        statistics = [b.clone() for b in self._statistics()]
+        before = [t.clone() for t in self._touched_before_the_last_check()]
         sums: dict[str, Tensor] = {}
 
         forwards = []
@@ -304,7 +304,7 @@ class TrainingStep:
                 len(batches),
             )
         if bad := _non_finite(sums):
-            return self._skip(sums, bad, statistics)
+            return self._skip(sums, bad, before)
         self._update("dis", [self.optimisers.dis])
 
         self._zero("gen", "id")
@@ -320,12 +320,17 @@ class TrainingStep:
             del forward
             _add(sums, terms, len(batches))
         if bad := _non_finite(sums):
-            return self._skip(sums, bad, statistics)
+            return self._skip(sums, bad, before)
         self._update("gen", [self.optimisers.gen, self.optimisers.id])
         return StepResult({name: value.tolist() for name, value in sums.items()}, [])
 
-    def _statistics(self) -> list[Tensor]:
-        return list(self.model.appearance_encoder.buffers())
+    def _touched_before_the_last_check(self) -> list[Tensor]:
+        """E_a's running statistics, D and D's optimiser state: what a step changes before its last loss is known."""
+        state = self.optimisers.dis.state
+        tensors = list(self.model.appearance_encoder.buffers())
+        for parameter in self.model.discriminator.parameters():
+            tensors += [parameter, *(v for v in state.get(parameter, {}).values() if isinstance(v, Tensor))]
+        return tensors
 
     def _zero(self, *names: str) -> None:
         for name, optimiser in self.optimisers.named():
@@ -342,9 +347,13 @@ class TrainingStep:
         scaler.update()
 
     @torch.no_grad()
-    def _skip(self, sums: dict[str, Tensor], bad: list[str], statistics: list[Tensor]) -> StepResult:
-        for buffer, before in zip(self._statistics(), statistics, strict=True):
-            buffer.copy_(before)
+    def _skip(self, sums: dict[str, Tensor], bad: list[str], before: list[Tensor]) -> StepResult:
+        after = self._touched_before_the_last_check()
+        if len(after) != len(before):  # D's first update made its optimiser state: forget it
+            self.optimisers.dis.state.clear()
+            after = self._touched_before_the_last_check()
+        for tensor, value in zip(after, before, strict=True):
+            tensor.copy_(value)
         self._zero("gen", "dis", "id")
         return StepResult({name: value.tolist() for name, value in sums.items()}, bad)
 

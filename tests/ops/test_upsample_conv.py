@@ -10,7 +10,9 @@ SHAPES = [(2, 3, 4, 5, 6), (1, 2, 1, 2, 2), (3, 1, 2, 7, 3)]  # B, C, O, H, W
 
 def case(b, c, o, h, w):
     generator = torch.Generator().manual_seed(b + c + o + h + w)
-    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in ((b, c, h, w), (o, c, 5, 5), (o,))]
+    tensors = [
+        torch.randn(s, generator=generator, dtype=torch.float64) for s in ((b, c, h, w), (o, c, 5, 5), (o,))
+    ]
     return [t.requires_grad_() for t in tensors]
 
 
@@ -31,7 +33,9 @@ def test_second_derivatives():
 
 def test_without_bias_and_in_float32():
     x, weight, _ = (t.detach().float() for t in case(2, 8, 4, 9, 5))
-    torch.testing.assert_close(upsample_conv(x, weight, None), upsample_conv_reference(x, weight, None), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        upsample_conv(x, weight, None), upsample_conv_reference(x, weight, None), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
