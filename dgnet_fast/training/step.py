@@ -325,9 +325,9 @@ class TrainingStep:
         return StepResult({name: value.tolist() for name, value in sums.items()}, [])
 
     def _touched_before_the_last_check(self) -> list[Tensor]:
-        """E_a's running statistics, D and D's optimiser state: what a step changes before its last loss is known."""
+        """Running statistics of E_a and the teachers, D and D's optimiser state: what a step changes before its last loss is known."""
         state = self.optimisers.dis.state
-        tensors = list(self.model.appearance_encoder.buffers())
+        tensors = [*self.model.appearance_encoder.buffers(), *self.model.teachers.buffers()]
         for parameter in self.model.discriminator.parameters():
             tensors += [parameter, *(v for v in state.get(parameter, {}).values() if isinstance(v, Tensor))]
         return tensors

@@ -100,8 +100,8 @@ def test_a_twice_differentiable_block_computes_the_same_and_differentiates_twice
 
 def test_layer_norm_is_per_sample_with_unbiased_std_and_eps_outside():
     norm = LayerNorm2d(3).double()
-    assert (norm.gamma >= 0).all() and (norm.gamma < 1).all() and (norm.beta == 0).all()
     with torch.no_grad():
+        norm.gamma.copy_(noise(3, seed=2))
         norm.beta.copy_(noise(3))
     x = 1e-4 * noise(3, 3, 4, 5, seed=1)  # so small that where the eps stands shows
     torch.testing.assert_close(norm(x), layer_norm(x, norm.gamma, norm.beta), rtol=1e-12, atol=1e-12)
@@ -170,6 +170,16 @@ def test_initialisation(kind):
         else:
             assert abs(layer.weight.std().item() / std[kind] - 1) < 0.03
             assert abs(layer.weight.mean().item()) < 0.05 * std[kind]
+
+
+def test_layer_norm_starts_uniform_from_the_generator():
+    drawn = []
+    for _ in range(2):
+        norm = LayerNorm2d(4000)
+        initialise(norm, "kaiming", torch.Generator().manual_seed(3))
+        drawn.append(norm.gamma.detach())
+    assert torch.equal(*drawn) and (norm.beta == 0).all()
+    assert 0 <= drawn[0].min() < 0.01 and 0.99 < drawn[0].max() < 1 and abs(drawn[0].mean() - 0.5) < 0.02
 
 
 def test_unknown_names_are_refused():
