@@ -1,72 +1,21 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "adain_act.h"
+#include "cuda_common.h"
 
 // NCHW: one block a (sample, channel) plane, three passes over it; a plane of DG-Net is 4 to 32 KiB, so the
-// second and third pass read L1. channels_last: a block covers 32 channels and a slice of the pixels; the
-// first kernel writes each slice's statistics to the workspace, the second merges them in a fixed order and
-// writes the result. No atomics: results are the same from run to run.
+// second and third pass read L1: each input is read once from memory and each output written once, the
+// minimum. channels_last: a block covers 32 channels and a slice of the pixels; the first kernel writes each
+// slice's statistics to the workspace, the second merges them in a fixed order and writes the result. Both
+// read x (and grad_y), so where a tensor does not stay in the L2 cache the forward moves 3 tensors for a
+// minimum of 2, the backward 5 for 3. Padding adds its border to y and grad_y and no pass: the forward goes
+// over the padded pixels and reads each's source, the backward sums the padded pixels that show a pixel. No
+// atomics: results are the same from run to run.
 
 namespace dgnet_fast {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr const char* kName = "adain_act";
 constexpr int kSlicePixels = 256;  // pixels of a slice before slices are made longer
 constexpr int kMaxSlices = 32;
-
-template <class T>
-struct Device;
-template <>
-struct Device<float> {
-    using type = float;
-};
-template <>
-struct Device<BFloat16> {
-    using type = __nv_bfloat16;
-};
-template <>
-struct Device<Float16> {
-    using type = __half;
-};
-
-__device__ float to_float(float v) {
-    return v;
-}
-__device__ float to_float(__nv_bfloat16 v) {
-    return __bfloat162float(v);
-}
-__device__ float to_float(__half v) {
-    return __half2float(v);
-}
-__device__ void put(float* p, float v) {
-    *p = v;
-}
-__device__ void put(__nv_bfloat16* p, float v) {
-    *p = __float2bfloat16_rn(v);
-}
-__device__ void put(__half* p, float v) {
-    *p = __float2half_rn(v);
-}
-
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-    T lane[V];
-};
-
-// Sum over the block, in every thread.
-__device__ float block_sum(float value) {
-    __shared__ float partial[kWarps];
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-    __syncthreads();  // `partial` may still be read for the previous sum
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-    __syncthreads();
-    float total = 0;
-    for (int w = 0; w < kWarps; ++w) total += partial[w];
-    return total;
-}
 
 struct Affine {
     float mean, factor, shift;
@@ -77,26 +26,32 @@ __device__ Affine affine(const Arguments& a, int64_t code, float mean, float rst
     return {mean, a.scale ? a.scale[code] * rstd : rstd, a.shift ? a.shift[code] : 0.f};
 }
 
-__device__ float leaky(float z, float value, float slope) {
-    return z > 0 ? value : value * slope;
+template <class T>
+__device__ const T* residual_of(const AdainActForward& a, int64_t sample, int64_t channel) {
+    return a.residual ? static_cast<const T*>(a.residual) + sample * a.residual_strides.sample +
+                            channel * a.residual_strides.channel
+                      : nullptr;
 }
 
-// ---- NCHW. V: elements of one load, 1 where the plane's size or the pointers do not allow 16 bytes.
+// ---- NCHW. V: elements of one load, 1 where the plane's size or the pointers do not allow 16 bytes, where
+// there is padding, and where the residual has a row pitch of its own.
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) forward_planes(AdainActForward a) {
+__global__ void __launch_bounds__(kThreads) forward_planes(AdainActForward a, Reflection image) {
     using P = Pack<T, V>;
-    const int64_t plane = blockIdx.x, pixels = a.shape.pixels, packs = pixels / V;
-    const P* x = reinterpret_cast<const P*>(static_cast<const T*>(a.x) + plane * pixels);
+    const int64_t plane = blockIdx.x;
+    const unsigned pixels = unsigned(a.shape.pixels), packs = pixels / V;
+    const T* start = static_cast<const T*>(a.x) + plane * pixels;
+    const P* x = reinterpret_cast<const P*>(start);
     float sum = 0;
-    for (int64_t i = threadIdx.x; i < packs; i += kThreads) {
+    for (unsigned i = threadIdx.x; i < packs; i += kThreads) {
         const P in = x[i];
 #pragma unroll
         for (int v = 0; v < V; ++v) sum += to_float(in.lane[v]);
     }
     const float mean = block_sum(sum) / pixels;
     float squares = 0;
-    for (int64_t i = threadIdx.x; i < packs; i += kThreads) {
+    for (unsigned i = threadIdx.x; i < packs; i += kThreads) {
         const P in = x[i];
 #pragma unroll
         for (int v = 0; v < V; ++v) {
@@ -110,38 +65,61 @@ __global__ void __launch_bounds__(kThreads) forward_planes(AdainActForward a) {
         a.rstd[plane] = rstd;
     }
     const Affine f = affine(a, plane, mean, rstd);
-    const P* residual =
-        a.residual ? reinterpret_cast<const P*>(static_cast<const T*>(a.residual) + plane * pixels) : nullptr;
-    P* y = reinterpret_cast<P*>(static_cast<T*>(a.y) + plane * pixels);
-    for (int64_t i = threadIdx.x; i < packs; i += kThreads) {
-        const P in = x[i];
-        P added = {}, out;
-        if (residual) added = residual[i];
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-            const float z = (to_float(in.lane[v]) - f.mean) * f.factor + f.shift;
-            put(&out.lane[v], leaky(z, z, a.slope) + (residual ? to_float(added.lane[v]) : 0.f));
+    const T* residual = residual_of<T>(a, plane / a.shape.channels, plane % a.shape.channels);
+    T* y = static_cast<T*>(a.y) + plane * a.shape.padded_pixels;
+    if constexpr (V == 1) {
+        for (unsigned i = threadIdx.x; i < unsigned(a.shape.padded_pixels); i += kThreads) {
+            int h, w;
+            image.source(i, h, w);
+            const float z = (to_float(start[h * image.width + w]) - f.mean) * f.factor + f.shift;
+            const float added = residual ? to_float(residual[h * a.residual_strides.row + w]) : 0.f;
+            put(y + i, leaky(z, z, a.slope) + added);
         }
-        y[i] = out;
+    } else {
+        const P* addends = reinterpret_cast<const P*>(residual);
+        for (unsigned i = threadIdx.x; i < packs; i += kThreads) {
+            const P in = x[i];
+            P added = {}, out;
+            if (addends) added = addends[i];
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                const float z = (to_float(in.lane[v]) - f.mean) * f.factor + f.shift;
+                put(&out.lane[v], leaky(z, z, a.slope) + (addends ? to_float(added.lane[v]) : 0.f));
+            }
+            reinterpret_cast<P*>(y)[i] = out;
+        }
     }
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) backward_planes(AdainActBackward a) {
+__global__ void __launch_bounds__(kThreads) backward_planes(AdainActBackward a, Reflection image) {
     using P = Pack<T, V>;
-    const int64_t plane = blockIdx.x, pixels = a.shape.pixels, packs = pixels / V;
+    const int64_t plane = blockIdx.x;
+    const unsigned pixels = unsigned(a.shape.pixels), packs = pixels / V;
     const P* x = reinterpret_cast<const P*>(static_cast<const T*>(a.x) + plane * pixels);
-    const P* grad_y = reinterpret_cast<const P*>(static_cast<const T*>(a.grad_y) + plane * pixels);
+    const T* grad_y = static_cast<const T*>(a.grad_y) + plane * a.shape.padded_pixels;
     P* grad_x = reinterpret_cast<P*>(static_cast<T*>(a.grad_x) + plane * pixels);
+    T* grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + plane * pixels : nullptr;
     const float rstd = a.rstd[plane];
     const Affine f = affine(a, plane, a.mean[plane], rstd);
+    const auto gradients = [&](unsigned i, float* g) {
+        if constexpr (V == 1) {
+            g[0] = image.folded(grad_y, i, 1);
+        } else {
+            const P in = reinterpret_cast<const P*>(grad_y)[i];
+#pragma unroll
+            for (int v = 0; v < V; ++v) g[v] = to_float(in.lane[v]);
+        }
+    };
     float sum = 0, sum_centred = 0;
-    for (int64_t i = threadIdx.x; i < packs; i += kThreads) {
-        const P in = x[i], grad = grad_y[i];
+    for (unsigned i = threadIdx.x; i < packs; i += kThreads) {
+        const P in = x[i];
+        float g[V];
+        gradients(i, g);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float centred = to_float(in.lane[v]) - f.mean;
-            const float grad_z = leaky(centred * f.factor + f.shift, to_float(grad.lane[v]), a.slope);
+            const float grad_z = leaky(centred * f.factor + f.shift, g[v], a.slope);
             sum += grad_z;
             sum_centred += grad_z * centred;
         }
@@ -153,16 +131,19 @@ __global__ void __launch_bounds__(kThreads) backward_planes(AdainActBackward a) 
         a.grad_scale[plane] = sum_centred * rstd;
     }
     const float mean_grad = sum / pixels, slope_grad = sum_centred / pixels * rstd * rstd;
-    for (int64_t i = threadIdx.x; i < packs; i += kThreads) {
-        const P in = x[i], grad = grad_y[i];
+    for (unsigned i = threadIdx.x; i < packs; i += kThreads) {
+        const P in = x[i];
+        float g[V];
+        gradients(i, g);
         P out;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float centred = to_float(in.lane[v]) - f.mean;
-            const float grad_z = leaky(centred * f.factor + f.shift, to_float(grad.lane[v]), a.slope);
+            const float grad_z = leaky(centred * f.factor + f.shift, g[v], a.slope);
             put(&out.lane[v], (grad_z - mean_grad - centred * slope_grad) * f.factor);
         }
         grad_x[i] = out;
+        if (V == 1 && grad_residual) put(grad_residual + i, g[0]);
     }
 }
 
@@ -170,48 +151,43 @@ __global__ void __launch_bounds__(kThreads) backward_planes(AdainActBackward a) 
 // blockIdx.x.
 
 struct Slice {
-    int64_t channel, row, first, last;  // pixels [first, last), this thread's start at first + row
-    int64_t offset, code, workspace;    // of pixel 0; of (sample, channel); of this slice's pair of floats
+    int64_t channel, offset, code,
+        workspace;              // offset of pixel 0; of (sample, channel); of this slice's pair
+    unsigned row, first, last;  // pixels [first, last), this thread's start at first + row
     bool inside;
 };
 
-__device__ Slice slice_of(const ImageShape& s) {
-    Slice slice;
-    const int64_t sample = blockIdx.z, slices = gridDim.x, length = (s.pixels + slices - 1) / slices;
-    slice.channel = blockIdx.y * 32 + threadIdx.x % 32;
-    slice.row = threadIdx.x / 32;
-    slice.first = blockIdx.x * length;
-    slice.last = min(s.pixels, slice.first + length);
-    slice.offset = sample * s.pixels * s.channels + slice.channel;
-    slice.code = sample * s.channels + slice.channel;
-    slice.workspace = (sample * slices + blockIdx.x) * 2 * s.channels + slice.channel;
-    slice.inside = slice.channel < s.channels;
-    return slice;
+__device__ unsigned slice_length(int64_t pixels) {
+    return unsigned((pixels + gridDim.x - 1) / gridDim.x);
 }
 
-// Sum over the block's rows, per channel, in every thread.
-__device__ float row_sum(float value) {
-    __shared__ float partial[kWarps][32];
-    __syncthreads();
-    partial[threadIdx.x / 32][threadIdx.x % 32] = value;
-    __syncthreads();
-    float total = 0;
-    for (int w = 0; w < kWarps; ++w) total += partial[w][threadIdx.x % 32];
-    return total;
+__device__ Slice slice_of(const ImageShape& s, int64_t pixels) {
+    Slice slice;
+    const int64_t sample = blockIdx.z;
+    const unsigned length = slice_length(pixels);
+    slice.channel = blockIdx.y * 32 + threadIdx.x % 32;
+    slice.row = threadIdx.x / 32;
+    slice.first = min(unsigned(pixels), blockIdx.x * length);
+    slice.last = min(unsigned(pixels), slice.first + length);
+    slice.offset = sample * s.pixels * s.channels + slice.channel;
+    slice.code = sample * s.channels + slice.channel;
+    slice.workspace = (sample * gridDim.x + blockIdx.x) * 2 * s.channels + slice.channel;
+    slice.inside = slice.channel < s.channels;
+    return slice;
 }
 
 // Writes each slice's mean and its sum of squares about that mean.
 template <class T>
 __global__ void __launch_bounds__(kThreads) forward_slices(AdainActForward a, float* workspace) {
-    const Slice s = slice_of(a.shape);
+    const Slice s = slice_of(a.shape, a.shape.pixels);
     const T* x = static_cast<const T*>(a.x) + s.offset;
     const int64_t stride = a.shape.channels;
     float sum = 0, squares = 0;
     if (s.inside)
-        for (int64_t i = s.first + s.row; i < s.last; i += kWarps) sum += to_float(x[i * stride]);
-    const float mean = row_sum(sum) / max(s.last - s.first, int64_t{1});
+        for (unsigned i = s.first + s.row; i < s.last; i += kWarps) sum += to_float(x[i * stride]);
+    const float mean = row_sum(sum) / max(s.last - s.first, 1u);
     if (s.inside)
-        for (int64_t i = s.first + s.row; i < s.last; i += kWarps) {
+        for (unsigned i = s.first + s.row; i < s.last; i += kWarps) {
             const float centred = to_float(x[i * stride]) - mean;
             squares += centred * centred;
         }
@@ -222,12 +198,13 @@ __global__ void __launch_bounds__(kThreads) forward_slices(AdainActForward a, fl
     }
 }
 
+// Writes a slice of the padded pixels.
 template <class T>
-__global__ void __launch_bounds__(kThreads) forward_apply(AdainActForward a, const float* workspace) {
-    const Slice s = slice_of(a.shape);
+__global__ void __launch_bounds__(kThreads)
+    forward_apply(AdainActForward a, Reflection image, const float* workspace) {
+    const Slice s = slice_of(a.shape, a.shape.padded_pixels);
     if (!s.inside) return;
-    const int64_t stride = a.shape.channels, slices = gridDim.x;
-    const int64_t length = (a.shape.pixels + slices - 1) / slices;
+    const int64_t stride = a.shape.channels, slices = gridDim.x, length = slice_length(a.shape.pixels);
     const float* merged = workspace + s.workspace - int64_t(blockIdx.x) * 2 * stride;
     // Chan's merge of the slices' means and sums of squares.
     float mean = 0, squares = 0, count = 0;
@@ -246,26 +223,32 @@ __global__ void __launch_bounds__(kThreads) forward_apply(AdainActForward a, con
     }
     const Affine f = affine(a, s.code, mean, rstd);
     const T* x = static_cast<const T*>(a.x) + s.offset;
-    const T* residual = a.residual ? static_cast<const T*>(a.residual) + s.offset : nullptr;
-    T* y = static_cast<T*>(a.y) + s.offset;
-    for (int64_t i = s.first + s.row; i < s.last; i += kWarps) {
-        const float z = (to_float(x[i * stride]) - f.mean) * f.factor + f.shift;
-        put(y + i * stride, leaky(z, z, a.slope) + (residual ? to_float(residual[i * stride]) : 0.f));
+    const T* residual = residual_of<T>(a, blockIdx.z, s.channel);
+    T* y = static_cast<T*>(a.y) + blockIdx.z * a.shape.padded_pixels * stride + s.channel;
+    for (unsigned i = s.first + s.row; i < s.last; i += kWarps) {
+        int h, w;
+        image.source(i, h, w);
+        const float z = (to_float(x[int64_t(h * image.width + w) * stride]) - f.mean) * f.factor + f.shift;
+        const float added = residual ? to_float(residual[h * a.residual_strides.row + w * stride]) : 0.f;
+        put(y + i * stride, leaky(z, z, a.slope) + added);
     }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) backward_slices(AdainActBackward a, float* workspace) {
-    const Slice s = slice_of(a.shape);
+__global__ void __launch_bounds__(kThreads)
+    backward_slices(AdainActBackward a, Reflection image, float* workspace) {
+    const Slice s = slice_of(a.shape, a.shape.pixels);
     const int64_t stride = a.shape.channels;
     float sum = 0, sum_centred = 0;
     if (s.inside) {
         const T* x = static_cast<const T*>(a.x) + s.offset;
-        const T* grad_y = static_cast<const T*>(a.grad_y) + s.offset;
+        const T* grad_y =
+            static_cast<const T*>(a.grad_y) + blockIdx.z * a.shape.padded_pixels * stride + s.channel;
         const Affine f = affine(a, s.code, a.mean[s.code], a.rstd[s.code]);
-        for (int64_t i = s.first + s.row; i < s.last; i += kWarps) {
+        for (unsigned i = s.first + s.row; i < s.last; i += kWarps) {
             const float centred = to_float(x[i * stride]) - f.mean;
-            const float grad_z = leaky(centred * f.factor + f.shift, to_float(grad_y[i * stride]), a.slope);
+            const float grad_z =
+                leaky(centred * f.factor + f.shift, image.folded(grad_y, i, stride), a.slope);
             sum += grad_z;
             sum_centred += grad_z * centred;
         }
@@ -279,8 +262,9 @@ __global__ void __launch_bounds__(kThreads) backward_slices(AdainActBackward a, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) backward_apply(AdainActBackward a, const float* workspace) {
-    const Slice s = slice_of(a.shape);
+__global__ void __launch_bounds__(kThreads)
+    backward_apply(AdainActBackward a, Reflection image, const float* workspace) {
+    const Slice s = slice_of(a.shape, a.shape.pixels);
     if (!s.inside) return;
     const int64_t stride = a.shape.channels, slices = gridDim.x;
     const float* merged = workspace + s.workspace - int64_t(blockIdx.x) * 2 * stride;
@@ -297,12 +281,16 @@ __global__ void __launch_bounds__(kThreads) backward_apply(AdainActBackward a, c
     const Affine f = affine(a, s.code, a.mean[s.code], rstd);
     const float mean_grad = sum / a.shape.pixels, slope_grad = sum_centred / a.shape.pixels * rstd * rstd;
     const T* x = static_cast<const T*>(a.x) + s.offset;
-    const T* grad_y = static_cast<const T*>(a.grad_y) + s.offset;
+    const T* grad_y =
+        static_cast<const T*>(a.grad_y) + blockIdx.z * a.shape.padded_pixels * stride + s.channel;
     T* grad_x = static_cast<T*>(a.grad_x) + s.offset;
-    for (int64_t i = s.first + s.row; i < s.last; i += kWarps) {
+    T* grad_residual = a.grad_residual ? static_cast<T*>(a.grad_residual) + s.offset : nullptr;
+    for (unsigned i = s.first + s.row; i < s.last; i += kWarps) {
         const float centred = to_float(x[i * stride]) - f.mean;
-        const float grad_z = leaky(centred * f.factor + f.shift, to_float(grad_y[i * stride]), a.slope);
+        const float g = image.folded(grad_y, i, stride);
+        const float grad_z = leaky(centred * f.factor + f.shift, g, a.slope);
         put(grad_x + i * stride, (grad_z - mean_grad - centred * slope_grad) * f.factor);
+        if (grad_residual) put(grad_residual + i * stride, g);
     }
 }
 
@@ -312,20 +300,13 @@ int64_t slice_count(const ImageShape& shape) {
 }
 
 dim3 slice_grid(const ImageShape& shape) {
-    const int64_t blocks = (shape.channels + 31) / 32;
-    if (shape.batch > 65535 || blocks > 65535)
-        throw std::invalid_argument(
-            "adain_act on CUDA, channels_last: batch and channels / 32 must be at most 65535");
-    return {unsigned(slice_count(shape)), unsigned(blocks), unsigned(shape.batch)};
+    return {unsigned(slice_count(shape)), unsigned((shape.channels + 31) / 32), unsigned(shape.batch)};
 }
 
-bool aligned(const void* address) {
-    return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-}
-
-void check(cudaError_t error) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(std::string("adain_act on CUDA: ") + cudaGetErrorString(error));
+bool dense(const AdainActForward& a) {
+    const Strides& s = a.residual_strides;
+    return !a.residual || (s.row == a.shape.width && s.channel == a.shape.pixels &&
+                           s.sample == a.shape.channels * a.shape.pixels);
 }
 
 }  // namespace
@@ -336,46 +317,52 @@ int64_t adain_act_workspace(const ImageShape& shape) {
 
 void adain_act_forward_cuda(const AdainActForward& a, float* workspace, int device, void* stream_address) {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
-    check(cudaSetDevice(device));
+    check_sizes(kName, a.shape);
+    check(kName, cudaSetDevice(device));
+    const Reflection image(a.shape);
     dispatch(a.element, [&](auto zero) {
         using T = typename Device<decltype(zero)>::type;
         constexpr int V = 16 / sizeof(T);
         if (a.shape.channels_last) {
             const dim3 grid = slice_grid(a.shape);
             forward_slices<T><<<grid, kThreads, 0, stream>>>(a, workspace);
-            forward_apply<T><<<grid, kThreads, 0, stream>>>(a, workspace);
+            forward_apply<T><<<grid, kThreads, 0, stream>>>(a, image, workspace);
             return;
         }
         const unsigned planes = unsigned(a.shape.batch * a.shape.channels);
-        if (a.shape.pixels % V == 0 && aligned(a.x) && aligned(a.y) && aligned(a.residual)) {
-            forward_planes<T, V><<<planes, kThreads, 0, stream>>>(a);
+        if (a.shape.padding == 0 && a.shape.pixels % V == 0 && dense(a) && aligned(a.x) && aligned(a.y) &&
+            aligned(a.residual)) {
+            forward_planes<T, V><<<planes, kThreads, 0, stream>>>(a, image);
         } else {
-            forward_planes<T, 1><<<planes, kThreads, 0, stream>>>(a);
+            forward_planes<T, 1><<<planes, kThreads, 0, stream>>>(a, image);
         }
     });
-    check(cudaGetLastError());
+    check(kName, cudaGetLastError());
 }
 
 void adain_act_backward_cuda(const AdainActBackward& a, float* workspace, int device, void* stream_address) {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
-    check(cudaSetDevice(device));
+    check_sizes(kName, a.shape);
+    check(kName, cudaSetDevice(device));
+    const Reflection image(a.shape);
     dispatch(a.element, [&](auto zero) {
         using T = typename Device<decltype(zero)>::type;
         constexpr int V = 16 / sizeof(T);
         if (a.shape.channels_last) {
             const dim3 grid = slice_grid(a.shape);
-            backward_slices<T><<<grid, kThreads, 0, stream>>>(a, workspace);
-            backward_apply<T><<<grid, kThreads, 0, stream>>>(a, workspace);
+            backward_slices<T><<<grid, kThreads, 0, stream>>>(a, image, workspace);
+            backward_apply<T><<<grid, kThreads, 0, stream>>>(a, image, workspace);
             return;
         }
         const unsigned planes = unsigned(a.shape.batch * a.shape.channels);
-        if (a.shape.pixels % V == 0 && aligned(a.x) && aligned(a.grad_y) && aligned(a.grad_x)) {
-            backward_planes<T, V><<<planes, kThreads, 0, stream>>>(a);
+        if (a.shape.padding == 0 && a.shape.pixels % V == 0 && aligned(a.x) && aligned(a.grad_y) &&
+            aligned(a.grad_x)) {
+            backward_planes<T, V><<<planes, kThreads, 0, stream>>>(a, image);
         } else {
-            backward_planes<T, 1><<<planes, kThreads, 0, stream>>>(a);
+            backward_planes<T, 1><<<planes, kThreads, 0, stream>>>(a, image);
         }
     });
-    check(cudaGetLastError());
+    check(kName, cudaGetLastError());
 }
 
 }  // namespace dgnet_fast

@@ -1,14 +1,23 @@
-// y = act(scale * (x - mean) * rstd + shift) + residual; see dgnet_fast/ops/adain_act.py for the definition.
+// y = pad(act(scale * (x - mean) * rstd + shift) + residual); see dgnet_fast/ops/adain_act.py for the
+// definition.
 //
-// x, residual, y and their gradients are dense in the order of `shape` and hold `element`; scale, shift,
-// mean, rstd and the gradients of scale and shift are float32 (batch, channels). residual may be null; scale
-// and shift may be null together, then they are one and zero. slope is that of LeakyReLU, 1 for no
+// x, y and their gradients are dense in the order of `shape` and hold `element`, y and grad_y with the border
+// of shape.padding; scale, shift, mean, rstd and the gradients of scale and shift are float32 (batch,
+// channels). residual may be null, and has strides of its own; grad_residual is null where it is not wanted.
+// scale and shift may be null together, then they are one and zero. slope is that of LeakyReLU, 1 for no
 // activation.
 #pragma once
 
 #include "common.h"
 
 namespace dgnet_fast {
+
+// Elements between neighbours. Along W it is 1 in NCHW and `channels` in channels_last.
+struct Strides {
+    int64_t sample;
+    int64_t channel;  // 1 in channels_last
+    int64_t row;
+};
 
 struct AdainActForward {
     ImageShape shape;
@@ -17,6 +26,7 @@ struct AdainActForward {
     const float* scale;
     const float* shift;
     const void* residual;
+    Strides residual_strides;
     void* y;
     float* mean;
     float* rstd;
@@ -36,6 +46,7 @@ struct AdainActBackward {
     void* grad_x;
     float* grad_scale;
     float* grad_shift;
+    void* grad_residual;
     float slope;
 };
 

@@ -1,9 +1,12 @@
 // The one Python module of csrc/. Tensors arrive as addresses, the CUDA stream as an integer;
-// dgnet_fast/ops/native.py and the ops' modules check and allocate before they call.
+// the modules of dgnet_fast/ops check and allocate before they call.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 
+#include <tuple>
+
 #include "adain_act.h"
+#include "layer_norm_act.h"
 #include "malloc_thresholds.h"
 
 namespace py = pybind11;
@@ -11,26 +14,32 @@ using namespace dgnet_fast;
 
 namespace {
 
-// (batch, channels, pixels, channels_last, element type)
-using Layout = std::tuple<int64_t, int64_t, int64_t, bool, int>;
+// (batch, channels, height, width, padding of the result, channels_last, element type)
+using Layout = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, bool, int>;
 
 ImageShape shape_of(const Layout& layout) {
-    return {std::get<0>(layout), std::get<1>(layout), std::get<2>(layout), std::get<3>(layout)};
+    const auto [batch, channels, height, width, padding, channels_last, element] = layout;
+    return {batch,   channels,      height,         width,
+            padding, channels_last, height * width, (height + 2 * padding) * (width + 2 * padding)};
 }
 
 Element element_of(const Layout& layout) {
-    return static_cast<Element>(std::get<4>(layout));
+    return static_cast<Element>(std::get<6>(layout));
 }
 
-AdainActForward forward_arguments(const Layout& layout, uintptr_t x, uintptr_t scale, uintptr_t shift,
-                                  uintptr_t residual, uintptr_t y, uintptr_t mean, uintptr_t rstd,
-                                  float slope, float eps) {
+AdainActForward adain_act_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t scale,
+                                            uintptr_t shift, uintptr_t residual,
+                                            std::tuple<int64_t, int64_t, int64_t> residual_strides,
+                                            uintptr_t y, uintptr_t mean, uintptr_t rstd, float slope,
+                                            float eps) {
+    const auto [sample, channel, row] = residual_strides;
     return {shape_of(layout),
             element_of(layout),
             pointer<void>(x),
             pointer<float>(scale),
             pointer<float>(shift),
             pointer<void>(residual),
+            {sample, channel, row},
             pointer<void>(y),
             pointer<float>(mean),
             pointer<float>(rstd),
@@ -38,16 +47,81 @@ AdainActForward forward_arguments(const Layout& layout, uintptr_t x, uintptr_t s
             eps};
 }
 
-AdainActBackward backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t x, uintptr_t scale,
-                                    uintptr_t shift, uintptr_t mean, uintptr_t rstd, uintptr_t grad_x,
-                                    uintptr_t grad_scale, uintptr_t grad_shift, float slope) {
-    return {shape_of(layout),           element_of(layout),         pointer<void>(grad_y),
-            pointer<void>(x),           pointer<float>(scale),      pointer<float>(shift),
-            pointer<float>(mean),       pointer<float>(rstd),       pointer<void>(grad_x),
-            pointer<float>(grad_scale), pointer<float>(grad_shift), slope};
+AdainActBackward adain_act_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t x,
+                                              uintptr_t scale, uintptr_t shift, uintptr_t mean,
+                                              uintptr_t rstd, uintptr_t grad_x, uintptr_t grad_scale,
+                                              uintptr_t grad_shift, uintptr_t grad_residual, float slope) {
+    return {shape_of(layout),
+            element_of(layout),
+            pointer<void>(grad_y),
+            pointer<void>(x),
+            pointer<float>(scale),
+            pointer<float>(shift),
+            pointer<float>(mean),
+            pointer<float>(rstd),
+            pointer<void>(grad_x),
+            pointer<float>(grad_scale),
+            pointer<float>(grad_shift),
+            pointer<void>(grad_residual),
+            slope};
+}
+
+LayerNormActForward layer_norm_act_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t gamma,
+                                                     uintptr_t beta, uintptr_t y, uintptr_t mean,
+                                                     uintptr_t rdenom, float slope, double eps) {
+    return {shape_of(layout),
+            element_of(layout),
+            pointer<void>(x),
+            pointer<float>(gamma),
+            pointer<float>(beta),
+            pointer<void>(y),
+            pointer<float>(mean),
+            pointer<float>(rdenom),
+            slope,
+            eps};
+}
+
+LayerNormActBackward layer_norm_act_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t x,
+                                                       uintptr_t gamma, uintptr_t beta, uintptr_t mean,
+                                                       uintptr_t rdenom, uintptr_t grad_x,
+                                                       uintptr_t grad_gamma, uintptr_t grad_beta, float slope,
+                                                       double eps) {
+    return {shape_of(layout),
+            element_of(layout),
+            pointer<void>(grad_y),
+            pointer<void>(x),
+            pointer<float>(gamma),
+            pointer<float>(beta),
+            pointer<float>(mean),
+            pointer<float>(rdenom),
+            pointer<void>(grad_x),
+            pointer<float>(grad_gamma),
+            pointer<float>(grad_beta),
+            slope,
+            eps};
 }
 
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+// m.name(what `arguments` takes): builds the body's arguments and calls it.
+template <class Body, class Structure, class... Given>
+void define(py::module_& m, const char* name, Body* body, Structure (*arguments)(Given...)) {
+    m.def(name, [=](Given... given) { body(arguments(given...)); }, ReleaseGil());
+}
+
+#ifdef DGNET_FAST_WITH_CUDA
+// The same, with the workspace's address, the device's index and the stream's address after what `arguments`
+// takes.
+template <class Body, class Structure, class... Given>
+void define_cuda(py::module_& m, const char* name, Body* body, Structure (*arguments)(Given...)) {
+    m.def(
+        name,
+        [=](Given... given, uintptr_t workspace, int device, uintptr_t stream) {
+            body(arguments(given...), pointer<float>(workspace), device, pointer<void>(stream));
+        },
+        ReleaseGil());
+}
+#endif
 
 }  // namespace
 
@@ -75,45 +149,20 @@ PYBIND11_MODULE(_C, m) {
 #endif
     m.attr("build") = build;
 
-    m.def(
-        "adain_act_forward",
-        [](const Layout& layout, uintptr_t x, uintptr_t scale, uintptr_t shift, uintptr_t residual,
-           uintptr_t y, uintptr_t mean, uintptr_t rstd, float slope, float eps) {
-            adain_act_forward(
-                forward_arguments(layout, x, scale, shift, residual, y, mean, rstd, slope, eps));
-        },
-        ReleaseGil());
-    m.def(
-        "adain_act_backward",
-        [](const Layout& layout, uintptr_t grad_y, uintptr_t x, uintptr_t scale, uintptr_t shift,
-           uintptr_t mean, uintptr_t rstd, uintptr_t grad_x, uintptr_t grad_scale, uintptr_t grad_shift,
-           float slope) {
-            adain_act_backward(backward_arguments(layout, grad_y, x, scale, shift, mean, rstd, grad_x,
-                                                  grad_scale, grad_shift, slope));
-        },
-        ReleaseGil());
+    define(m, "adain_act_forward", adain_act_forward, adain_act_forward_arguments);
+    define(m, "adain_act_backward", adain_act_backward, adain_act_backward_arguments);
+    define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments);
+    define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments);
 
 #ifdef DGNET_FAST_WITH_CUDA
     m.def("adain_act_workspace", [](const Layout& layout) { return adain_act_workspace(shape_of(layout)); });
-    m.def(
-        "adain_act_forward_cuda",
-        [](const Layout& layout, uintptr_t x, uintptr_t scale, uintptr_t shift, uintptr_t residual,
-           uintptr_t y, uintptr_t mean, uintptr_t rstd, float slope, float eps, uintptr_t workspace,
-           int device, uintptr_t stream) {
-            adain_act_forward_cuda(
-                forward_arguments(layout, x, scale, shift, residual, y, mean, rstd, slope, eps),
-                pointer<float>(workspace), device, pointer<void>(stream));
-        },
-        ReleaseGil());
-    m.def(
-        "adain_act_backward_cuda",
-        [](const Layout& layout, uintptr_t grad_y, uintptr_t x, uintptr_t scale, uintptr_t shift,
-           uintptr_t mean, uintptr_t rstd, uintptr_t grad_x, uintptr_t grad_scale, uintptr_t grad_shift,
-           float slope, uintptr_t workspace, int device, uintptr_t stream) {
-            adain_act_backward_cuda(backward_arguments(layout, grad_y, x, scale, shift, mean, rstd, grad_x,
-                                                       grad_scale, grad_shift, slope),
-                                    pointer<float>(workspace), device, pointer<void>(stream));
-        },
-        ReleaseGil());
+    define_cuda(m, "adain_act_forward_cuda", adain_act_forward_cuda, adain_act_forward_arguments);
+    define_cuda(m, "adain_act_backward_cuda", adain_act_backward_cuda, adain_act_backward_arguments);
+    m.def("layer_norm_act_workspace",
+          [](const Layout& layout) { return layer_norm_act_workspace(shape_of(layout)); });
+    define_cuda(m, "layer_norm_act_forward_cuda", layer_norm_act_forward_cuda,
+                layer_norm_act_forward_arguments);
+    define_cuda(m, "layer_norm_act_backward_cuda", layer_norm_act_backward_cuda,
+                layer_norm_act_backward_arguments);
 #endif
 }

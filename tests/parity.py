@@ -7,7 +7,13 @@ inputs from the seed, so the file itself is small. The step that the trainer use
 for each group of numbers (forward, discriminator, generator, state after the step) the worst relative error
 is printed with its place. A number's error is taken relative to the L2 norm of its tensor, or, where that is
 tiny within its group (biases before a normalisation have a gradient of zero up to rounding), to 1e-3 of the
-group's largest. Exit status 1 above the bound.
+group's largest. Exit status 1 above the bound, 1e-8.
+
+Two kinds of number cannot be compared so. An entry whose gradient is zero but for rounding is moved by Adam in a
+direction that is rounding too: after the step it is compared with the size of Adam's step. And the steps after a
+case's first start from weights that differ by rounding, which an ill-conditioned step (BatchNorm over two samples,
+kinks of the activations) makes larger: where such a step misses the bound, the case runs again from weights changed by
+one unit in the last place, and the bound becomes ten times what that alone changes in our own numbers.
 """
 
 from __future__ import annotations
@@ -39,10 +45,10 @@ from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.step import STREAMS, TrainingStep
 
 BOUND = 1e-8
-LATER_BOUND = 1e-3
-"""Bound for the steps after a case's first: rounding differences of one step grow in the next (BatchNorm over two
-samples, kinks of the activations). The public code itself, recorded twice with different thread counts, differs by up
-to 1e-6 in the second and 2e-4 in the third step of small cases."""
+NOISE_FACTOR = 10
+"""Room over our own sensitivity to one unit in the last place: the public code's rounding is not ours."""
+NO_GRADIENT = 1e-9
+"""Share of the group's largest gradient below which a gradient is taken for rounding."""
 FLOOR = 1e-3
 GROUPS = ("forward", "dis", "gen", "after")
 
@@ -142,15 +148,29 @@ class Comparison:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, float, float]] = []
+        self.ours: dict[str, float] = {}
+        self.largest = 0.0
 
-    def add(self, place: str, ours: float, recorded: float, scale: float) -> None:
+    def add(self, place: str, ours: float, recorded: float, scale: float, *, floors: bool = True) -> None:
+        """``floors``: the scale counts for the group's floor."""
+        self.ours[place] = float(ours)
         self.rows.append((place, abs(float(ours) - float(recorded)), abs(float(scale))))
+        if floors:
+            self.largest = max(self.largest, abs(float(scale)))
 
     def add_missing(self, place: str) -> None:
         self.rows.append((place, float("inf"), 1.0))
 
+    def against(self, other: Comparison) -> Comparison:
+        """The same places with our own numbers of another run instead of the recorded ones."""
+        made = Comparison()
+        for place, _, scale in self.rows:
+            if place in self.ours and place in other.ours:
+                made.add(place, self.ours[place], other.ours[place], scale)
+        return made
+
     def worst(self) -> tuple[float, str]:
-        floor = FLOOR * max((s for _, _, s in self.rows), default=1.0) or 1.0
+        floor = FLOOR * self.largest or 1.0
         scored = [(d / max(s, floor) if d == d else float("inf"), place) for place, d, s in self.rows]
         return max(scored, default=(0.0, "nothing recorded"))
 
@@ -186,9 +206,7 @@ def generator_losses(terms: dict) -> dict[str, float]:
     return losses | {"loss_gen_total": terms["total"], "loss_gen_vgg_a": 0.0, "loss_gen_vgg_b": 0.0}
 
 
-def compare_step(
-    step: TrainingStep, batch: Batch, index: int, recorded: dict, unused: dict
-) -> dict[str, Comparison]:
+def compare_step(step: TrainingStep, batch: Batch, recorded: dict, unused: dict) -> dict[str, Comparison]:
     """Run one step and compare it with its record."""
     model, groups = step.model, {g: Comparison() for g in GROUPS}
     gradients: dict[str, Tensor | None] = {}
@@ -209,7 +227,7 @@ def compare_step(
     seen = []
     plain_forward = step.forward_pass
     step.forward_pass = lambda *a, **k: seen.append(plain_forward(*a, **k)) or seen[-1]
-    result = step([batch], index)
+    result = step([batch], 0)  # rates undecayed and ramps held still, as recorded
     step.forward_pass = plain_forward
     for hook in hooks:
         hook.remove()
@@ -247,27 +265,73 @@ def compare_step(
     for prefix, module, layout in nets(model):
         state = export_state(module, layout)
         after |= {prefix + n: v for n, v in state.items() if prefix + n not in unused}
+    adam_step = {
+        name: rate * size**0.5
+        for name, size, rate in vanishing(
+            recorded, {"gen": model.config.lr_g, "dis": model.config.lr_d}, after
+        )
+    }
     for name, value in recorded["after"].items():
         if name not in after:
             groups["after"].add_missing(name)
             continue
         for key, got in signature(name, after[name]).items():
-            groups["after"].add(f"{name} {key}", got, value[key], value["l2"])
+            scale = adam_step[name] / BOUND if name in adam_step else value["l2"]
+            groups["after"].add(f"{name} {key}", got, value[key], scale, floors=name not in adam_step)
     return groups
 
 
-def check_case(case: dict, dtype: torch.dtype = torch.float64) -> list[tuple[int, str, float, str]]:
-    """(step, group, worst relative error, where) for every step and group of a case."""
+def vanishing(
+    recorded: dict, rates: dict[str, float], after: dict[str, Tensor]
+) -> list[tuple[str, int, float]]:
+    """(name, number of elements, Adam's rate) of the entries whose recorded gradient is zero but for rounding."""
+    found = []
+    for group, rate in rates.items():
+        grads = {
+            n: v["l2"]
+            for n, v in recorded[group]["grads"].items()
+            if v is not None and n.startswith(group + ".")
+        }
+        limit = NO_GRADIENT * max(grads.values(), default=0.0)
+        found += [(n, after[n].numel(), rate) for n, size in grads.items() if size < limit and n in after]
+    return found
+
+
+def run_case(case: dict, dtype: torch.dtype, ulps: int = 0) -> list[dict[str, Comparison]]:
+    """The groups of every step; ``ulps`` changes every weight by so many units in its last place first."""
     torch.set_default_dtype(torch.float32)
     model, unused = build(case, dtype)
-    step = TrainingStep(
-        model, Optimisers(model, model.config), Precision(None, torch.device("cpu")), dropout=False
-    )
-    rows = []
-    for index, (batch, recorded) in enumerate(zip(rebuild_batches(case, dtype), case["steps"], strict=True)):
-        for group, comparison in compare_step(step, batch, index, recorded, unused).items():
-            rows.append((index, group, *comparison.worst()))
-    return rows
+    if ulps:
+        signs = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                up = torch.rand(parameter.shape, generator=signs) < 0.5
+                parameter.mul_(1 + ulps * torch.finfo(dtype).eps * (2 * up.to(dtype) - 1))
+    optimisers = Optimisers(model, model.config)
+    step = TrainingStep(model, optimisers, Precision(None, torch.device("cpu")), dropout=False)
+    batches = zip(rebuild_batches(case, dtype), case["steps"], strict=True)
+    return [compare_step(step, batch, recorded, unused) for batch, recorded in batches]
+
+
+def check_case(
+    case: dict, dtype: torch.dtype = torch.float64, bound: float = BOUND
+) -> list[tuple[int, str, float, str, float]]:
+    """(step, group, worst relative error, where, bound) for every step and group of a case."""
+    steps = run_case(case, dtype)
+    rows = [(k, g, *c.worst(), bound) for k, groups in enumerate(steps) for g, c in groups.items()]
+    if not any(k > 0 and not error <= bound for k, _, error, _, _ in rows):
+        return rows
+    noisy = run_case(case, dtype, ulps=1)
+    return [
+        (
+            k,
+            g,
+            error,
+            place,
+            max(bound, NOISE_FACTOR * steps[k][g].against(noisy[k][g]).worst()[0]) if k else bound,
+        )
+        for k, g, error, place, _ in rows
+    ]
 
 
 def check_scores(case: dict) -> list[tuple[str, str]]:
@@ -282,8 +346,7 @@ def check_scores(case: dict) -> list[tuple[str, str]]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="+", help="recorded cases (JSON)")
-    parser.add_argument("--bound", type=float, default=BOUND, help="largest relative error of the first step")
-    parser.add_argument("--later-bound", type=float, default=LATER_BOUND, help="the same of later steps")
+    parser.add_argument("--bound", type=float, default=BOUND, help="largest relative error")
     parser.add_argument(
         "--dtype", choices=("float64", "float32"), default="float64", help="precision of our step"
     )
@@ -297,13 +360,13 @@ def main(argv: list[str] | None = None) -> int:
                     failed |= recorded != ours
                     print(f"{case['name']:24} {'equal' if recorded == ours else 'DIFFERS'}  {ours}")
             continue
-        for index, group, error, place in check_case(content, getattr(torch, args.dtype)):
-            good = error <= (args.bound if index == 0 else args.later_bound)
+        for index, group, error, place, bound in check_case(content, getattr(torch, args.dtype), args.bound):
+            good = error <= bound
             failed |= not good
-            print(
-                f"{content['name']:24} step {index} {group:8} {error:9.2e} {'ok' if good else 'ABOVE BOUND'}  {place}",
-                flush=True,
-            )
+            verdict = "ok" if good else "ABOVE BOUND"
+            if bound > args.bound:
+                verdict += f" (one unit in the last place changes {bound / NOISE_FACTOR:.1e})"
+            print(f"{content['name']:24} step {index} {group:8} {error:9.2e} {verdict}  {place}", flush=True)
     return int(failed)
 
 

@@ -25,12 +25,8 @@ CASES = [
     "act_prelu_frozen",
     "mlp_in_dis_in",
     "gen_nres5_dis_dim16",
+    "gen_tanh_dis_lambda0_trainbn0",  # the frozen E_a by its running statistics, which a later pass updates
 ]
-LOOSER = {
-    # In dec series an InstanceNorm follows AdaIN's shift and removes it: the gradient of the shift MLPs is zero but for
-    # rounding, and Adam's first step divides it by its own size. Measured 3e-7, in those MLPs alone.
-    ("dec_series_nsgan", "after"): 1e-6,
-}
 
 
 @pytest.mark.slow
@@ -38,19 +34,15 @@ LOOSER = {
 def test_the_training_step_gives_the_recorded_numbers(name):
     case = json.loads((DATA / f"{name}.json").read_text())
     rows = parity.check_case(case)
-    assert {(step, group) for step, group, _, _ in rows} == {
+    assert {(step, group) for step, group, *_ in rows} == {
         (step, group) for step in range(len(case["steps"])) for group in parity.GROUPS
     }
-    worst = [
-        row
-        for row in rows
-        if not row[2] <= (parity.LATER_BOUND if row[0] else LOOSER.get((name, row[1]), BOUND))
-    ]
+    worst = [row for row in rows if not row[2] <= row[4]]
     assert not worst, worst
 
 
 def test_every_recorded_case_is_checked():
-    assert {path.stem for path in DATA.glob("*.json")} == {*CASES, "evaluation"}
+    assert {path.stem for path in DATA.glob("*.json")} == {*CASES, "evaluation", "reranking"}
 
 
 def test_the_scores_are_the_recorded_ones():

@@ -44,9 +44,12 @@ class GroupedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         if mode.statistics == "running":
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps
-            )
+            mean, var = self.running_mean, self.running_var
+            if torch.is_grad_enabled():
+                # The backward reads them again, and a later pass of the step may have updated them by then:
+                # PyTorch's batch_norm changes them without autograd's notice, so no error would tell.
+                mean, var = mean.clone(), var.clone()
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, self.momentum, self.eps)
         if mode.groups < 1 or x.shape[0] % mode.groups:
             raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {mode.groups} equal groups")
         running = (None, None)

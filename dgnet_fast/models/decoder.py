@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from dgnet_fast.config import GeneratorConfig
 from dgnet_fast.models.layers import (
     INSTANCE_EPS,
+    LRELU_SLOPE,
     ConvBlock,
     SelfAttention2d,
     activation_module,
     initialise,
     initialise_weight,
 )
-from dgnet_fast.ops import adain_act
+from dgnet_fast.ops import adain_act, appearance_mlp
+from dgnet_fast.ops.padding import interior
 from dgnet_fast.ops.upsample_conv import upsample_conv
 
 STRIPS = 4
@@ -37,7 +39,8 @@ class AdainParameters(NamedTuple):
 
 
 class AppearanceMlp(nn.Module):
-    """The eight MLPs from an appearance code (B, 4·id_dim) to AdaIN parameters, run as three batched matmuls.
+    """The eight MLPs from an appearance code (B, 4·id_dim) to AdaIN parameters: the op `appearance_mlp` for lrelu
+    and relu without norm, else three batched matmuls.
 
     MLPs 0…3 give the scales of code quarters 0…3, MLPs 4…7 the shifts. Each is id_dim → mlp_dim → mlp_dim →
     2·channels with the activation between; its first ``channels`` outputs serve the first AdaIN of decoder
@@ -82,6 +85,10 @@ class AppearanceMlp(nn.Module):
             raise ValueError(
                 f"appearance code has shape {tuple(code.shape)}; expected (batch, {self.code_length})"
             )
+        slope = {nn.LeakyReLU: LRELU_SLOPE, nn.ReLU: 0.0}.get(type(self.activation))
+        if slope is not None and self.norm == "none":
+            scale, shift = appearance_mlp(code, list(self.weights), list(self.biases), negative_slope=slope)
+            return AdainParameters(scale.transpose(0, 1), shift.transpose(0, 1))
         batch = code.shape[0]
         quarters = code.view(batch, STRIPS, -1).transpose(0, 1)
         x = quarters.expand(2, *quarters.shape).reshape(self.COUNT, batch, -1)
@@ -122,9 +129,25 @@ class AdainBlock(nn.Module):
             x = adain_act(x, scale, shift, block.convolve(x), eps=INSTANCE_EPS)
         return block.activate(adain_act(x, eps=INSTANCE_EPS))
 
-    def forward(self, x: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    @property
+    def reflection(self) -> int:
+        """Reflect padding that the block wants of its input."""
+        return self.conv1.reflection if self.kind == "basic" else 0
+
+    def forward(
+        self,
+        x: Tensor,
+        first: tuple[Tensor, Tensor],
+        second: tuple[Tensor, Tensor],
+        *,
+        padded: bool = False,
+        pad_result: int = 0,
+    ) -> Tensor:
+        """``padded``: x comes padded by `reflection`; ``pad_result``, 0 or `reflection`: so does the result."""
         if self.kind == "basic":
-            return self.conv2(self.conv1(x, *first), *second, residual=x)
+            half = self.conv1(x, *first, padded=padded, pad_result=self.conv2.reflection)
+            residual = interior(x, self.reflection) if padded else x
+            return self.conv2(half, *second, residual=residual, padded=True, pad_result=pad_result)
         return self._half(self.conv2, self._half(self.conv1, x, *first), *second) + x
 
 
@@ -154,12 +177,15 @@ class Decoder(nn.Module):
     def forward(self, structure: Tensor, adain: AdainParameters) -> Tensor:
         x = self.dropout(structure)
         for k, block in enumerate(self.residual):
-            x = block(x, adain.layer(2 * k), adain.layer(2 * k + 1))
+            last = k == len(self.residual) - 1
+            layers = (adain.layer(2 * k), adain.layer(2 * k + 1))
+            x = block(x, *layers, padded=k > 0, pad_result=0 if last else block.reflection)
         if self.attention is not None:
             x = self.attention(x)
-        for block in self.upsample:
-            conv = block.conv
-            x = block.activate(block.norm(upsample_conv(x, conv.weight, conv.bias, block.pad_type)))
-        for block in self.refine:
-            x = block(x)
+        for k, block in enumerate(self.upsample):
+            conv, last = block.conv, k == len(self.upsample) - 1
+            x = upsample_conv(x, conv.weight, conv.bias, block.pad_type)
+            x = block.finish(x, pad_result=self.refine[0].reflection if last else 0)
+        for k, block in enumerate(self.refine):
+            x = block(x, padded=k == 0 and len(self.upsample) > 0)
         return self.to_rgb(x)

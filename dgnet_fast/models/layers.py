@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_fast.ops import adain_act
-from dgnet_fast.ops.adain_act import adain_act_reference
+from dgnet_fast.ops import adain_act, adain_act_reference, layer_norm_act
+from dgnet_fast.ops.padding import interior
 
 LRELU_SLOPE = 0.2
 INSTANCE_EPS = 1e-5
@@ -71,6 +71,9 @@ class ConvBlock(nn.Module):
     norm: ``none``, ``in`` (InstanceNorm without affine), ``ln`` (LayerNorm2d) or ``adain`` (the caller gives
     scale and shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch for the norm, for a network
     whose input gradient is itself differentiated (the discriminator's gradient penalty).
+
+    A fused norm can write its result straight into the reflect-padded picture that the next convolution reads:
+    ``pad_result`` of one block is `reflection` of the next, which is then called with ``padded``.
     """
 
     def __init__(
@@ -93,16 +96,47 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, conv_padding, dilation)
         self.norm = LayerNorm2d(out_channels) if norm == "ln" else None
         self.activation = activation_module(activ)
+        self.twice_differentiable = twice_differentiable
         self.adain_act = adain_act_reference if twice_differentiable else adain_act
 
-    def convolve(self, x: Tensor) -> Tensor:
-        """Pad and convolve, nothing else."""
-        if self.pad_type != "zero":
+    @property
+    def reflection(self) -> int:
+        """Reflect padding that this block's convolution reads; 0 for another kind of padding."""
+        return self.padding if self.pad_type == "reflect" else 0
+
+    def convolve(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        """Pad, unless x comes ``padded`` by `reflection`, and convolve; nothing else."""
+        if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
         return self.conv(x)
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
+
+    def finish(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+        *,
+        pad_result: int = 0,
+    ) -> Tensor:
+        """What follows the convolution: norm, activation, residual, and reflect padding by ``pad_result``."""
+        fused = self.activation is None or isinstance(self.activation, nn.LeakyReLU)
+        slope = None if self.activation is None else LRELU_SLOPE
+        if self.norm_kind in ("in", "adain"):
+            if fused:
+                options = {"negative_slope": slope, "eps": INSTANCE_EPS, "padding": pad_result}
+                return self.adain_act(x, scale, shift, residual, **options)
+            x = self.adain_act(x, scale, shift, eps=INSTANCE_EPS)
+        elif self.norm is not None:
+            if fused and residual is None and not self.twice_differentiable:
+                gamma, beta = self.norm.gamma, self.norm.beta
+                return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
+            x = self.norm(x)
+        x = self.activate(x)
+        return pad2d(x if residual is None else x + residual, pad_result, "reflect")
 
     def forward(
         self,
@@ -110,22 +144,18 @@ class ConvBlock(nn.Module):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
+        *,
+        padded: bool = False,
+        pad_result: int = 0,
     ) -> Tensor:
-        x = self.convolve(x)
-        if self.norm_kind in ("in", "adain"):
-            fused = self.activation is None or isinstance(self.activation, nn.LeakyReLU)
-            if fused:
-                slope = None if self.activation is None else LRELU_SLOPE
-                return self.adain_act(x, scale, shift, residual, negative_slope=slope, eps=INSTANCE_EPS)
-            x = self.adain_act(x, scale, shift, eps=INSTANCE_EPS)
-        elif self.norm is not None:
-            x = self.norm(x)
-        x = self.activate(x)
-        return x if residual is None else x + residual
+        x = self.convolve(x, padded=padded)
+        return self.finish(x, scale, shift, residual, pad_result=pad_result)
 
 
 class ResidualBlock(nn.Module):
-    """conv-norm-activation, conv-norm, plus the input (E_s and D)."""
+    """conv-norm-activation, conv-norm, plus the input (E_s and D). ``padded`` and ``pad_result`` as in
+    `ConvBlock`.
+    """
 
     def __init__(
         self, channels: int, *, norm: str, activ: str, pad_type: str, twice_differentiable: bool = False
@@ -135,8 +165,10 @@ class ResidualBlock(nn.Module):
         self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=activ, **common)
         self.conv2 = ConvBlock(channels, channels, 3, 1, 1, activ="none", **common)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x), residual=x)
+    def forward(self, x: Tensor, *, padded: bool = False, pad_result: int = 0) -> Tensor:
+        half = self.conv1(x, padded=padded, pad_result=self.conv2.reflection)
+        residual = interior(x, self.conv1.reflection) if padded else x
+        return self.conv2(half, residual=residual, padded=True, pad_result=pad_result)
 
 
 class SelfAttention2d(nn.Module):

@@ -33,7 +33,8 @@ class Aspp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [self.point(x)]
-        branches += [dilated(reduce(x)) for reduce, dilated in zip(self.reduce, self.dilated, strict=True)]
+        for reduce, dilated in zip(self.reduce, self.dilated, strict=True):
+            branches.append(dilated(reduce(x, pad_result=dilated.reflection), padded=True))
         return self.fuse(torch.cat(branches, dim=1))
 
 
@@ -60,9 +61,10 @@ class StructureEncoder(nn.Module):
         initialise(self, config.init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.stem:
-            x = block(x)
-        for block in self.residual:
-            x = block(x)
+        blocks = [*self.stem, *self.residual]
+        for k, block in enumerate(blocks):
+            # every 3×3 block but the first finds its input padded by the one before; ASPP takes it plain
+            last = k == len(blocks) - 1
+            x = block(x, padded=k > 0, pad_result=0 if last else self.stem[0].reflection)
         x = self.aspp(x)
         return torch.tanh(x) if self.tanh else x

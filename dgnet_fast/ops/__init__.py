@@ -1,5 +1,14 @@
 """Fused ops: one module each, with its plain-PyTorch reference; `registry` says which body serves what."""
 
 from dgnet_fast.ops.adain_act import adain_act, adain_act_reference
+from dgnet_fast.ops.appearance_mlp import appearance_mlp, appearance_mlp_reference
+from dgnet_fast.ops.layer_norm_act import layer_norm_act, layer_norm_act_reference
 
-__all__ = ["adain_act", "adain_act_reference"]
+__all__ = [
+    "adain_act",
+    "adain_act_reference",
+    "appearance_mlp",
+    "appearance_mlp_reference",
+    "layer_norm_act",
+    "layer_norm_act_reference",
+]

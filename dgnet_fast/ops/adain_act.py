@@ -1,6 +1,6 @@
-"""adain_act: instance normalisation, adaptive or plain, with LeakyReLU and a residual, in one pass.
+"""adain_act: instance normalisation, adaptive or plain, with LeakyReLU, a residual and padding, in one pass.
 
-    y = act(scale * (x - mean) / sqrt(var + eps) + shift) + residual
+    y = pad(act(scale * (x - mean) / sqrt(var + eps) + shift) + residual)
 
 With scale and shift it is the adaptive instance normalisation of DG-Net's decoder (DG-Net sec. 3.1; AdaIN:
 Huang and Belongie 2017, eq. 8), without them the InstanceNorm of its structure encoder.
@@ -16,9 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
-from dgnet_fast.ops.launch import memory_format
+from dgnet_fast.ops.launch import dense_innermost, memory_format
+from dgnet_fast.ops.padding import (
+    check_padding,
+    check_padding_is_int,
+    empty_padded,
+    fold_reflection,
+    reflect_pad,
+)
 
 Three = tuple[Tensor, Tensor, Tensor]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _per_plane(code: Tensor) -> Tensor:
@@ -41,6 +49,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         residual: Tensor | None,
         negative_slope: float,
         eps: float,
+        padding: int,
     ) -> Three:
         """(y, mean, rstd)"""
         values = x.to(_statistics_dtype(x))
@@ -52,7 +61,8 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         y = z if negative_slope == 1 else F.leaky_relu(z, negative_slope)
         if residual is not None:
             y = y + residual
-        return y.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, rstd
+        y = reflect_pad(y.to(x.dtype), padding)
+        return y.contiguous(memory_format=memory_format(x)), mean, rstd
 
     @staticmethod
     def backward(
@@ -63,11 +73,13 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         mean: Tensor,
         rstd: Tensor,
         negative_slope: float,
-    ) -> Three:
-        """(grad_x, grad_scale, grad_shift)"""
+        padding: int,
+        needs_residual: bool,
+    ) -> Four:
+        """(grad_x, grad_scale, grad_shift, grad_residual): the last (0,) without padding, then it is grad_y"""
         normal = (x.to(mean.dtype) - _per_plane(mean)) * _per_plane(rstd)
         z = normal if scale is None else normal * _per_plane(scale) + _per_plane(shift)
-        grad_y = grad_y.to(mean.dtype)
+        grad_y = fold_reflection(grad_y.to(mean.dtype), padding)
         grad_z = torch.where(z > 0, grad_y, grad_y * negative_slope)
         grad_shift = grad_z.sum(dim=(2, 3))
         grad_scale = (grad_z * normal).sum(dim=(2, 3))
@@ -75,7 +87,8 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         # mean and rstd depend on x: grad_z loses its parts along 1 and along `normal`.
         grad_x = grad_z - _per_plane(grad_shift / pixels) - normal * _per_plane(grad_scale / pixels)
         grad_x = grad_x * _per_plane(rstd if scale is None else rstd * scale)
-        return grad_x.to(x.dtype).contiguous(memory_format=memory_format(x)), grad_scale, grad_shift
+        grad_residual = _dense_as(grad_y, x) if padding and needs_residual else x.new_empty(0)
+        return _dense_as(grad_x, x), grad_scale, grad_shift, grad_residual
 
 
 def adain_act_reference(
@@ -86,11 +99,12 @@ def adain_act_reference(
     *,
     negative_slope: float | None = None,
     eps: float = 1e-5,
+    padding: int = 0,
 ) -> Tensor:
     """`adain_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
-    _check(x, scale, shift, residual)
+    _check(x, scale, shift, residual, padding)
     scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
-    return reference.forward(x, scale, shift, residual, _slope(negative_slope), eps)[0]
+    return reference.forward(x, scale, shift, residual, _slope(negative_slope), eps, padding)[0]
 
 
 def adain_act(
@@ -101,19 +115,24 @@ def adain_act(
     *,
     negative_slope: float | None = None,
     eps: float = 1e-5,
+    padding: int = 0,
 ) -> Tensor:
-    """act(scale * (x - mean) / sqrt(var + eps) + shift) + residual, as one op.
+    """pad(act(scale * (x - mean) / sqrt(var + eps) + shift) + residual), as one op.
 
     Args:
         x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
         scale, shift: (B, C) both, of x's dtype or float32; or None both, for one and zero.
-        residual: of x's shape and dtype, added last; or None.
+        residual: of x's shape and dtype, added before the padding; or None. The interior of a padded y serves
+            without a copy.
         negative_slope: of the LeakyReLU; None for no activation.
         eps: added to the biased variance.
+        padding: pixels of reflect padding on every side of the result, as `F.pad` with mode reflect adds;
+            smaller than H and W.
 
     Returns:
-        (B, C, H, W) in x's dtype, in channels_last if x is dense in that order, else contiguous. Neither
-        order is copied; an x that is dense in neither is, and so is a residual in another order than x.
+        (B, C, H + 2 padding, W + 2 padding) in x's dtype, in channels_last if x is dense in that order, else
+        contiguous. Neither order is copied; an x that is dense in neither is, and so is a residual in another
+        order than x.
 
     Mean and variance are taken over H and W of each sample and channel, in float32 (float64 for float64).
     Autocast does not change the op: it runs in the dtype x has. Gradients flow to x, scale, shift and
@@ -121,12 +140,13 @@ def adain_act(
     are needed.
 
     Raises:
-        ValueError: shapes, dtypes or devices other than these; DGNET_FAST_IMPL forces a body that
+        ValueError: shapes, dtypes, devices or padding other than these; DGNET_FAST_IMPL forces a body that
             cannot serve.
     """
     if x.device.type not in registry.TABLE["adain_act"]:
         registry.choose("adain_act", x.device.type, x.dtype)  # raises, naming the devices there are
-    return _forward_op(x, scale, shift, residual, _slope(negative_slope), eps)[0]
+    check_padding_is_int(padding)
+    return _forward_op(x, scale, shift, residual, _slope(negative_slope), eps, padding)[0]
 
 
 def _slope(negative_slope: float | None) -> float:
@@ -141,7 +161,13 @@ def _as_statistics(code: Tensor | None, x: Tensor) -> Tensor | None:
     return None if code is None else code.to(_statistics_dtype(x)).contiguous()
 
 
-def _check(x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> None:
+def _dense_as(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def _check(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, padding: int
+) -> None:
     if x.dim() != 4:
         raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
     if x.numel() == 0:
@@ -167,6 +193,7 @@ def _check(x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tens
             raise ValueError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
         if residual.device != x.device:
             raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
+    check_padding(padding, x)
 
 
 # ---- the op: schema, bodies, fake, autograd
@@ -182,14 +209,16 @@ def _forward_op(
     residual: Tensor | None,
     negative_slope: float,
     eps: float,
+    padding: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, scale, shift, residual)
+    _check(x, scale, shift, residual, padding)
     body = registry.implementation("adain_act", x.device.type, x.dtype)
     order = memory_format(x)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=order)
     x = x.contiguous(memory_format=order)
-    return body.forward(x, _as_statistics(scale, x), _as_statistics(shift, x), residual, negative_slope, eps)
+    if residual is not None and not dense_innermost(residual, order):
+        residual = residual.contiguous(memory_format=order)
+    scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
+    return body.forward(x, scale, shift, residual, negative_slope, eps, padding)
 
 
 @torch.library.custom_op("dgnet_fast::adain_act_backward", mutates_args=(), device_types=_DEVICES)
@@ -201,33 +230,34 @@ def _backward_op(
     mean: Tensor,
     rstd: Tensor,
     negative_slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    padding: int,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     body = registry.implementation("adain_act", x.device.type, x.dtype)
     order = memory_format(x)
     x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    return body.backward(
-        grad_y, x, _as_statistics(scale, x), _as_statistics(shift, x), mean, rstd, negative_slope
-    )
+    scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
+    return body.backward(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual)
 
 
-def _fake_outputs(x: Tensor) -> Three:
-    codes = [x.new_empty(x.shape[:2], dtype=_statistics_dtype(x)) for _ in range(2)]
-    return torch.empty_like(x, memory_format=memory_format(x)), *codes
+def _fake_codes(x: Tensor) -> list[Tensor]:
+    return [x.new_empty(x.shape[:2], dtype=_statistics_dtype(x)) for _ in range(2)]
 
 
 @_forward_op.register_fake
-def _(x, scale, shift, residual, negative_slope, eps):
-    _check(x, scale, shift, residual)
-    return _fake_outputs(x)
+def _(x, scale, shift, residual, negative_slope, eps, padding):
+    _check(x, scale, shift, residual, padding)
+    return empty_padded(x, padding), *_fake_codes(x)
 
 
 @_backward_op.register_fake
-def _(grad_y, x, scale, shift, mean, rstd, negative_slope):
-    return _fake_outputs(x)
+def _(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual):
+    grad_residual = empty_padded(x, 0) if padding and needs_residual else x.new_empty(0)
+    return empty_padded(x, 0), *_fake_codes(x), grad_residual
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, scale, shift, _, ctx.negative_slope, _ = inputs
+    x, scale, shift, _, ctx.negative_slope, _, ctx.padding = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, shift, mean, rstd)
@@ -235,15 +265,21 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_y, _grad_mean, _grad_rstd):
     x, scale, shift, mean, rstd = ctx.saved_tensors
-    needs_x, needs_scale, needs_shift, needs_residual, _, _ = ctx.needs_input_grad
+    needs_x, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
     grad_x = grad_scale = grad_shift = None
-    if needs_x or needs_scale or needs_shift:
-        grad_x, grad_scale, grad_shift = _backward_op(grad_y, x, scale, shift, mean, rstd, ctx.negative_slope)
+    grad_residual = grad_y  # without padding
+    fold = ctx.padding > 0 and needs_residual
+    if needs_x or needs_scale or needs_shift or fold:
+        grad_x, grad_scale, grad_shift, folded = _backward_op(
+            grad_y, x, scale, shift, mean, rstd, ctx.negative_slope, ctx.padding, fold
+        )
+        grad_residual = folded if fold else grad_y
     return (
         grad_x if needs_x else None,
         grad_scale.to(scale.dtype) if needs_scale else None,
         grad_shift.to(shift.dtype) if needs_shift else None,
-        grad_y if needs_residual else None,
+        grad_residual if needs_residual else None,
+        None,
         None,
         None,
     )

@@ -19,15 +19,27 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
+def dense_innermost(x: Tensor, order: torch.memory_format) -> bool:
+    """Whether kernels can read x in place by its strides: the interior of a padded buffer, or a dense x.
+
+    In NCHW the values of a row are neighbours; in channels_last those of a pixel are, and pixels follow each
+    other. The strides of the other dimensions are free.
+    """
+    if order == torch.channels_last:
+        inner = ((1, 1), (3, x.shape[1]))
+    else:
+        inner = ((3, 1),)
+    return all(x.shape[dim] == 1 or x.stride(dim) == stride for dim, stride in inner)
+
+
 def address(tensor: Tensor | None) -> int:
     """Address of the first element; 0, a null pointer, for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def layout(x: Tensor) -> tuple[int, int, int, bool, int]:
-    """The `Layout` of csrc/bindings.cpp for a dense x (B, C, H, W)."""
-    batch, channels, height, width = x.shape
-    return batch, channels, height * width, is_channels_last(x), ELEMENT_TYPES[x.dtype]
+def layout(x: Tensor, padding: int) -> tuple[int, int, int, int, int, bool, int]:
+    """The `Layout` of csrc/bindings.cpp for a dense x (B, C, H, W) and the padding of the result."""
+    return *x.shape, padding, is_channels_last(x), ELEMENT_TYPES[x.dtype]
 
 
 def device_and_stream(x: Tensor) -> tuple[int, int]:

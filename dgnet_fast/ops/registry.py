@@ -1,8 +1,8 @@
 """Who serves what: one ordered table of op, device and body.
 
 An op is served by the first body of its device's row that is chosen automatically for the dtype and can run
-here. `DGNET_FAST_IMPL` set to reference, cpp, triton or cuda forces that body for every op, and whatever it
-cannot serve raises; nothing falls back. `python -m dgnet_fast.doctor` prints the table as it stands on a
+here. `DGNET_FAST_IMPL` set to reference, cpp, triton, cuda or aten forces that body for every op, and whatever
+it cannot serve raises; nothing falls back. `python -m dgnet_fast.doctor` prints the table as it stands on a
 machine.
 
 float64 is the reference's by rule, on every device: runs that compare numbers with another implementation use
@@ -22,7 +22,7 @@ import torch
 
 from dgnet_fast import _C
 
-IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda")
+IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda", "aten")
 FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*FAST_DTYPES, torch.float64)
 
@@ -62,6 +62,35 @@ TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
             _fast("triton", "dgnet_fast.ops.adain_act_bodies:triton"),
             _fast("cuda", "dgnet_fast.ops.adain_act_bodies:cuda"),
             _reference("dgnet_fast.ops.adain_act:reference"),
+        ),
+    },
+    "layer_norm_act": {
+        "cpu": (
+            _fast("cpp", "dgnet_fast.ops.layer_norm_act_bodies:cpp"),
+            _reference("dgnet_fast.ops.layer_norm_act:reference"),
+            _fast("triton", "dgnet_fast.ops.layer_norm_act_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.layer_norm_act_bodies:triton"),
+            _fast("cuda", "dgnet_fast.ops.layer_norm_act_bodies:cuda"),
+            _reference("dgnet_fast.ops.layer_norm_act:reference"),
+        ),
+    },
+    "appearance_mlp": {
+        "cpu": (
+            _fast("aten", "dgnet_fast.ops.appearance_mlp_bodies:aten"),
+            _reference("dgnet_fast.ops.appearance_mlp:reference"),
+            # Triton's interpreter has no bfloat16 products.
+            Body(
+                "triton",
+                "dgnet_fast.ops.appearance_mlp_bodies:triton",
+                (torch.float32, torch.float16),
+                automatic=(),
+            ),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.appearance_mlp_bodies:triton"),
+            _reference("dgnet_fast.ops.appearance_mlp:reference"),
         ),
     },
 }

@@ -75,8 +75,10 @@ def _add_reflection(y: Tensor, x: Tensor, weight: Tensor) -> None:
         [x[:, :, 1:2] - x[:, :, :1], x[:, :, -2:-1] - x[:, :, -1:]]
     )  # for the top, then the bottom
     columns = torch.cat([x[..., 1:2] - x[..., :1], x[..., -2:-1] - x[..., -1:]])
-    top, bottom = F.pad(rows.repeat_interleave(2, dim=3), (2, 2, 0, 0), mode="reflect").chunk(2)
-    left, right = F.pad(columns.repeat_interleave(2, dim=2), (0, 0, 2, 2), mode="replicate").chunk(2)
+    top, bottom = F.pad(rows.repeat_interleave(2, dim=3), (2, 2, 0, 0), mode="reflect").unflatten(0, (2, -1))
+    left, right = F.pad(columns.repeat_interleave(2, dim=2), (0, 0, 2, 2), mode="replicate").unflatten(
+        0, (2, -1)
+    )
     y[:, :, :1] += F.conv2d(top, weight[:, :, :1])
     y[:, :, -1:] += F.conv2d(bottom, weight[:, :, -1:])
     y[..., :1] += F.conv2d(left, weight[..., :1])

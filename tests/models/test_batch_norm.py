@@ -70,3 +70,15 @@ def test_a_batch_that_cannot_be_cut():
         with pytest.raises(ValueError, match=f"a batch of 12 cannot be cut into {groups} equal groups"):
             ours(batch(torch.float32, 4), BatchNormMode(groups, "update"))
     assert ours.num_batches_tracked == 7
+
+
+def test_the_gradient_of_an_evaluation_pass_survives_a_later_update_of_the_running_statistics():
+    norm = GroupedBatchNorm(3).double()
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    leaf = x.clone().requires_grad_()
+    y = norm(leaf, BatchNormMode())
+    with torch.no_grad():
+        norm(10 * x + 5, BatchNormMode(1, "update"))
+    (grad,) = torch.autograd.grad(y.sum(), leaf)
+    expected = torch.full_like(x, (1 + norm.eps) ** -0.5)  # the running variance was 1 when y was computed
+    torch.testing.assert_close(grad, expected)

@@ -21,7 +21,8 @@ from dgnet_fast.models.reference_layout import (
 )
 from tests.tiny import tiny_config, tiny_model
 
-CASES = sorted(p for p in (Path(__file__).parents[1] / "data").glob("*.json") if p.stem != "evaluation")
+DATA = Path(__file__).parents[1] / "data"
+CASES = sorted(p for p in DATA.glob("*.json") if p.stem not in ("evaluation", "reranking"))
 VARIANTS = [
     {},
     {"ID_style": "normal"},

@@ -166,20 +166,20 @@ def small_inputs(dtype=torch.float32, channels_last=False):
 def test_opcheck(channels_last, slope):
     x, scale, shift, residual = small_inputs(channels_last=channels_last)
     op = torch.ops.dgnet_fast.adain_act.default
-    torch.library.opcheck(op, (x, scale, shift, residual, slope, 1e-5))
-    torch.library.opcheck(op, (x.detach()[:, :, ::2].requires_grad_(), None, None, None, slope, 1e-5))
+    torch.library.opcheck(op, (x, scale, shift, residual, slope, 1e-5, 0))
+    torch.library.opcheck(op, (x.detach()[:, :, ::2].requires_grad_(), None, None, None, slope, 1e-5, 0))
 
 
 def test_opcheck_of_the_backward():
     x, scale, shift, _ = (tensor.detach() for tensor in small_inputs())
-    _, mean, rstd = torch.ops.dgnet_fast.adain_act(x, scale, shift, None, 0.2, 1e-5)
+    _, mean, rstd = torch.ops.dgnet_fast.adain_act(x, scale, shift, None, 0.2, 1e-5, 0)
     op = torch.ops.dgnet_fast.adain_act_backward.default
     for grad_y in (
         torch.randn_like(x),
         torch.randn(2, 4, 3, 3).permute(0, 3, 1, 2),
         torch.ones(()).expand(x.shape),
     ):
-        torch.library.opcheck(op, (grad_y, x, scale, shift, mean, rstd, 0.2))
+        torch.library.opcheck(op, (grad_y, x, scale, shift, mean, rstd, 0.2, 0, False))
 
 
 @pytest.mark.parametrize("function", [adain_act, adain_act_reference])
@@ -254,6 +254,9 @@ def test_autocast_and_functional_call():
         ({"scale": torch.zeros(2, 3, device="meta")}, "scale must be on x's device"),
         ({"residual": torch.zeros(2, 3, 4, 1)}, "residual must have x's shape"),
         ({"residual": torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)}, "residual must have x's dtype"),
+        ({"padding": 4}, r"padding must be at least 0 and smaller than H and W = \(4, 4\), got 4"),
+        ({"padding": -1}, "padding must be at least 0"),
+        ({"padding": 1.5}, "padding must be an int, got 1.5"),
     ],
 )
 @pytest.mark.parametrize("function", [adain_act, adain_act_reference])

@@ -24,7 +24,7 @@ def test_built_kernels_use_no_local_memory():
                 found = {
                     name: use
                     for name, use in usage.items()
-                    if f"{direction}_{stem}" in name and name.endswith(architecture)
+                    if "AdainAct" in name and f"{direction}_{stem}" in name and name.endswith(architecture)
                 }
                 assert len(found) == (6 if stem == "planes" else 3), (direction, stem, architecture)
                 for name, use in found.items():
@@ -32,9 +32,9 @@ def test_built_kernels_use_no_local_memory():
                     assert use["REG"] <= 64, (name, use)  # four blocks of 256 threads on a multiprocessor
 
 
-def results(function, inputs, slope, grad_y, dtype=None):
+def results(function, inputs, slope, padding, grad_y, dtype=None):
     leaves = [t if t is None else t.to(dtype or t.dtype).clone().requires_grad_() for t in inputs]
-    y = function(*leaves, negative_slope=slope)
+    y = function(*leaves, negative_slope=slope, padding=padding)
     given = [leaf for leaf in leaves if leaf is not None]
     return [y.detach().double(), *(g.double() for g in torch.autograd.grad(y, given, grad_y.to(y.dtype)))]
 
@@ -49,23 +49,39 @@ ODD = [
 @pytest.mark.parametrize("implementation", ["triton", "cuda"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2, 6])
 @pytest.mark.parametrize("case", [*ADAIN_ACT, *ODD], ids=lambda case: case.name)
-def test_values_on_the_gpu(monkeypatch, case, dtype, channels_last, implementation):
+def test_values_on_the_gpu(monkeypatch, case, padding, dtype, channels_last, implementation):
     if implementation == "cuda" and not _C.build["cuda"]:
         pytest.skip("the extension was built without nvcc")
+    padding = min(padding, *(size - 1 for size in case.shape[2:]))
     monkeypatch.setenv("DGNET_FAST_IMPL", implementation)
     inputs = adain_act_inputs(case, dtype=dtype, device="cuda", channels_last=channels_last)
     x, scale, shift, _ = (None if t is None else t.double() for t in inputs)
-    far = adain_act_reference(x, scale, shift).abs() > 1e-3
-    grad_y = (torch.randn_like(x) * far).to(dtype)
-    exact = results(adain_act_reference, inputs, case.negative_slope, grad_y, torch.float64)
-    ours = results(adain_act, inputs, case.negative_slope, grad_y)
-    theirs = results(adain_act_reference, inputs, case.negative_slope, grad_y)
+    far = adain_act_reference(x, scale, shift, padding=padding).abs() > 1e-3
+    grad_y = (torch.randn(far.shape, device="cuda") * far).to(dtype)
+    exact = results(adain_act_reference, inputs, case.negative_slope, padding, grad_y, torch.float64)
+    ours = results(adain_act, inputs, case.negative_slope, padding, grad_y)
+    theirs = results(adain_act_reference, inputs, case.negative_slope, padding, grad_y)
     for mine, pytorch, expected in zip(ours, theirs, exact, strict=True):
         error, allowed = (mine - expected).abs().max(), 2 * (pytorch - expected).abs().max()
         assert error <= allowed + 3e-6 * (1 + expected.abs().max()), (error, allowed)
-    again = results(adain_act, inputs, case.negative_slope, grad_y)
+    again = results(adain_act, inputs, case.negative_slope, padding, grad_y)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["triton", "cuda"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_residual_within_a_padded_buffer_on_the_gpu(monkeypatch, channels_last, implementation):
+    if implementation == "cuda" and not _C.build["cuda"]:
+        pytest.skip("the extension was built without nvcc")
+    monkeypatch.setenv("DGNET_FAST_IMPL", implementation)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 40, 10, 9, device="cuda").contiguous(memory_format=order)
+    first = adain_act(x, padding=2)
+    y = adain_act(x, None, None, first[:, :, 2:-2, 2:-2], padding=1)
+    torch.testing.assert_close(y, adain_act_reference(x, None, None, adain_act_reference(x), padding=1))
 
 
 @pytest.mark.gpu

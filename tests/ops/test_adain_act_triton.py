@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from tests.ops.cubin import LEAN, resource_usage  # noqa: E402
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.cases import ADAIN_ACT  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.interpreted import interpreted  # noqa: E402
 
 
 def test_values_under_the_interpreter():
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "DGNET_FAST_IMPL": "triton",
-        "PYTHONPATH": str(ROOT),
-    }
-    script = Path(__file__).with_name("interpret_adain_act.py")
-    done = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
+    rows = interpreted("interpret_adain_act.py")
     assert len(rows) == 24
     for row in rows:
         # The interpreter truncates to bfloat16 where a GPU rounds to nearest, so for bfloat16 the errors are
@@ -39,54 +23,39 @@ def test_values_under_the_interpreter():
             assert mine <= allowed, row
 
 
-# Types of the arguments of each kernel by name; what is not listed is a constexpr.
-POINTERS = {"x": "low", "residual": "low", "y": "low", "grad_y": "low", "grad_x": "low"}
-SCALARS = {"pixels": "i32", "channels": "i32", "slice_pixels": "i32", "slope": "fp32", "eps": "fp32"}
-CONSTANTS = {"AFFINE": True, "RESIDUAL": True, "BLOCK": 2048, "ROWS": 64, "COLUMNS": 32, "SLICES": 8}
-KERNELS = [
-    ("forward_planes", {"WHOLE": True}, 4),
-    ("forward_planes", {"WHOLE": True, "BLOCK": 8192}, 8),
-    ("forward_planes", {"WHOLE": False, "BLOCK": 4096}, 8),
-    ("backward_planes", {"WHOLE": True}, 4),
-    ("backward_planes", {"WHOLE": True, "BLOCK": 8192}, 8),
-    ("backward_planes", {"WHOLE": False, "BLOCK": 4096}, 8),
-    ("forward_slices", {}, 4),
-    ("forward_apply", {}, 4),
-    ("backward_slices", {}, 4),
-    ("backward_apply", {}, 4),
-]
+KERNELS = [f"{way}_{part}" for way in ("forward", "backward") for part in ("planes", "slices", "apply")]
+#: Shape and paddings; the last plane is too large for registers.
+SHAPES = {
+    "decoder": (ADAIN_ACT[2].shape, (0, 1)),
+    "structure": (ADAIN_ACT[3].shape, (1,)),
+    "large": ((8, 32, 256, 128), (1,)),
+}
 
 
-def compile_ahead(name: str, changes: dict, warps: int, capability: int, low: str) -> bytes:
-    """The cubin of a kernel of kernels/adain_act.py for a GPU that need not be here."""
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("name", "dtype", "channels_last"),
+    [
+        ("decoder", torch.bfloat16, False),
+        ("decoder", torch.bfloat16, True),
+        ("decoder", torch.float32, True),
+        ("structure", torch.bfloat16, False),
+        ("large", torch.bfloat16, False),
+    ],
+)
+def test_launches_compile_ahead_without_spills(monkeypatch, name, dtype, channels_last, capability):
     from dgnet_fast.kernels import adain_act as kernels
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    function = getattr(kernels, name)
-    constants = {**CONSTANTS, **changes}
-    signature, constexprs, attributes = {}, {}, {}
-    for index, argument in enumerate(function.arg_names):
-        stem = argument.removesuffix("_ptr")
-        if argument in constants:
-            signature[argument] = "constexpr"
-            constexprs[argument] = constants[argument]
-        elif argument.endswith("_ptr"):
-            signature[argument] = "*" + (low if stem in POINTERS else "fp32")
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        else:
-            signature[argument] = SCALARS[argument]
-    source = ASTSource(function, signature, constexprs, attributes)
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("name", "changes", "warps"), KERNELS)
-def test_compiles_ahead_without_spills(tmp_path, name, changes, warps, capability):
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compile_ahead(name, changes, warps, capability, "bf16"))
-    ((kernel, usage),) = resource_usage(cubin).items()
-    assert kernel == name
-    assert {key: usage[key] for key in LEAN} == LEAN
-    assert usage["REG"] <= 128, usage  # at least two blocks of 8 warps on a multiprocessor
+    launches = record(monkeypatch, kernels, KERNELS)
+    shape, paddings = SHAPES[name]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+    code = torch.empty(shape[:2], device="meta")
+    scale = code if name == "decoder" else None
+    residual = x if name == "decoder" else None
+    for padding in paddings:
+        y, *_ = kernels.forward(x, scale, scale, residual, 0.2, 1e-5, padding, channels_last)
+        assert y.shape[2:] == (shape[2] + 2 * padding, shape[3] + 2 * padding)
+        kernels.backward(y, x, scale, scale, code, code, 0.2, padding, residual is not None, channels_last)
+    assert len(launches) == len(paddings) * (4 if channels_last else 2)
+    assert_lean(launches, capability, 128)

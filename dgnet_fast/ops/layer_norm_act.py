@@ -1,0 +1,257 @@
+"""layer_norm_act: the decoder's LayerNorm with LeakyReLU and padding, in one pass.
+
+    y = pad(act((x - mean) / (std + eps) * gamma + beta))
+
+Mean and unbiased standard deviation are those of a whole sample, over C, H and W; gamma and beta belong to a
+channel; eps is added outside the root (the norm after DG-Net's upsampling, sec. 3.1).
+
+The reference, the schema with its fake and its autograd, the public function; the bodies are in
+layer_norm_act_bodies.py, who serves what in registry.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgnet_fast.ops import registry
+from dgnet_fast.ops.launch import memory_format
+from dgnet_fast.ops.padding import (
+    check_padding,
+    check_padding_is_int,
+    empty_padded,
+    fold_reflection,
+    reflect_pad,
+)
+
+Three = tuple[Tensor, Tensor, Tensor]
+
+#: A standard deviation below this many eps counts as 0 in the backward: `rdenom` does not hold it, and its
+#: part in the gradient is smaller than that.
+LEAST_STD = 1e-6
+
+
+def _per_sample(value: Tensor) -> Tensor:
+    return value[:, None, None, None]
+
+
+def _per_channel(value: Tensor) -> Tensor:
+    return value[:, None, None]
+
+
+class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+    """Plain PyTorch: what every body must compute.
+
+    negative_slope 1 means no activation. mean and rdenom = 1 / (std + eps) are (B,), the gradients of gamma
+    and beta (C,): float32, float64 for float64 x.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float, eps: float, padding: int
+    ) -> Three:
+        """(y, mean, rdenom)"""
+        values = x.to(_statistics_dtype(x))
+        std, mean = torch.std_mean(values, dim=(1, 2, 3))
+        rdenom = 1 / (std + eps)
+        factor = _per_sample(rdenom) * _per_channel(gamma)
+        z = torch.addcmul(_per_channel(beta), values - _per_sample(mean), factor)
+        y = z if negative_slope == 1 else F.leaky_relu(z, negative_slope)
+        y = reflect_pad(y.to(x.dtype), padding)
+        return y.contiguous(memory_format=memory_format(x)), mean, rdenom
+
+    @staticmethod
+    def backward(
+        grad_y: Tensor,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        mean: Tensor,
+        rdenom: Tensor,
+        negative_slope: float,
+        eps: float,
+        padding: int,
+    ) -> Three:
+        """(grad_x, grad_gamma, grad_beta)"""
+        centred = x.to(mean.dtype) - _per_sample(mean)
+        r, c = _per_sample(rdenom), _per_channel(gamma)
+        z = centred * r * c + _per_channel(beta)
+        grad_y = fold_reflection(grad_y.to(mean.dtype), padding)
+        grad_z = torch.where(z > 0, grad_y, grad_y * negative_slope)
+        grad_beta = grad_z.sum(dim=(0, 2, 3))
+        grad_gamma = (grad_z * centred * r).sum(dim=(0, 2, 3))
+        grad_n = grad_z * c
+        elements = x[0].numel()
+        std = 1 / rdenom - eps
+        # d std / d x = centred / ((elements - 1) std), taken as 0 where std is 0, as PyTorch does.
+        share = (grad_n * centred).sum(dim=(1, 2, 3)) * rdenom.square() / (std * (elements - 1))
+        share = torch.where(std <= LEAST_STD * eps, 0, share)
+        grad_x = (grad_n - _per_sample(grad_n.mean(dim=(1, 2, 3)))) * r - centred * _per_sample(share)
+        return grad_x.to(x.dtype).contiguous(memory_format=memory_format(x)), grad_gamma, grad_beta
+
+
+def layer_norm_act_reference(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    negative_slope: float | None = None,
+    eps: float = 1e-5,
+    padding: int = 0,
+) -> Tensor:
+    """`layer_norm_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
+    _check(x, gamma, beta, padding)
+    gamma, beta = _as_statistics(gamma, x), _as_statistics(beta, x)
+    return reference.forward(x, gamma, beta, _slope(negative_slope), eps, padding)[0]
+
+
+def layer_norm_act(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    negative_slope: float | None = None,
+    eps: float = 1e-5,
+    padding: int = 0,
+) -> Tensor:
+    """pad(act((x - mean) / (std + eps) * gamma + beta)), as one op.
+
+    Args:
+        x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
+        gamma, beta: (C,), of x's dtype or float32.
+        negative_slope: of the LeakyReLU; None for no activation.
+        eps: added to the unbiased standard deviation, outside the root.
+        padding: pixels of reflect padding on every side of the result, as `F.pad` with mode reflect adds;
+            smaller than H and W.
+
+    Returns:
+        (B, C, H + 2 padding, W + 2 padding) in x's dtype, in channels_last if x is dense in that order, else
+        contiguous. Neither order is copied; an x that is dense in neither is.
+
+    Mean and standard deviation are taken over C, H and W of each sample, in float32 with partial sums in
+    float64 (all float64 for float64). Autocast does not change the op: it runs in the dtype x has. Gradients
+    flow to x, gamma and beta, once: double backward raises RuntimeError; use `layer_norm_act_reference` where
+    second derivatives are needed. A sample of one element has no unbiased deviation: NaN, as in PyTorch.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or padding other than these; DGNET_FAST_IMPL forces a body that
+            cannot serve.
+    """
+    if x.device.type not in registry.TABLE["layer_norm_act"]:
+        registry.choose("layer_norm_act", x.device.type, x.dtype)  # raises, naming the devices there are
+    check_padding_is_int(padding)
+    return _forward_op(x, gamma, beta, _slope(negative_slope), eps, padding)[0]
+
+
+def _slope(negative_slope: float | None) -> float:
+    return 1.0 if negative_slope is None else float(negative_slope)
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _as_statistics(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(_statistics_dtype(x)).contiguous()
+
+
+def _check(x: Tensor, gamma: Tensor, beta: Tensor, padding: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
+    if x.dtype not in registry.DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in registry.DTYPES)
+        raise ValueError(f"x must have one of the dtypes {allowed}, got {x.dtype}")
+    for name, value in (("gamma", gamma), ("beta", beta)):
+        if value.shape != x.shape[1:2]:
+            raise ValueError(f"{name} must have shape (C,) = ({x.shape[1]},), got {tuple(value.shape)}")
+        if value.dtype not in (x.dtype, torch.float32):
+            raise ValueError(f"{name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
+    check_padding(padding, x)
+
+
+# ---- the op: schema, bodies, fake, autograd
+
+_DEVICES = tuple(registry.TABLE["layer_norm_act"])
+
+
+@torch.library.custom_op("dgnet_fast::layer_norm_act", mutates_args=(), device_types=_DEVICES)
+def _forward_op(
+    x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float, eps: float, padding: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, gamma, beta, padding)
+    body = registry.implementation("layer_norm_act", x.device.type, x.dtype)
+    x = x.contiguous(memory_format=memory_format(x))
+    return body.forward(x, _as_statistics(gamma, x), _as_statistics(beta, x), negative_slope, eps, padding)
+
+
+@torch.library.custom_op("dgnet_fast::layer_norm_act_backward", mutates_args=(), device_types=_DEVICES)
+def _backward_op(
+    grad_y: Tensor,
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    rdenom: Tensor,
+    negative_slope: float,
+    eps: float,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    body = registry.implementation("layer_norm_act", x.device.type, x.dtype)
+    order = memory_format(x)
+    x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
+    gamma, beta = _as_statistics(gamma, x), _as_statistics(beta, x)
+    return body.backward(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding)
+
+
+def _fake_statistics(x: Tensor, dim: int) -> list[Tensor]:
+    return [x.new_empty(x.shape[dim : dim + 1], dtype=_statistics_dtype(x)) for _ in range(2)]
+
+
+@_forward_op.register_fake
+def _(x, gamma, beta, negative_slope, eps, padding):
+    _check(x, gamma, beta, padding)
+    return empty_padded(x, padding), *_fake_statistics(x, 0)
+
+
+@_backward_op.register_fake
+def _(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding):
+    return empty_padded(x, 0), *_fake_statistics(x, 1)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, gamma, beta, ctx.negative_slope, ctx.eps, ctx.padding = inputs
+    _, mean, rdenom = output
+    ctx.mark_non_differentiable(mean, rdenom)
+    ctx.save_for_backward(x, gamma, beta, mean, rdenom)
+
+
+def _backward(ctx, grad_y, _grad_mean, _grad_rdenom):
+    x, gamma, beta, mean, rdenom = ctx.saved_tensors
+    grad_x, grad_gamma, grad_beta = _backward_op(
+        grad_y, x, gamma, beta, mean, rdenom, ctx.negative_slope, ctx.eps, ctx.padding
+    )
+    needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
+    return (
+        grad_x if needs_x else None,
+        grad_gamma.to(gamma.dtype) if needs_gamma else None,
+        grad_beta.to(beta.dtype) if needs_beta else None,
+        None,
+        None,
+        None,
+    )
+
+
+def _double_backward(ctx, *_grads):
+    raise RuntimeError(
+        "layer_norm_act is differentiable once; for second derivatives use "
+        "dgnet_fast.ops.layer_norm_act_reference"
+    )
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+_backward_op.register_autograd(_double_backward)

@@ -1,0 +1,83 @@
+"""Reflect padding of a norm op's result, so that the next convolution needs no padding pass of its own.
+
+The rules of `torch.nn.functional.pad` with mode reflect: the border line itself is not repeated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgnet_fast.ops.launch import memory_format
+
+
+def check_padding_is_int(padding: int) -> None:
+    """ValueError for what an op's schema would refuse less clearly."""
+    if isinstance(padding, bool) or not isinstance(padding, (int, torch.SymInt)):
+        raise ValueError(f"padding must be an int, got {padding!r}")
+
+
+def check_padding(padding: int, x: Tensor) -> None:
+    """ValueError unless `padding` is an int from 0 to one less than the smaller side of x (B, C, H, W)."""
+    check_padding_is_int(padding)
+    smallest = min(x.shape[2:])
+    if not 0 <= padding < smallest:
+        raise ValueError(
+            f"padding must be at least 0 and smaller than H and W = {tuple(x.shape[2:])}, got {padding}"
+        )
+
+
+def padded_shape(x: Tensor, padding: int) -> tuple[int, int, int, int]:
+    """(B, C, H + 2 padding, W + 2 padding)."""
+    batch, channels, height, width = x.shape
+    return batch, channels, height + 2 * padding, width + 2 * padding
+
+
+def empty_padded(x: Tensor, padding: int) -> Tensor:
+    """Uninitialised tensor of the padded shape, in x's dtype and memory order."""
+    order = memory_format(x)
+    return torch.empty(padded_shape(x, padding), dtype=x.dtype, device=x.device, memory_format=order)
+
+
+def reflect_pad(y: Tensor, padding: int) -> Tensor:
+    """y (B, C, H, W) padded on every side; differentiable at any order."""
+    return F.pad(y, (padding,) * 4, mode="reflect") if padding else y
+
+
+def fold_reflection(grad: Tensor, padding: int) -> Tensor:
+    """Adjoint of `reflect_pad`: (B, C, H + 2p, W + 2p) to (B, C, H, W), each border value added to its source.
+
+    In grad's dtype; deterministic on every device, which PyTorch's own is not on CUDA.
+    """
+    if padding == 0:
+        return grad
+    for dim in (2, 3):
+        size = grad.shape[dim] - 2 * padding
+        folded = grad.narrow(dim, padding, size).clone()
+        folded.narrow(dim, 1, padding).add_(grad.narrow(dim, 0, padding).flip(dim))
+        folded.narrow(dim, size - 1 - padding, padding).add_(
+            grad.narrow(dim, padding + size, padding).flip(dim)
+        )
+        grad = folded
+    return grad
+
+
+class _Interior(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
+        return y[:, :, padding:-padding, padding:-padding]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return F.pad(grad, (ctx.padding,) * 4), None
+
+
+def interior(y: Tensor, padding: int) -> Tensor:
+    """The picture within a padded y, as a view; differentiable at any order.
+
+    Slicing computes the same, but the gradient of a slice of a channels_last y comes in NCHW order and costs two
+    slow passes; this one keeps the order.
+    """
+    return _Interior.apply(y, padding) if padding else y

@@ -1,0 +1,60 @@
+"""Tiles over pictures in slices, shared by the Triton bodies: a program serves some channels of one slice.
+
+A sample has `pixels` by `channels` elements; the grid is (slices of the pixels, blocks of channels, batch).
+First kernels leave each slice's sums in a workspace, second ones merge them in a fixed order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(z, value, slope):
+    """`value` through LeakyReLU's branch that z takes."""
+    return tl.where(z > 0, value, value * slope)
+
+
+@triton.jit
+def bounds(pixels, slice_pixels, REVERSED: tl.constexpr):
+    """This program's sample, its slice, the slice's first pixel and the one after its last.
+
+    Kernels that read again what the one before them has read go REVERSED, so that they begin with what is
+    still in the L2 cache.
+    """
+    index, sample = tl.program_id(0), tl.program_id(2)
+    if REVERSED:
+        index, sample = tl.num_programs(0) - 1 - index, tl.num_programs(2) - 1 - sample
+    first = index * slice_pixels
+    return sample.to(tl.int64), index, first, tl.minimum(first + slice_pixels, pixels)
+
+
+class Slices:
+    """Tile and grid for (batch, channels, pixels).
+
+    `columns` channels by `rows` pixels make a tile, `pixels` is the slice's length, `count` the number of
+    slices.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        channels: int,
+        pixels: int,
+        *,
+        columns: int,
+        tile: int = 2048,
+        slice_elements: int = 8192,
+        most: int = 32,
+    ) -> None:
+        self.rows = min(tile // columns, triton.next_power_of_2(pixels))
+        self.columns = columns
+        wanted = min(most, triton.cdiv(pixels * columns, slice_elements))
+        self.pixels = triton.cdiv(triton.cdiv(pixels, wanted), self.rows) * self.rows
+        self.count = triton.cdiv(pixels, self.pixels)
+        self.grid = (self.count, triton.cdiv(channels, columns), batch)
+
+    @property
+    def tile(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "COLUMNS": self.columns}

@@ -1,0 +1,153 @@
+// Calls every C++ body over odd sizes, layouts, paddings and element types; `make sanitize` builds it with
+// AddressSanitizer and UndefinedBehaviorSanitizer. Every buffer is an allocation of its exact size, so that a
+// value read or written beside one is reported. Results start as NaN, and none may stay so; they may not
+// depend on the number of threads.
+#include <omp.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "adain_act.h"
+#include "layer_norm_act.h"
+
+using namespace dgnet_fast;
+
+// OpenMP keeps its threads until the process ends, which is no leak of ours.
+extern "C" const char* __asan_default_options() {
+    return "detect_leaks=0";
+}
+
+namespace {
+
+using Bytes = std::vector<unsigned char>;
+
+template <class T>
+Bytes values(int64_t count, unsigned seed) {
+    Bytes bytes(count * sizeof(T));
+    for (int64_t i = 0; i < count; ++i) {
+        seed = seed * 1664525u + 1013904223u;
+        const T value = store<T>(static_cast<float>(seed >> 8) / (1 << 22) - 2.f);
+        std::memcpy(&bytes[i * sizeof(T)], &value, sizeof value);
+    }
+    return bytes;
+}
+
+Bytes unwritten(int64_t count, size_t size) {
+    return Bytes(count * size, 0xff);  // NaN in every element type
+}
+
+template <class T>
+void check_written(const char* what, const Bytes& bytes, const ImageShape& s) {
+    for (size_t i = 0; i < bytes.size(); i += sizeof(T)) {
+        T value;
+        std::memcpy(&value, &bytes[i], sizeof value);
+        if (load(value) == load(value)) continue;
+        std::printf("%s: value %zu is NaN for (%d, %d, %d, %d), padding %d, %s, element of %zu bytes\n", what,
+                    i / sizeof(T), int(s.batch), int(s.channels), int(s.height), int(s.width), int(s.padding),
+                    s.channels_last ? "channels_last" : "NCHW", sizeof(T));
+        std::exit(1);
+    }
+}
+
+float* floats(Bytes& bytes) {
+    return reinterpret_cast<float*>(bytes.data());
+}
+
+// All results of one case, one after the other. `within`: the residual lies within a padded buffer.
+template <class T>
+std::vector<Bytes> adain_act(Element element, const ImageShape& s, bool adaptive, bool residual,
+                             bool within) {
+    const int64_t codes = s.batch * s.channels, elements = codes * s.pixels, padded = codes * s.padded_pixels;
+    Bytes x = values<T>(elements, 1), scale = values<float>(codes, 2), shift = values<float>(codes, 3);
+    const int64_t border = within ? 2 : 0, row = s.width + border, plane = (s.height + border) * row;
+    // As a view's own storage would be: it starts at the picture's first value and ends at its last.
+    const int64_t pixel = s.channels_last ? s.channels : 1;
+    const Strides strides{s.channels * plane, s.channels_last ? 1 : plane, row * pixel};
+    const int64_t extent = (s.batch - 1) * strides.sample + (s.channels - 1) * strides.channel +
+                           (s.height - 1) * strides.row + (s.width - 1) * pixel + 1;
+    Bytes added = values<T>(extent, 4), grad_y = values<T>(padded, 5);
+    Bytes y = unwritten(padded, sizeof(T)), mean = unwritten(codes, 4), rstd = unwritten(codes, 4);
+    Bytes grad_x = unwritten(elements, sizeof(T)), grad_scale = unwritten(codes, 4);
+    Bytes grad_shift = unwritten(codes, 4);
+    Bytes grad_residual = unwritten(residual && s.padding ? elements : 0, sizeof(T));
+    const float *scales = adaptive ? floats(scale) : nullptr, *shifts = adaptive ? floats(shift) : nullptr;
+    adain_act_forward({s, element, x.data(), scales, shifts, residual ? added.data() : nullptr, strides,
+                       y.data(), floats(mean), floats(rstd), 0.2f, 1e-5f});
+    adain_act_backward({s, element, grad_y.data(), x.data(), scales, shifts, floats(mean), floats(rstd),
+                        grad_x.data(), floats(grad_scale), floats(grad_shift),
+                        grad_residual.empty() ? nullptr : grad_residual.data(), 0.2f});
+    check_written<T>("adain_act y", y, s);
+    check_written<T>("adain_act grad_x", grad_x, s);
+    check_written<T>("adain_act grad_residual", grad_residual, s);
+    for (const Bytes& code : {mean, rstd, grad_scale, grad_shift})
+        check_written<float>("adain_act code", code, s);
+    return {y, mean, rstd, grad_x, grad_scale, grad_shift, grad_residual};
+}
+
+template <class T>
+std::vector<Bytes> layer_norm_act(Element element, const ImageShape& s) {
+    const int64_t elements = s.batch * s.channels * s.pixels, padded = s.batch * s.channels * s.padded_pixels;
+    Bytes x = values<T>(elements, 1), gamma = values<float>(s.channels, 2),
+          beta = values<float>(s.channels, 3);
+    Bytes grad_y = values<T>(padded, 5), y = unwritten(padded, sizeof(T)),
+          grad_x = unwritten(elements, sizeof(T));
+    Bytes mean = unwritten(s.batch, 4), rdenom = unwritten(s.batch, 4);
+    Bytes grad_gamma = unwritten(s.channels, 4), grad_beta = unwritten(s.channels, 4);
+    layer_norm_act_forward({s, element, x.data(), floats(gamma), floats(beta), y.data(), floats(mean),
+                            floats(rdenom), 0.2f, 1e-5});
+    layer_norm_act_backward({s, element, grad_y.data(), x.data(), floats(gamma), floats(beta), floats(mean),
+                             floats(rdenom), grad_x.data(), floats(grad_gamma), floats(grad_beta), 0.2f,
+                             1e-5});
+    check_written<T>("layer_norm_act y", y, s);
+    check_written<T>("layer_norm_act grad_x", grad_x, s);
+    for (const Bytes& sums : {mean, rdenom, grad_gamma, grad_beta})
+        check_written<float>("layer_norm_act sums", sums, s);
+    return {y, mean, rdenom, grad_x, grad_gamma, grad_beta};
+}
+
+template <class Run>
+void on_threads(int& cases, Run run) {
+    omp_set_num_threads(1);
+    const auto one = run();
+    omp_set_num_threads(3);
+    if (one != run()) {
+        std::printf("case %d depends on the number of threads\n", cases);
+        std::exit(1);
+    }
+    ++cases;
+}
+
+}  // namespace
+
+int main() {
+    struct Size {
+        int64_t batch, channels, height, width;
+    };
+    const Size sizes[] = {{2, 5, 7, 3},    {1, 33, 10, 12}, {1, 1, 1, 9},   {3, 70, 5, 6},  {1, 32, 20, 70},
+                          {2, 64, 11, 10}, {2, 3, 2, 2},    {1, 2, 40, 61}, {1, 3, 67, 13}, {2, 31, 10, 65}};
+    int cases = 0;
+    for (const Size& size : sizes)
+        for (int64_t padding : {0, 1, 2, 3, 6, 9})
+            for (bool channels_last : {false, true})
+                for (Element element : {Element::float32, Element::bfloat16, Element::float16}) {
+                    if (padding >= size.height || padding >= size.width) continue;
+                    const int64_t padded = (size.height + 2 * padding) * (size.width + 2 * padding);
+                    const ImageShape shape{size.batch,
+                                           size.channels,
+                                           size.height,
+                                           size.width,
+                                           padding,
+                                           channels_last,
+                                           size.height * size.width,
+                                           padded};
+                    dispatch(element, [&](auto zero) {
+                        using T = decltype(zero);
+                        on_threads(cases, [&] { return adain_act<T>(element, shape, true, true, false); });
+                        on_threads(cases, [&] { return adain_act<T>(element, shape, true, true, true); });
+                        on_threads(cases, [&] { return adain_act<T>(element, shape, false, false, false); });
+                        on_threads(cases, [&] { return layer_norm_act<T>(element, shape); });
+                    });
+                }
+    std::printf("%d cases clean\n", cases);
+}

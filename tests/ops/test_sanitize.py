@@ -1,0 +1,32 @@
+"""The C++ bodies under AddressSanitizer and UndefinedBehaviorSanitizer: what `make sanitize` builds and runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPILER = shutil.which("c++")
+
+
+def has_sanitizers(folder: Path) -> bool:
+    """Whether the compiler links the sanitizers' run-time libraries, which some systems package apart."""
+    source = folder / "empty.cpp"
+    source.write_text("int main() {}\n")
+    command = [COMPILER, "-fsanitize=address,undefined", "-fopenmp", str(source), "-o", str(folder / "empty")]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not (COMPILER and shutil.which("make")), reason="no make or no C++ compiler")
+def test_bodies_are_clean(tmp_path):
+    if not has_sanitizers(tmp_path):
+        pytest.skip("the C++ compiler has no AddressSanitizer and UndefinedBehaviorSanitizer")
+    done = subprocess.run(
+        ["make", "sanitize", "CXX=c++"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) cases clean", done.stdout)[1]) > 500
