@@ -15,3 +15,11 @@ __version__ = "0.1.0"
 
 #: Whether glibc's malloc was told to keep large blocks. False with DGNET_FAST_MALLOC=0 and without glibc.
 malloc_kept: bool = _os.environ.get("DGNET_FAST_MALLOC", "1") != "0" and _C.keep_large_blocks()
+
+
+def __getattr__(name: str):  # noqa: ANN202
+    if name == "Extractor":  # on first use: it brings the whole package along
+        from dgnet_fast.extractor import Extractor
+
+        return Extractor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,9 +35,15 @@ def option(
     low: float | None = None,
     high: float | None = None,
     unit: str = "",
+    several: str = "",
 ) -> Any:
-    """A dataclass field that carries its documentation, allowed values and unit."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "unit": unit}
+    """A dataclass field that carries its documentation, allowed values and unit.
+
+    With ``several`` the value may be several of the choices, separated by that sign.
+    """
+    metadata = {
+        "help": help, "choices": choices, "low": low, "high": high, "unit": unit, "several": several
+    }  # fmt: skip
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -45,6 +51,12 @@ def option(
 
 ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh")
 PADDINGS = ("zero", "reflect", "replicate")
+DATASETS = (
+    "synthetic", "market1501", "folder", "csv",
+    "dukemtmc-reid", "msmt17", "cuhk03-np-labelled", "cuhk03-np-detected", "veri776",
+)  # fmt: skip
+SEVERAL = "+"
+"""Between the names of several data sets."""
 
 
 @dataclass
@@ -95,8 +107,14 @@ class Config:
 
     # --- data
     # -----------------------------------------------------------------------------------------------------
-    data: str = option("synthetic", "data set", choices=("synthetic", "market1501", "folder"))
-    data_root: str = option("", "folder of the data set (not needed for synthetic)")
+    data: str = option(
+        "synthetic", "data set, or several to train on, joined by +", choices=DATASETS, several=SEVERAL
+    )
+    data_root: str = option(
+        "",
+        "folder of the data set (csv: the file; not needed for synthetic); of several sets: one that holds "
+        "them all, or one each, separated by commas",
+    )
     camera_pattern: str = option(
         "", "regular expression that finds the camera in a file name (folder data only)"
     )
@@ -342,7 +360,8 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
 
 def _check_value(name: str, value: Any, spec: dataclasses.Field) -> None:
     meta = spec.metadata
-    if meta["choices"] is not None and value not in meta["choices"]:
+    parts = value.split(meta["several"]) if meta["several"] else [value]
+    if meta["choices"] is not None and any(part not in meta["choices"] for part in parts):
         allowed = ", ".join(str(c) for c in dict.fromkeys(meta["choices"]))
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
     if isinstance(value, float) and not math.isfinite(value):

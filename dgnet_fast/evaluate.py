@@ -3,7 +3,8 @@
     python -m dgnet_fast.evaluate RUN                                          a run folder or a step_*.pt of ours
     python -m dgnet_fast.evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
 
-The data is the one that the checkpoint was trained on unless --data and --root name another.
+The data is the one that the checkpoint was trained on unless --data and --root name another. --rerank and --aqe add rows,
+--single-shot a table, --rank-list a picture of rankings. Many checkpoints on many data sets: dgnet_fast.cross_evaluate.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import sys
 from pathlib import Path
 
 from dgnet_fast.cli import Parser, chunks_progress, run_command
-from dgnet_fast.config import ConfigError
-from dgnet_fast.evaluation import score_retrieval
-from dgnet_fast.metrics import RetrievalScores
+from dgnet_fast.config import DATASETS, ConfigError
+from dgnet_fast.evaluation import Ranking, rank_list_rows, ranking_for, retrieval_sets, score_sets
+from dgnet_fast.metrics import RetrievalScores, SingleShotScores
+from dgnet_fast.report.rank_list import rank_list
 from dgnet_fast.training.checkpoint import load_for_use
 from dgnet_fast.training.run import dataset_of, print_tables, resolve_device
 
@@ -32,8 +34,8 @@ def parser() -> Parser:
         metavar="FILE",
         help="options of a public checkpoint (default: config.yaml near it)",
     )
-    made.add_argument("--data", help="data set: synthetic, market1501, folder (default: the checkpoint's)")
-    made.add_argument("--root", help="folder of the data set")
+    made.add_argument("--data", help=f"data set: {', '.join(DATASETS)} (default: the checkpoint's)")
+    made.add_argument("--root", help="folder of the data set (csv: the file)")
     made.add_argument(
         "--camera-pattern", help="regular expression that finds the camera in a file name (folder data)"
     )
@@ -42,11 +44,12 @@ def parser() -> Parser:
         action="store_true",
         help="leave out pictures that cannot be read, and count them",
     )
+    add_ranking_options(made)
     made.add_argument(
-        "--second-half-weight",
-        default="0.5",
-        metavar="X",
-        help="weight of the fine-grained half of the query's feature: a number, or 'only' for that half alone (default 0.5)",
+        "--rank-list", type=Path, metavar="FILE", help="write a picture of the first ranks of some queries"
+    )
+    made.add_argument(
+        "--rank-list-queries", type=int, default=8, metavar="N", help="queries in that picture (default 8)"
     )
     made.add_argument(
         "--multi-query",
@@ -62,6 +65,68 @@ def parser() -> Parser:
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to this file")
     return made
+
+
+def add_ranking_options(made: Parser) -> None:
+    """What `ranking_of` reads."""
+    made.add_argument(
+        "--second-half-weight",
+        default="0.5",
+        metavar="X",
+        help="weight of the fine-grained half of the query's feature: a number, or 'only' for that half alone (default 0.5)",
+    )
+    made.add_argument("--rerank", action="store_true", help="also score k-reciprocal re-ranking")
+    made.add_argument(
+        "--k1", type=int, default=20, metavar="N", help="re-ranking: reciprocal neighbours (default 20)"
+    )
+    made.add_argument(
+        "--k2", type=int, default=6, metavar="N", help="re-ranking: averaged neighbours (default 6)"
+    )
+    made.add_argument(
+        "--lambda", dest="original_weight", type=float, default=0.3, metavar="X",
+        help="re-ranking: share of the original distance (default 0.3)",
+    )  # fmt: skip
+    made.add_argument("--aqe", action="store_true", help="also score alpha query expansion")
+    made.add_argument(
+        "--aqe-neighbours", type=int, default=10, metavar="N", help="expansion: neighbours (default 10)"
+    )
+    made.add_argument(
+        "--aqe-alpha", type=float, default=3.0, metavar="X", help="expansion: power of the cosine (default 3)"
+    )
+    made.add_argument(
+        "--single-shot", action="store_true",
+        help="also score CUHK03's first protocol: one gallery picture an identity, drawn again and again",
+    )  # fmt: skip
+    made.add_argument("--repeats", type=int, default=100, metavar="N", help="single-shot draws (default 100)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of those draws (default 0)")
+
+
+def ranking_of(args: argparse.Namespace) -> Ranking:
+    """The ranking that the options of `add_ranking_options` describe."""
+    for name in ("k1", "k2", "aqe_neighbours", "repeats"):
+        at_least(name, getattr(args, name), 1)
+    for name in ("aqe_alpha", "seed"):
+        at_least(name, getattr(args, name), 0)
+    if not 0 <= args.original_weight <= 1:
+        raise ConfigError(f"--lambda is {args.original_weight}; allowed: 0 to 1")
+    return Ranking(
+        weight=weight_of(args.second_half_weight),
+        expand=args.aqe,
+        neighbours=args.aqe_neighbours,
+        alpha=args.aqe_alpha,
+        rerank=args.rerank,
+        k1=args.k1,
+        k2=args.k2,
+        original_weight=args.original_weight,
+        single_shot=args.repeats if args.single_shot else 0,
+        seed=args.seed,
+    )
+
+
+def at_least(name: str, value: float | None, low: int) -> None:
+    """Refuse an option's value below ``low``; None is one not given."""
+    if value is not None and not value >= low:
+        raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: at least {low}")
 
 
 def weight_of(text: str) -> float | None:
@@ -81,8 +146,9 @@ def table(scores: dict[str, RetrievalScores]) -> dict:
     """The scores as a result table, in percent."""
     rows = []
     for name, one in scores.items():
+        kind, *how = name.split(", ")
         values = [*one.rank.values(), one.mAP, one.mINP, *one.rank_all.values(), one.mAP_trapezoid]
-        rows.append([f"{name} query", *(round(100 * v, 2) for v in values)])
+        rows.append([", ".join([f"{kind} query", *how]), *(round(100 * v, 2) for v in values)])
     first = next(iter(scores.values()))
     ranks = [f"Rank-{k}" for k in first.rank]
     return {
@@ -97,13 +163,24 @@ def table(scores: dict[str, RetrievalScores]) -> dict:
     }
 
 
+def single_shot_table(scores: SingleShotScores) -> dict:
+    """Single-shot scores as a result table, in percent."""
+    return {
+        "title": "Retrieval, single-gallery-shot",
+        "columns": ["", *(f"Rank-{k}" for k in scores.rank)],
+        "rows": [["single query", *(round(100 * v, 2) for v in scores.rank.values())]],
+        "notes": [
+            f"percent; {scores.num_valid} of {scores.num_queries} queries have a valid match",
+            f"mean over {scores.repeats} galleries of one picture an identity (CUHK03's first protocol)",
+        ],
+    }
+
+
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
-    for name in ("max_queries", "batch"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: at least 1")
-    weight = weight_of(args.second_half_weight)
+    for name in ("max_queries", "batch", "rank_list_queries"):
+        at_least(name, getattr(args, name), 1)
+    ranking = ranking_of(args)
     device = resolve_device(args.device)
     model, known = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern}
@@ -112,12 +189,12 @@ def body(argv: list[str] | None) -> int:
     )
     dataset = dataset_of(config)
     print(f"{known['source']}, {known['step']} steps, on {dataset.name}", file=sys.stderr)
-    scores = score_retrieval(
+    ranking = ranking_for(model.appearance_encoder, ranking)
+    sets = retrieval_sets(
         model.appearance_encoder.to(device),
         dataset,
         config.crop_image_height,
         config.crop_image_width,
-        weight=weight,
         multi_query=args.multi_query,
         max_queries=args.max_queries,
         batch=args.batch,
@@ -125,10 +202,15 @@ def body(argv: list[str] | None) -> int:
         workers=config.num_workers or 1,
         progress=chunks_progress("features"),
     )
-    result = table(scores)
-    print_tables([result])
+    scores = score_sets(sets, ranking)
+    single_shot = scores.pop("single-shot", None)
+    tables = [table(scores)] + ([single_shot_table(single_shot)] if single_shot else [])
+    print_tables(tables)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+        args.json.write_text(json.dumps(tables if single_shot else tables[0], indent=1))
+    if args.rank_list:
+        rows = rank_list_rows(sets, dataset, ranking, queries=args.rank_list_queries)
+        rank_list(rows).save(args.rank_list, format="PNG")
     return 0
 
 

@@ -3,6 +3,8 @@
     python -m dgnet_fast.teacher --data market1501 --root DIR --out runs/teacher
     python -m dgnet_fast.train   --data market1501 --root DIR --teacher runs/teacher
 
+    python -m dgnet_fast.teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more   also on a generated set
+
 The folder gets teacher.pt (for --teacher), net_last.pth and opts.yaml (the public implementation's layout), and the scores.
 Called again with the same --out it continues an interrupted training.
 """
@@ -25,6 +27,22 @@ def parser() -> Parser:
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the teacher (default: runs/DATE-TIME-DATA-teacher)"
     )
+    made.add_argument(
+        "--generated",
+        type=Path,
+        metavar="DIR",
+        help="generated set (dgnet_fast.generate) to train on as well",
+    )
+    made.add_argument(
+        "--labeller", default="", metavar="FILE", help="teacher whose soft labels the generated pictures get"
+    )
+    made.add_argument(
+        "--generated-weight",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="weight of the generated pictures' loss (default 1)",
+    )
     add_config_options(made, {"--root": "data_root"})
     return made
 
@@ -32,12 +50,18 @@ def parser() -> Parser:
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     config, _ = config_from(args)
+    if args.generated and not args.labeller:
+        raise ConfigError("--generated needs the teacher that labels its pictures: --labeller FILE")
+    if not 0 <= args.generated_weight < float("inf"):
+        raise ConfigError(f"--generated-weight is {args.generated_weight}; allowed: at least 0")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = args.out or Path("runs") / f"{stamp}-{config.data}-teacher"
     if (folder / "teacher.pt").exists():
         raise ConfigError(f"{folder} already holds a finished teacher; choose another --out")
     try:
-        tables = run_teacher(config, folder)
+        tables = run_teacher(
+            config, folder, generated=args.generated, labeller=args.labeller, weight=args.generated_weight
+        )
     except Stopped as stopped:
         print(f"stopped after step {stopped.step}, saved; the same command with --out {folder} continues")
         return 0

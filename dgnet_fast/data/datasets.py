@@ -7,11 +7,12 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+from dgnet_fast.config import DATASETS, SEVERAL
 from dgnet_fast.data.base import ReidDataset
-from dgnet_fast.data.files import FileSplit, load_folder, load_market1501
+from dgnet_fast.data.combine import combine
+from dgnet_fast.data.files import FileSplit, load_csv, load_folder
+from dgnet_fast.data.layouts import load_layout, load_msmt17
 from dgnet_fast.data.synthetic import load_synthetic
-
-DATASETS = ("synthetic", "market1501", "folder")
 
 
 def load_dataset(
@@ -22,27 +23,62 @@ def load_dataset(
     skip_unreadable: bool = False,
     **options,
 ) -> ReidDataset:
-    """The dataset `name`: "synthetic", "market1501" or "folder".
+    """The dataset `name`, one of `DATASETS`, or several of them as `market1501+msmt17` (see `combine`).
 
-    `root` is where the pictures lie ("synthetic" has none). `camera_pattern` is for "folder" only: a regular
-    expression that finds the camera in a file name. `skip_unreadable` reads every picture once and leaves out
-    the damaged ones, with a warning that counts them; otherwise a damaged picture raises when it is decoded.
-    `options` are those of `load_synthetic`. Raises ValueError on a wrong name or option, a missing folder, a
-    folder without images or a name that cannot be parsed.
+    `root` is where the pictures lie, as the data set unpacks ("csv": the file; "synthetic" has none); several
+    sets have one root that holds them all, or one each, separated by commas. `camera_pattern` is for "folder"
+    only: a regular expression that finds the camera in a file name. `skip_unreadable` reads every picture
+    once and leaves out the damaged ones, with a warning that counts them; otherwise a damaged picture raises
+    when it is decoded. `options` are those of `load_synthetic`. Raises ValueError on a wrong name or option,
+    a missing folder, a folder without images or a name that cannot be parsed.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(DATASETS)}")
-    if camera_pattern is not None and name != "folder":
+    names = name.split(SEVERAL)
+    for one in names:
+        if one not in DATASETS:
+            raise ValueError(f"unknown dataset {one!r}; choose one of {', '.join(DATASETS)}")
+    if camera_pattern is not None and "folder" not in names:
         raise ValueError(f"camera_pattern is for the dataset 'folder'; {name!r} knows its cameras")
+    if options and "synthetic" not in names:
+        raise ValueError(f"dataset {name!r} has no option {', '.join(sorted(options))}")
+    if len(names) == 1:
+        return _load_one(name, root, camera_pattern, skip_unreadable, options)
+    rooted = [one for one in names if one != "synthetic"]
+    roots = root.split(",") if root else []
+    if len(roots) == 1:
+        roots *= len(rooted)
+    if len(roots) != len(rooted):
+        raise ValueError(
+            f"{name} has {len(rooted)} data sets on disk and root names {len(roots)} folders ({root}); "
+            "give one that holds them all, or one each, separated by commas"
+        )
+    remaining = iter(roots)
+    parts = []
+    for one in names:
+        if one == "synthetic":
+            parts.append(_load_one(one, None, None, False, options))
+        else:
+            pattern = camera_pattern if one == "folder" else None
+            parts.append(_load_one(one, next(remaining).strip(), pattern, skip_unreadable, {}))
+    return combine(parts)
+
+
+def _load_one(
+    name: str, root: str | None, camera_pattern: str | None, skip_unreadable: bool, options: dict
+) -> ReidDataset:
     if name == "synthetic":
         if root is not None:
             raise ValueError(f"the synthetic dataset is drawn, not read; it takes no root, got {root!r}")
         return load_synthetic(**options)
-    if options:
-        raise ValueError(f"dataset {name!r} has no option {', '.join(sorted(options))}")
     if root is None:
         raise ValueError(f"dataset {name!r} needs a root folder")
-    dataset = load_market1501(root) if name == "market1501" else load_folder(root, camera_pattern)
+    if name == "folder":
+        dataset = load_folder(root, camera_pattern)
+    elif name == "csv":
+        dataset = load_csv(root)
+    elif name == "msmt17":
+        dataset = load_msmt17(root)
+    else:
+        dataset = load_layout(name, root)
     return without_unreadable(dataset) if skip_unreadable else dataset
 
 

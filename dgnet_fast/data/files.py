@@ -1,9 +1,8 @@
-"""Splits of picture files, and the two layouts they are found in: Market-1501's own, and a folder per
-identity.
-"""
+"""Splits of picture files, and the layouts of one's own pictures: a folder per identity, or a CSV file."""
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from PIL import Image, ImageOps
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-
-_MARKET_FOLDER = "Market-1501-v15.09.15"
-_MARKET_NAME = re.compile(r"(-1|\d+)_c(\d+)")  # 0002_c1s1_000451_03.jpg; -1 is junk, 0000 a distractor
+CSV_COLUMNS = ("path", "id", "camera", "split")
 
 
 @dataclass(frozen=True)
@@ -56,62 +53,56 @@ class FileSplit(Split):
         return FileSplit(self.ids[chosen], self.cameras[chosen], [self.names[i] for i in chosen], self.root)
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """`folder`, or ValueError where there is none."""
     if not folder.is_dir():
         raise ValueError(f"missing folder {folder}")
     return folder
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name; other files (Thumbs.db, notes) are passed over."""
     return sorted(
         p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
     )
 
 
-def _split(root: Path, folder: Path, rows: list[tuple[int, int, Path]]) -> FileSplit:
+def picture_files(places: Iterable[str | Path]) -> list[Path]:
+    """The picture files that `places` name, without repetition: files as they are, folders with all pictures
+    below them, sorted. ValueError names a missing place and a folder without pictures.
+    """
+    found: dict[Path, None] = {}
+    for place in map(Path, places):
+        if place.is_file():
+            found[place] = None
+        elif place.is_dir():
+            below = sorted(
+                p
+                for p in place.rglob("*")
+                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+            )
+            if not below:
+                raise ValueError(f"no images in {place} (looked for {', '.join(IMAGE_SUFFIXES)})")
+            found |= dict.fromkeys(below)
+        else:
+            raise ValueError(f"no such file or folder: {place}")
+    return list(found)
+
+
+def unlabelled(paths: Iterable[str | Path]) -> FileSplit:
+    """Picture files without ids and cameras as a split (both -1), in the given order."""
+    names = [str(path) for path in paths]
+    unknown = np.full(len(names), -1, dtype=np.int64)
+    return FileSplit(unknown, unknown.copy(), names, Path())
+
+
+def file_split(root: Path, folder: Path, rows: list[tuple[int, int, Path]]) -> FileSplit:
+    """A split of (id, camera, path) rows found in `folder`; ValueError if there are none."""
     if not rows:
         raise ValueError(f"no images in {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
     ids, cameras, paths = zip(*rows, strict=True)
-    names = [path.relative_to(root).as_posix() for path in paths]
+    names = [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in paths]
     return FileSplit(np.array(ids, dtype=np.int64), np.array(cameras, dtype=np.int64), names, root)
-
-
-# Market-1501 ----------------------------------------------------------------------------------------------
-
-
-def _market_split(root: Path, folder: str) -> FileSplit:
-    rows = []
-    for path in _images_in(_existing(root / folder)):
-        match = _MARKET_NAME.match(path.name)
-        if match is None:
-            raise ValueError(f"cannot parse {path}: Market-1501 names look like 0002_c1s1_000451_03.jpg")
-        rows.append((int(match[1]), int(match[2]), path))
-    return _split(root, root / folder, rows)
-
-
-def load_market1501(root: str | Path) -> ReidDataset:
-    """Market-1501 as published, read in place; `root` is its folder or the one that holds
-    `Market-1501-v15.09.15`.
-
-    `multi_query` holds the pictures of `gt_bbox` that share identity and camera with a query, where that
-    folder exists.
-    """
-    base = Path(root)
-    base = base / _MARKET_FOLDER if (base / _MARKET_FOLDER).is_dir() else base
-    train = _market_split(base, "bounding_box_train")
-    for identity, name in zip(train.ids, train.names, strict=True):
-        if identity in (JUNK, DISTRACTOR):
-            raise ValueError(f"{base / name}: junk and distractors (-1, 0000) cannot be trained on")
-    query, gallery = _market_split(base, "query"), _market_split(base, "bounding_box_test")
-    multi_query = None
-    if (base / "gt_bbox").is_dir():
-        drawn = _market_split(base, "gt_bbox")
-        asked = set(zip(query.ids.tolist(), query.cameras.tolist(), strict=True))
-        labels = zip(drawn.ids.tolist(), drawn.cameras.tolist(), strict=True)
-        multi_query = drawn.select(i for i, label in enumerate(labels) if label in asked)
-    names = {int(i): f"{i:04d}" for i in np.unique(np.concatenate([train.ids, query.ids]))}
-    return ReidDataset("market1501", train, query, gallery, multi_query, names)
 
 
 # A folder per identity ------------------------------------------------------------------------------------
@@ -142,7 +133,24 @@ def _camera(path: Path, regex: re.Pattern[str]) -> int:
 
 
 def _identity_folders(folder: Path) -> list[Path]:
-    return sorted(p for p in _existing(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in existing(folder).iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _number_identities(found: dict[str, dict[str, list]], junk: str) -> tuple[dict[str, int], dict[int, str]]:
+    """Ids by identity name, from 1 in sorted order over all splits, and the names by id.
+
+    As in Market-1501, `-1` is junk and zeros (`0000`) that are in the gallery alone are distractors. `junk`
+    says where a junk training identity was found.
+    """
+    if "-1" in found["train"]:
+        raise ValueError(f"{junk}: junk (-1) cannot be trained on")
+    special = {"-1": JUNK}
+    for name in found["gallery"].keys() - found["train"].keys() - found["query"].keys():
+        if set(name) == {"0"}:
+            special[name] = DISTRACTOR
+    ordered = sorted(set().union(*found.values()) - special.keys())
+    numbers = special | {name: number for number, name in enumerate(ordered, start=1)}
+    return numbers, {numbers[name]: name for name in ordered}
 
 
 def load_folder(root: str | Path, camera_pattern: str | None = None) -> ReidDataset:
@@ -155,7 +163,7 @@ def load_folder(root: str | Path, camera_pattern: str | None = None) -> ReidData
     file name; its group `camera`, or else its first group, is the camera's number. Without one, cameras are
     unknown (-1).
     """
-    base = _existing(Path(root))
+    base = existing(Path(root))
     if (base / "pytorch").is_dir():
         base = base / "pytorch"
     regex = None if camera_pattern is None else _camera_regex(camera_pattern)
@@ -166,16 +174,9 @@ def load_folder(root: str | Path, camera_pattern: str | None = None) -> ReidData
     found: dict[str, dict[str, list[Path]]] = {split: {} for split in folders}
     for split, folder in folders.items():
         for identity in _identity_folders(folder):
-            if paths := _images_in(identity):
+            if paths := images_in(identity):
                 found[split][identity.name] = paths
-    if "-1" in found["train"]:
-        raise ValueError(f"{folders['train'] / '-1'}: junk (-1) cannot be trained on")
-    special = {"-1": JUNK}
-    for name in found["gallery"].keys() - found["train"].keys() - found["query"].keys():
-        if set(name) == {"0"}:
-            special[name] = DISTRACTOR
-    ordered = sorted(set().union(*found.values()) - special.keys())
-    numbers = special | {name: number for number, name in enumerate(ordered, start=1)}
+    numbers, names = _number_identities(found, str(folders["train"] / "-1"))
     splits = {}
     for split, identities in found.items():
         rows = [
@@ -183,5 +184,57 @@ def load_folder(root: str | Path, camera_pattern: str | None = None) -> ReidData
             for name, paths in identities.items()
             for path in paths
         ]
-        splits[split] = _split(base, folders[split], rows)
-    return ReidDataset("folder", **splits, identity_names={numbers[name]: name for name in ordered})
+        splits[split] = file_split(base, folders[split], rows)
+    return ReidDataset("folder", **splits, identity_names=names)
+
+
+# A CSV file -----------------------------------------------------------------------------------------------
+
+
+def load_csv(path: str | Path) -> ReidDataset:
+    """A data set described by a CSV file with the columns path, id, camera and split (UTF-8, any order).
+
+    `path` is relative to the file's own folder, or absolute; `id` any text (numbered as in `load_folder`:
+    `-1` is junk, zeros that are in the gallery alone are distractors); `camera` a whole number, or empty for
+    unknown (the column may be left out); `split` is train, query, gallery or multi_query. ValueError names
+    the line that cannot be used.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such CSV file: {path}")
+    found: dict[str, dict[str, list[tuple[int, Path]]]] = {"train": {}, "query": {}, "gallery": {}}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in CSV_COLUMNS if c != "camera" and c not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"{path} has no column {', '.join(missing)}; its first line must name {', '.join(CSV_COLUMNS)}"
+                )
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not row["path"] or not row["id"]:
+                    raise ValueError(f"{where}: path and id must not be empty")
+                if row["split"] not in (*found, "multi_query"):
+                    raise ValueError(
+                        f"{where}: split is {row['split']!r}; allowed: train, query, gallery, multi_query"
+                    )
+                camera = (row.get("camera") or "").strip() or str(UNKNOWN_CAMERA)
+                if not re.fullmatch(r"-1|[0-9]+", camera):
+                    raise ValueError(f"{where}: camera is {camera!r}; allowed: a whole number, or empty")
+                shots = found.setdefault(row["split"], {}).setdefault(row["id"], [])
+                shots.append((int(camera), path.parent / row["path"]))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    numbers, names = _number_identities(found, str(path))
+    splits = {}
+    for split, identities in found.items():
+        rows = [
+            (numbers[name], camera, picture)
+            for name, shots in identities.items()
+            for camera, picture in shots
+        ]
+        if not rows:
+            raise ValueError(f"{path} has no line of split {split}")
+        splits[split] = file_split(path.parent, path, rows)
+    return ReidDataset("csv", **splits, identity_names=names)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dgnet_fast.config import DATASETS
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
-from dgnet_fast.data.datasets import DATASETS, load_dataset, unreadable, without_unreadable
+from dgnet_fast.data.datasets import load_dataset, unreadable, without_unreadable
 from dgnet_fast.data.files import FileSplit
+from dgnet_fast.data.layouts import PUBLISHED
 
 
 def _summary(name: str, split: Split) -> tuple[str, ...]:
@@ -88,13 +90,35 @@ def validate(dataset: ReidDataset) -> list[str]:
     return remarks
 
 
+def against_published(dataset: ReidDataset) -> str | None:
+    """Whether identities, images and cameras are the published ones; None where none are published."""
+    published = PUBLISHED.get(dataset.name)
+    if published is None:
+        return None
+    differing = []
+    for name in ("train", "query", "gallery"):
+        split = dataset.splits[name]
+        found = len(np.unique(split.ids[split.ids > DISTRACTOR])), len(split)
+        for what, count, expected in zip(
+            ("identities", "images"), found, getattr(published, name), strict=True
+        ):
+            if count != expected:
+                differing.append(f"{name} {what} {count} ({expected})")
+    cameras = np.unique(np.concatenate([split.cameras for split in dataset.splits.values()]))
+    if len(cameras) != published.cameras:
+        differing.append(f"cameras {len(cameras)} ({published.cameras})")
+    if not differing:
+        return "counts are the published ones"
+    return f"note: counts differ from the published ones (in brackets): {', '.join(differing)}"
+
+
 def main(argv: list[str] | None = None, write: Callable[[str], None] = print) -> int:
     """The command; returns its exit status: 0 if the dataset can be used, 1 if not."""
     parser = argparse.ArgumentParser(
         prog="python -m dgnet_fast.data.validate", description=__doc__.split(":")[0]
     )
     parser.add_argument("--data", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--root", metavar="DIR", help="where the pictures lie")
+    parser.add_argument("--root", metavar="DIR", help="where the pictures lie; for csv, the file")
     parser.add_argument(
         "--camera-pattern", metavar="RE", help="finds the camera in a file name, for 'folder'"
     )
@@ -117,6 +141,8 @@ def main(argv: list[str] | None = None, write: Callable[[str], None] = print) ->
     write(table(dataset))
     for remark in remarks:
         write(f"note: {remark}")
+    if compared := against_published(dataset):
+        write(compared)
     return 0
 
 

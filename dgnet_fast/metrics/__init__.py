@@ -1,6 +1,27 @@
-"""Scores of retrieval (CMC, mAP, mINP) and of pictures (PSNR, SSIM)."""
+"""Scores of retrieval (CMC, mAP, mINP; re-ranking, query expansion, single-shot) and of pictures (PSNR, SSIM)."""
 
+from dgnet_fast.metrics.expansion import expand_queries
 from dgnet_fast.metrics.image_quality import psnr, ssim
-from dgnet_fast.metrics.retrieval import RetrievalScores, evaluate_retrieval, multi_query_features
+from dgnet_fast.metrics.reranking import k_reciprocal_scores
+from dgnet_fast.metrics.retrieval import (
+    RetrievalScores,
+    evaluate_retrieval,
+    evaluate_scores,
+    multi_query_features,
+    symmetric_features,
+)
+from dgnet_fast.metrics.single_shot import SingleShotScores, evaluate_single_shot
 
-__all__ = ["RetrievalScores", "evaluate_retrieval", "multi_query_features", "psnr", "ssim"]
+__all__ = [
+    "RetrievalScores",
+    "SingleShotScores",
+    "evaluate_retrieval",
+    "evaluate_scores",
+    "evaluate_single_shot",
+    "expand_queries",
+    "k_reciprocal_scores",
+    "multi_query_features",
+    "psnr",
+    "ssim",
+    "symmetric_features",
+]

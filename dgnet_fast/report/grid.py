@@ -108,14 +108,17 @@ def image_grid(
         grid.paste(tile.resize(size, Image.Resampling.NEAREST), origin(*position))
 
     left, top = origin(1, 1)
-    captions = _text("appearance →", 13), _text("structure →", 13).transpose(Image.Transpose.ROTATE_270)
+    captions = (
+        text_picture("appearance →", 13),
+        text_picture("structure →", 13).transpose(Image.Transpose.ROTATE_270),
+    )
     grid.paste(captions[0], (left, (MARGIN - captions[0].height) // 2))
     grid.paste(captions[1], ((MARGIN - captions[1].width) // 2, top))
     for c, text in enumerate(column_labels or ()):
-        label = _text(text, 10, size[0])
+        label = text_picture(text, 10, size[0])
         grid.paste(label, (origin(0, c + 1)[0], MARGIN))
     for r, text in enumerate(row_labels or ()):
-        label = _text(text, 10, size[1]).transpose(Image.Transpose.ROTATE_270)
+        label = text_picture(text, 10, size[1]).transpose(Image.Transpose.ROTATE_270)
         grid.paste(label, (MARGIN, origin(r + 1, 0)[1]))
     return grid
 
@@ -126,7 +129,7 @@ def _font(points: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), points)
 
 
-def _text(text: str, points: int, longest: int | None = None) -> Image.Image:
+def text_picture(text: str, points: int, longest: int | None = None) -> Image.Image:
     """One line of text on paper, cut to `longest` pixels."""
     font = _font(points)
     ascent, descent = font.getmetrics()

@@ -43,7 +43,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
     """Write `report.html` into a run folder, from whatever of the run is there.
 
     Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`),
-    `metrics.jsonl` and `samples/step_XXXXXXXX.png`; draws `curves/*.png` anew where there is a
+    `metrics.jsonl`, `samples/step_XXXXXXXX.png`, `visual/` (of `dgnet_fast.visualize`); draws `curves/*.png` anew where there is a
     `metrics.jsonl`. A part that is missing (a run that stopped early) or unreadable is named as such on the
     page. Pictures are inlined; nothing is loaded.
 
@@ -65,6 +65,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
     parts: dict[str, Callable[[], str | None]] = {
         "Results": lambda: _results(folder),
         "Samples": lambda: _samples(folder, max_samples),
+        "Features": lambda: _features(folder),
         "Curves": lambda: _curves(folder),
         "Environment": lambda: _environment(folder),
         "Configuration": lambda: _config(folder),
@@ -160,6 +161,21 @@ def _samples(folder: Path, most: int) -> str | None:
     )
     figures = [_figure(path, f"Generated pictures at step {step}", f"Step {step}") for step, path in kept]
     return legend + note + "\n".join(figures) if figures else None
+
+
+def _features(folder: Path) -> str | None:
+    """The map of features, the heads' activation maps and the results for each camera, where they were made."""
+    parts = [
+        _table(table) for path in (folder / "visual").glob("cameras.json") for table in read_tables(path)
+    ]
+    captions = {
+        "embedding": "Features of gallery pictures; a colour a person, a marker a camera",
+        "activation": "Where each head looks: class activation maps of the most likely training identity",
+    }
+    for name, caption in captions.items():
+        if (path := folder / "visual" / f"{name}.png").exists():
+            parts.append(_figure(path, caption, caption))
+    return "\n".join(parts) or None
 
 
 def _curves(folder: Path) -> str | None:

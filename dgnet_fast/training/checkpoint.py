@@ -309,7 +309,8 @@ def latest_checkpoint(path: Path) -> Path | None:
 def load_for_use(
     path: str | Path, *, config_file: str | Path | None = None, allow_extra: bool = False
 ) -> tuple[DGNet, dict[str, Any]]:
-    """A model ready to evaluate or generate, from a run folder, one of our checkpoints, or public files.
+    """A model ready to evaluate or generate, from a run folder, one of our checkpoints, a .safetensors file of
+    ours, or public files.
 
     Public checkpoints need their options: ``config_file``, or a ``config.yaml`` in their folder or the one
     above. The number of identities is read from the checkpoint. Returns the model and what is known of it
@@ -318,6 +319,10 @@ def load_for_use(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no such checkpoint: {path}")
+    if path.suffix == ".safetensors":
+        from dgnet_fast.interchange import load_safetensors  # which is built on this module
+
+        return load_safetensors(path)
     own = latest_checkpoint(path)
     if own is not None:
         content = read_run(own)
@@ -326,7 +331,7 @@ def load_for_use(
         return model, {"step": content["step"], "class_names": content["class_names"], "source": str(own)}
     if path.is_file() and not PUBLIC.search(path.name):
         raise ValueError(
-            f"{path} is neither a checkpoint of ours (step_*.pt) nor a public one (gen_, id_ or dis_*.pt)"
+            f"{path} is neither a checkpoint of ours (step_*.pt, *.safetensors) nor a public one (gen_, id_ or dis_*.pt)"
         )
     files = public_set(path) if PUBLIC.search(path.name) or path.is_dir() else {}
     if not files and path.is_dir() and (path / "checkpoints").is_dir():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_fast.config import Config, ConfigError, read_yaml
+from dgnet_fast.config import SEVERAL, Config, ConfigError, read_yaml
 from dgnet_fast.data import ReidDataset, TrainBatches, decode_split, load_dataset
 from dgnet_fast.evaluation import score_pictures, score_retrieval, swap_cells
 from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval
@@ -28,6 +28,7 @@ from dgnet_fast.training.checkpoint import (
     restore_model,
     save_teachers,
 )
+from dgnet_fast.training.generated import load_generated
 from dgnet_fast.training.log import RunLog
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
@@ -55,23 +56,26 @@ def resolve_device(name: str) -> torch.device:
 
 def dataset_of(config: Config) -> ReidDataset:
     """The data set that the options name."""
-    if config.data == "synthetic":
-        return load_dataset(
-            "synthetic",
-            seed=config.seed,
-            train_identities=config.synthetic_ids,
-            test_identities=config.synthetic_test_ids,
-            views_per_identity=config.synthetic_views,
-            height=config.crop_image_height,
-            width=config.crop_image_width,
-        )
-    if not config.data_root:
+    names = config.data.split(SEVERAL)
+    drawn = {}
+    if "synthetic" in names:
+        drawn = {
+            "seed": config.seed,
+            "train_identities": config.synthetic_ids,
+            "test_identities": config.synthetic_test_ids,
+            "views_per_identity": config.synthetic_views,
+            "height": config.crop_image_height,
+            "width": config.crop_image_width,
+        }
+    on_disk = names != ["synthetic"]
+    if on_disk and not config.data_root:
         raise ConfigError(f"data is {config.data!r}: give its folder with --root DIR")
     return load_dataset(
         config.data,
-        config.data_root,
-        camera_pattern=config.camera_pattern or None,
+        config.data_root if on_disk else None,
+        camera_pattern=(config.camera_pattern or None) if on_disk else None,
         skip_unreadable=config.skip_unreadable,
+        **drawn,
     )
 
 
@@ -143,8 +147,8 @@ class Run:
         say(f"decoded {len(pictures)} training pictures in {time.perf_counter() - start:.1f} s")
         return pictures
 
-    def teacher_only(self, pictures: Tensor, stop: StopSignal) -> AppearanceEncoder:
-        """Train the baseline (or finish training it) and keep it as ``teacher.pt``."""
+    def teacher_only(self, pictures: Tensor, stop: StopSignal, **extra: Any) -> AppearanceEncoder:
+        """Train the baseline (or finish training it) and keep it as ``teacher.pt``; ``extra`` as `train_teacher`."""
         config = self.config
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
         with RunLog(self.folder / "teacher", config.teacher_steps, every=_every(config.teacher_steps)) as log:
@@ -155,6 +159,7 @@ class Run:
                 self.precision,
                 state_file=self.folder / "teacher" / "state.pt",
                 stop=stop,
+                **extra,
             )
         save_teachers(
             self.folder / "teacher.pt", [teacher], [config.teacher_stride], self.dataset.class_names, config
@@ -278,14 +283,22 @@ def run_training(
     return {"folder": folder, "step": last, "tables": tables, "report": report}
 
 
-def run_teacher(config: Config, folder: Path) -> list[dict[str, Any]]:
+def run_teacher(
+    config: Config, folder: Path, *, generated: Path | None = None, labeller: str = "", weight: float = 1.0
+) -> list[dict[str, Any]]:
     """Train the baseline alone in ``folder`` and score it; returns the result tables.
 
+    ``generated`` is a generated set to train on too, with the soft labels of the teacher file ``labeller``.
     Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public implementation.
     """
     run = Run.open(config, folder)
     with StopSignal() as stop:
-        teacher = run.teacher_only(run.training_pictures(), stop)
+        extra = {}
+        if generated is not None:
+            names = run.dataset.class_names
+            batches = load_generated(generated, labeller, run.config, names, run.device)
+            extra = {"generated": batches, "generated_weight": weight}
+        teacher = run.teacher_only(run.training_pictures(), stop, **extra)
     export_public_teacher(teacher, folder / "net_last.pth")
     (folder / "opts.yaml").write_text(f"stride: {run.config.teacher_stride}\n")
     return [

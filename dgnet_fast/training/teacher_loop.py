@@ -8,7 +8,7 @@ import torch
 
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
-from dgnet_fast.losses import cross_entropy
+from dgnet_fast.losses import cross_entropy, soft_label_divergence
 from dgnet_fast.models.appearance_encoder import (
     AppearanceEncoder,
     build_teacher,
@@ -17,6 +17,7 @@ from dgnet_fast.models.appearance_encoder import (
 )
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.training.checkpoint import load_file, save_atomically
+from dgnet_fast.training.generated import GeneratedBatches
 from dgnet_fast.training.log import RunLog
 from dgnet_fast.training.loop import Stopped, StopSignal
 from dgnet_fast.training.optim import HEAD_FACTOR, Precision, sgd_for_encoder
@@ -34,9 +35,14 @@ def train_teacher(
     *,
     state_file: Path,
     stop: StopSignal,
+    generated: GeneratedBatches | None = None,
+    generated_weight: float = 1.0,
 ) -> AppearanceEncoder:
     """Train for ``config.teacher_steps`` steps of ``teacher_batch`` pictures (both streams of ``batches``
     together).
+
+    With ``generated`` each batch is joined by as many generated pictures, whose divergence from their soft labels
+    is added with ``generated_weight``.
 
     Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when
     stopped, and removes it at the end. Raises Stopped after a signal, and FloatingPointError when a loss is
@@ -71,9 +77,17 @@ def train_teacher(
             group["lr"] = lr * factor
         batch = batches.batch(step)
         with precision.autocast():
-            pictures = upsample_small(batch.x.flatten(0, 1), config.ID_upsample)
+            pictures = batch.x.flatten(0, 1)
+            count = len(pictures)
+            if generated is not None:
+                more, target = generated.batch(step)
+                pictures = torch.cat([pictures, more])
+            pictures = upsample_small(pictures, config.ID_upsample)
             logits = teacher(pictures, BatchNormMode(1, "update"), dropout=True).logits
-            loss = cross_entropy(logits, batch.labels).mean()
+            loss = cross_entropy([one[:count] for one in logits], batch.labels).mean()
+            if generated is not None:
+                divergence = soft_label_divergence(logits[0][count:], target[None]).mean()
+                loss = loss + generated_weight * divergence
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimiser)
@@ -85,8 +99,10 @@ def train_teacher(
                 raise FloatingPointError(
                     f"the teacher's loss is {value} at step {done}; lower --teacher_lr (now {config.teacher_lr})"
                 )
-            accuracy = (logits[0].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
+            accuracy = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
             scalars = {"id": value, "accuracy": accuracy}
+            if generated is not None:
+                scalars = {"total": value, "generated_kl": divergence.item(), "accuracy": accuracy}
             log.write(done, scalars, phase="teacher")
             log.progress(done, scalars)
         if stop.requested:

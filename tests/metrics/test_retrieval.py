@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgnet_fast.metrics import evaluate_retrieval, multi_query_features
+from dgnet_fast.metrics import evaluate_retrieval, evaluate_scores, multi_query_features, ranking
 
 _spec = importlib.util.spec_from_file_location(
     "evaluation_case", Path(__file__).parents[1] / "evaluation_case.py"
@@ -81,12 +81,46 @@ def test_recorded_scores_of_the_public_implementation(case):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("chunk", [1, 16, 256])
-def test_against_plain_loops(seed, chunk):
+@pytest.mark.parametrize(("chunk", "counted"), [(1, 64), (16, 64), (256, 64), (256, 0), (16, 12)])
+def test_against_plain_loops(monkeypatch, seed, chunk, counted):
+    """Ranks by counting, by sorting, and some by each."""
+    monkeypatch.setattr(ranking, "COUNTED", counted)
     query, gallery = random_sets(seed)
     expected = oracle(*query, *gallery)
     assert expected["num_valid"] < expected["num_queries"]
     assert_same(evaluate_retrieval(*query, *gallery, second_half_weight=1, chunk=chunk), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_given_as_rows_or_whole(seed):
+    query, gallery = random_sets(seed)
+    scores = torch.from_numpy(query[0] @ gallery[0].T)
+    before = scores.clone()
+    assert_same(evaluate_scores(scores, *query[1:], *gallery[1:]), oracle(*query, *gallery))
+    assert torch.equal(scores, before)
+    rows = (part.clone() for part in scores.split(10))
+    assert_same(evaluate_scores(rows, *query[1:], *gallery[1:]), oracle(*query, *gallery))
+    for wrong, message in (
+        (
+            scores[:, 1:],
+            r"from query 0 on are torch.float32 of shape \(37, 149\); expected float32 of shape \(37, 150\)",
+        ),
+        (scores.double(), "torch.float64"),
+        (scores[:5], "scores are of 5 queries, and 37 have labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_scores(iter([wrong]), *query[1:], *gallery[1:])
+
+
+def test_the_sort_that_other_devices_use_finds_the_same_ranks():
+    query, gallery = (tuple(map(torch.from_numpy, part)) for part in random_sets(5))
+    scores = query[0] @ gallery[0].T
+    labels = (query[1], query[2], gallery[1], gallery[2])
+    order = np.argsort(gallery[1].numpy(), kind="stable")
+    counted = ranking.count_ranks(scores.clone(), *labels, order)
+    ordered = ranking.sort_ranks(scores.clone(), *ranking.match_and_junk(*labels))
+    for ours, expected in zip(counted, ordered, strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_negative_scores_and_negative_zero_rank_by_value():

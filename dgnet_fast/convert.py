@@ -1,0 +1,90 @@
+"""Convert a checkpoint: a run of ours, the public implementation's gen_/id_/dis_*.pt, or safetensors, into any of them.
+
+    python -m dgnet_fast.convert RUN --to public --out DIR                              files that the public code loads
+    python -m dgnet_fast.convert id_00100000.pt --to run --out runs/released            a run that can be resumed
+    python -m dgnet_fast.convert id_00100000.pt --to safetensors --out dgnet.safetensors
+
+The result is read back and compared, tensor by tensor. Nothing that exists is overwritten.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dgnet_fast.cli import Parser, run_command
+from dgnet_fast.config import ConfigError
+from dgnet_fast.interchange import (
+    fingerprint,
+    missing_networks,
+    model_state,
+    save_public,
+    save_run_folder,
+    save_safetensors,
+)
+from dgnet_fast.training.checkpoint import load_for_use
+
+FORMATS = ("public", "run", "safetensors")
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.convert", description=__doc__)
+    made.add_argument(
+        "checkpoint",
+        type=Path,
+        help="run folder, step_*.pt, *.safetensors, or a public gen_, id_ or dis_*.pt or its folder",
+    )
+    made.add_argument("--to", required=True, choices=FORMATS, help="what to write")
+    made.add_argument(
+        "--out", required=True, type=Path, metavar="PATH", help="folder (public, run) or file (safetensors)"
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options of a public checkpoint (default: config.yaml near it)",
+    )
+    made.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+    return made
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    if args.to == "safetensors" and args.out.suffix != ".safetensors":
+        raise ConfigError(
+            f"--out is {str(args.out)!r}; allowed with --to safetensors: a name ending in .safetensors"
+        )
+    if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
+        raise ConfigError(f"{args.out} exists already; choose another --out")
+    model, known = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
+    absent = missing_networks(known)
+    if "gen" in absent:
+        raise ConfigError(f"{known['source']} has no gen_*.pt beside it; a checkpoint needs E_s, G and E_a")
+    if "dis" in absent:
+        print("no dis_*.pt in the source: D is written with its fresh weights", file=sys.stderr)
+    if args.to == "public":
+        written = save_public(model, known, args.out)
+    elif args.to == "run":
+        written = [save_run_folder(model, known, args.out)]
+    else:
+        written = [save_safetensors(model, known, args.out)]
+    again, _ = load_for_use(args.out)
+    ours, theirs = model_state(model), model_state(again)
+    different = [name for name in ours if not ours[name].equal(theirs[name])]
+    if different:
+        raise OSError(f"{args.out} does not read back as written: {different[:4]}")
+    for path in written:
+        print(path)
+    print(f"{len(ours)} tensors, read back equal; weights {fingerprint(model)}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.convert")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Score several checkpoints on several data sets: a table of sources and targets.
+
+    python -m dgnet_fast.cross_evaluate --source runs/a --source runs/b --target market1501=DIR --target veri776=DIR
+
+A target is NAME=DIR as for --data and --root; `synthetic` has no DIR. A source is anything that dgnet_fast.evaluate reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.config import DATASETS, Config, ConfigError
+from dgnet_fast.data import ReidDataset
+from dgnet_fast.evaluate import add_ranking_options, at_least, ranking_of
+from dgnet_fast.evaluation import Ranking, ranking_for, score_retrieval
+from dgnet_fast.metrics import RetrievalScores
+from dgnet_fast.training.checkpoint import load_for_use
+from dgnet_fast.training.run import dataset_of, print_tables, resolve_device
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.cross_evaluate", description=__doc__)
+    made.add_argument(
+        "--source", action="append", required=True, type=Path, metavar="RUN",
+        help="a checkpoint: run folder, step_*.pt, or a public id_*.pt or its folder; give it again for each",
+    )  # fmt: skip
+    made.add_argument(
+        "--target", action="append", required=True, metavar="NAME=DIR",
+        help=f"a data set to score on: one of {', '.join(DATASETS)}, and its folder; give it again for each",
+    )  # fmt: skip
+    made.add_argument(
+        "--camera-pattern",
+        metavar="RE",
+        default="",
+        help="finds the camera in a file name ('folder' targets)",
+    )
+    made.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out pictures that cannot be read, and count them",
+    )
+    add_ranking_options(made)
+    made.add_argument("--max-queries", type=int, metavar="N", help="score the first N queries only")
+    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument("--config", metavar="FILE", help="options of public checkpoints (default: near each)")
+    made.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this file")
+    return made
+
+
+def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> dict[str, ReidDataset]:
+    """The data sets that NAME=DIR words name, by the label of their column; all are opened before any work."""
+    found: dict[str, ReidDataset] = {}
+    for word in words:
+        name, _, root = word.partition("=")
+        if name not in DATASETS:
+            raise ConfigError(f"--target is {word!r}; allowed: NAME=DIR, NAME one of {', '.join(DATASETS)}")
+        if bool(root) == (name == "synthetic"):
+            raise ConfigError(f"--target is {word!r}; allowed: synthetic alone, or NAME=DIR")
+        options = {"data": name, "data_root": root, "skip_unreadable": skip_unreadable}
+        if name == "folder":
+            options["camera_pattern"] = camera_pattern
+        label = name if name not in found else word
+        if label in found:
+            raise ConfigError(f"--target {word} is given twice")
+        found[label] = dataset_of(Config().replace(**options))
+    return found
+
+
+def matrix(cells: dict[str, dict[str, dict[str, Any]]], how: str) -> dict:
+    """The table of one way of ranking: cells by source, target and name of the scores."""
+    name = ", ".join(filter(None, ("single", how)))
+    labels = list(next(iter(cells.values())))
+    columns = [f"{label} {what}" for label in labels for what in ("Rank-1", "mAP")]
+    rows = []
+    for source, by_target in cells.items():
+        values = []
+        for label in labels:
+            scores: RetrievalScores = by_target[label][name]
+            values += [round(100 * scores.rank[1], 2), round(100 * scores.mAP, 2)]
+        rows.append([source, *values])
+    return {
+        "title": "Retrieval across data sets" + (f", {how}" if how else ""),
+        "columns": ["source", *columns],
+        "rows": rows,
+        "notes": ["percent, single query; mAP: step-wise AP over valid queries"],
+    }
+
+
+def source_label(path: Path, taken: dict[str, Any]) -> str:
+    """A short name for a checkpoint's row: the run folder's, or the whole path where that is taken."""
+    short = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
+    return short if short and short not in taken else str(path)
+
+
+def score_source(
+    path: Path, targets: dict[str, ReidDataset], ranking: Ranking, args: Any
+) -> dict[str, dict[str, Any]]:
+    """Scores of one checkpoint on every target."""
+    model, known = load_for_use(path, config_file=args.config, allow_extra=args.allow_extra)
+    config, encoder = model.config, model.appearance_encoder.to(resolve_device(args.device))
+    scores = {}
+    for label, dataset in targets.items():
+        print(f"{known['source']}, {known['step']} steps, on {label}", file=sys.stderr)
+        scores[label] = score_retrieval(
+            encoder, dataset, config.crop_image_height, config.crop_image_width,
+            ranking=ranking_for(encoder, ranking), max_queries=args.max_queries, batch=args.batch,
+            upsample=config.ID_upsample, workers=config.num_workers or 1, progress=chunks_progress("features"),
+        )  # fmt: skip
+    return scores
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    for name in ("max_queries", "batch"):
+        at_least(name, getattr(args, name), 1)
+    ranking = ranking_of(args)
+    for source in args.source:
+        if not source.exists():
+            raise ConfigError(f"no such checkpoint: {source}")
+    targets = targets_of(args.target, args.camera_pattern, args.skip_unreadable)
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for source in args.source:
+        cells[source_label(source, cells)] = score_source(source, targets, ranking, args)
+    names = [n for n in next(iter(next(iter(cells.values())).values())) if n != "single-shot"]
+    tables = [matrix(cells, name.partition(", ")[2]) for name in names]
+    if ranking.single_shot:
+        tables.append(
+            {
+                "title": "Retrieval across data sets, single-gallery-shot",
+                "columns": ["source", *(f"{label} Rank-1" for label in targets)],
+                "rows": [
+                    [source, *(round(100 * by_target[label]["single-shot"].rank[1], 2) for label in targets)]
+                    for source, by_target in cells.items()
+                ],
+                "notes": [f"percent; mean over {ranking.single_shot} galleries of one picture an identity"],
+            }
+        )
+    print_tables(tables)
+    if args.json:
+        args.json.write_text(json.dumps(tables, indent=1))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.cross_evaluate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A local web page: drop two pictures, see both swaps and the nearest people of a gallery.
+
+    python -m dgnet_fast.demo RUN                                                   gallery: the run's own
+    python -m dgnet_fast.demo RUN --gallery market1501:gallery --root DIR --port 8000
+
+Needs Flask: pip install 'dgnet-fast[demo]'. The page answers to this machine only unless --host says otherwise, and keeps
+nothing of what is dropped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.config import ConfigError
+from dgnet_fast.demo_app import Demo, create_app
+from dgnet_fast.generate import source_config
+from dgnet_fast.generation import open_pictures
+from dgnet_fast.interchange import load_generator
+from dgnet_fast.training.run import resolve_device
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.demo", description=__doc__)
+    made.add_argument(
+        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
+    )
+    made.add_argument(
+        "--gallery",
+        metavar="SOURCE",
+        help="folder or DATASET:SPLIT, or 'none' (default: the checkpoint's gallery)",
+    )
+    made.add_argument(
+        "--nearest", type=int, default=5, metavar="N", help="people shown for each picture (default 5)"
+    )
+    made.add_argument("--root", help="folder of the data set")
+    made.add_argument(
+        "--camera-pattern", help="regular expression that finds the camera in a file name (data set 'folder')"
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options of a public checkpoint (default: config.yaml near it)",
+    )
+    made.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    made.add_argument("--port", type=int, default=7860, help="port; 0 takes a free one (default 7860)")
+    return made
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    if args.nearest < 1:
+        raise ConfigError(f"--nearest is {args.nearest}; allowed: at least 1")
+    if not 0 <= args.port < 65536:
+        raise ConfigError(f"--port is {args.port}; allowed: 0 to 65535")
+    device = resolve_device(args.device)
+    model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
+    source = args.gallery or f"{model.config.data}:gallery"
+    gallery = None
+    if source != "none":
+        gallery = open_pictures(source, source_config(model.config, source, args))
+    demo = Demo(model.to(device), gallery, nearest=args.nearest, progress=chunks_progress("gallery"))
+    app = create_app(demo, f"{known['source']}, step {known['step']}")
+    from werkzeug.serving import make_server  # comes with Flask
+
+    try:
+        server = make_server(args.host, args.port, app, threaded=True)
+    except SystemExit:  # werkzeug's answer to a port in use
+        raise ConfigError(
+            f"--port is {args.port}, which is in use or not allowed; choose another, or 0"
+        ) from None
+    print(f"http://{args.host}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("demo ended", file=sys.stderr)
+    finally:
+        server.server_close()
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.demo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Export a checkpoint's networks for use without dgnet_fast: ONNX, or a torch.export archive.
+
+    python -m dgnet_fast.export RUN --network encoder --out encoder.onnx          pictures -> features, codes
+    python -m dgnet_fast.export RUN --network generator --out generator.onnx      appearances, structures -> pictures
+    python -m dgnet_fast.export RUN --network encoder --out encoder.pt2           torch.export.load(FILE).module()
+
+The batch is dynamic; height and width are the checkpoint's. --input says which numbers go in, and so whether the
+normalisation is inside; the file's metadata says it too. Each file is run beside the model before it is kept (ONNX in
+onnxruntime: pip install 'dgnet-fast[export]').
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dgnet_fast.cli import Parser, run_command
+from dgnet_fast.config import ConfigError
+from dgnet_fast.exporting import INPUTS, NETWORKS, metadata_of, save_archive, save_onnx
+from dgnet_fast.interchange import fingerprint, load_generator
+from dgnet_fast.training.checkpoint import load_for_use
+
+SAVE = {".onnx": save_onnx, ".pt2": save_archive}
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.export", description=__doc__)
+    made.add_argument(
+        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
+    )
+    made.add_argument("--network", required=True, choices=tuple(NETWORKS), help="what to export")
+    made.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
+    made.add_argument(
+        "--input",
+        default="unit",
+        choices=tuple(INPUTS),
+        help="; ".join(f"{k}: {v}" for k, v in INPUTS.items()) + " (default unit)",
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options of a public checkpoint (default: config.yaml near it)",
+    )
+    made.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+    return made
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    if args.out.suffix not in SAVE:
+        raise ConfigError(f"--out is {str(args.out)!r}; allowed: a name ending in {', '.join(SAVE)}")
+    if args.out.exists():
+        raise ConfigError(f"{args.out} exists already; choose another --out")
+    load = load_generator if args.network == "generator" else load_for_use
+    model, known = load(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
+    metadata = metadata_of(model, args.network, args.input, known, fingerprint(model))
+    error = SAVE[args.out.suffix](model.eval(), args.network, args.input, args.out, metadata)
+    runtime = "onnxruntime" if args.out.suffix == ".onnx" else "torch.export"
+    print(
+        f"{args.out}: {', '.join(NETWORKS[args.network].inputs)} -> {', '.join(NETWORKS[args.network].outputs)}"
+    )
+    print(
+        f"input {args.input}, normalisation {metadata['normalisation']}; {runtime} differs from the model by {error:.1e} (relative)"
+    )
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.export")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

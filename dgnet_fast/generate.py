@@ -1,0 +1,260 @@
+"""Generate pictures with a trained checkpoint: the appearance of one picture in the structure of another.
+
+    python -m dgnet_fast.generate pair RUN --appearance A.jpg --structure B.jpg --out swap.png
+    python -m dgnet_fast.generate grid RUN --appearances DIR --structures DIR --out grid.png
+    python -m dgnet_fast.generate cross RUN --appearances DIR --structures DIR --out DIR      every combination
+    python -m dgnet_fast.generate set RUN --source market1501:train --root DIR --count 24000 --out DIR
+    python -m dgnet_fast.generate interpolate RUN --first A.jpg --last B.jpg --fixed C.jpg --out path.png
+    python -m dgnet_fast.generate figure swap RUN --source synthetic:gallery --out figure.png
+
+Pictures come from a file, a folder, or a data set with its split, such as synthetic:gallery. The checkpoint is a run
+folder, a step_*.pt, a .safetensors file, or a public id_*.pt with its gen_*.pt. cross and set write a manifest and, called
+again, make what is missing. Nothing that exists is overwritten or removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.figures import FIGURES, draw_figure, picture_rows
+from dgnet_fast.generated_set import SUFFIXES, write_set
+from dgnet_fast.generation import (
+    Pictures,
+    Swapper,
+    all_pairs,
+    appearance_codes,
+    decode_codes,
+    interpolate,
+    open_pictures,
+    random_pairs,
+    spread,
+    structure_codes,
+    to_image,
+)
+from dgnet_fast.interchange import fingerprint, load_generator
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.report.grid import image_grid
+from dgnet_fast.training.run import resolve_device
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def _common(parser: Parser, out: str) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=out)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options of a public checkpoint (default: config.yaml near it)",
+    )
+    parser.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+    parser.add_argument(
+        "--root", help="folder of the data set that a source names (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--camera-pattern", help="regular expression that finds the camera in a file name (data set 'folder')"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures per pass (default 32)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
+
+
+def _two_sources(parser: Parser, count: int | None) -> None:
+    parser.add_argument("--source", help="where both appearances and structures come from")
+    parser.add_argument(
+        "--appearances", metavar="SOURCE", help="file, folder or DATASET:SPLIT (default: --source)"
+    )
+    parser.add_argument(
+        "--structures", metavar="SOURCE", help="file, folder or DATASET:SPLIT (default: --source)"
+    )
+    if count is not None:
+        parser.add_argument(
+            "--limit",
+            type=int,
+            default=count,
+            metavar="N",
+            help=f"pictures of each, of different people if known (default {count})",
+        )
+
+
+def _set_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--file-type", default="png", choices=tuple(SUFFIXES), help="of the pictures (default png)"
+    )
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.generate", description=__doc__)
+    modes = made.add_subparsers(dest="mode", metavar="MODE", required=True)
+
+    pair = modes.add_parser("pair", help="one picture: appearance of A, structure of B")
+    pair.add_argument("--appearance", required=True, metavar="FILE", help="picture that gives the appearance")
+    pair.add_argument("--structure", required=True, metavar="FILE", help="picture that gives the structure")
+    _common(pair, "picture to write (.png or .jpg)")
+
+    grid = modes.add_parser("grid", help="one page: rows structures, columns appearances")
+    _two_sources(grid, 8)
+    _common(grid, "picture to write (.png or .jpg)")
+
+    cross = modes.add_parser(
+        "cross", help="every appearance in every structure, a file each, with a manifest"
+    )
+    _two_sources(cross, None)
+    _set_options(cross)
+    _common(cross, "folder of the set")
+
+    whole = modes.add_parser("set", help="a synthetic set: random pairs of different people, with a manifest")
+    _two_sources(whole, None)
+    whole.add_argument("--count", required=True, type=int, metavar="N", help="pictures to generate")
+    _set_options(whole)
+    _common(whole, "folder of the set")
+
+    path = modes.add_parser("interpolate", help="pictures between two appearances or two structures")
+    path.add_argument(
+        "--of",
+        default="appearance",
+        choices=("appearance", "structure"),
+        help="code that moves (default appearance)",
+    )
+    path.add_argument("--first", required=True, metavar="FILE", help="picture where the moving code starts")
+    path.add_argument("--last", required=True, metavar="FILE", help="picture where it ends")
+    path.add_argument("--fixed", required=True, metavar="FILE", help="picture that gives the other code")
+    path.add_argument(
+        "--steps", type=int, default=8, metavar="N", help="pictures, both ends included (default 8)"
+    )
+    _common(path, "picture to write (.png or .jpg)")
+
+    figure = modes.add_parser("figure", help=f"a figure of the paper's kinds: {', '.join(FIGURES)}")
+    figure.add_argument(
+        "name", choices=tuple(FIGURES), help="; ".join(f"{k}: {v}" for k, v in FIGURES.items())
+    )
+    figure.add_argument(
+        "--source", help="file, folder or DATASET:SPLIT (default: the checkpoint's data, gallery)"
+    )
+    figure.add_argument("--limit", type=int, default=6, metavar="N", help="rows: people (default 6)")
+    figure.add_argument(
+        "--steps", type=int, default=8, metavar="N", help="pictures of an interpolation (default 8)"
+    )
+    _common(figure, "picture to write (.png or .jpg)")
+    return made
+
+
+def source_config(config: Config, source: str, args: argparse.Namespace) -> Config:
+    """The options that a source's data set is opened with: the checkpoint's, with --root and --camera-pattern over them."""
+    changes = {"data_root": args.root, "camera_pattern": args.camera_pattern}
+    if source.partition(":")[0] != config.data:  # another data set than the checkpoint's
+        changes = {k: v or "" for k, v in changes.items()}
+    return config.replace(**{k: v for k, v in changes.items() if v is not None})
+
+
+def _sources(args: argparse.Namespace, config: Config) -> tuple[Pictures, Pictures]:
+    named = args.appearances or args.source, args.structures or args.source
+    if None in named:
+        raise ConfigError("where from? give --source, or --appearances and --structures")
+    first = open_pictures(named[0], source_config(config, named[0], args))
+    if named[0] == named[1]:
+        return first, first
+    return first, open_pictures(named[1], source_config(config, named[1], args))
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("batch", "limit", "count"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}; allowed: at least 1")
+    if args.seed < 0:
+        raise ConfigError(f"--seed is {args.seed}; allowed: at least 0")
+    if args.mode not in ("cross", "set"):
+        if args.out.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ConfigError(
+                f"--out is {str(args.out)!r}; allowed: a name ending in {', '.join(PICTURE_SUFFIXES)}"
+            )
+        if args.out.exists():
+            raise ConfigError(f"{args.out} exists already; choose another --out")
+
+
+def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
+    if not Path(source).is_file():
+        raise ConfigError(f"no such picture: {source}")
+    return open_pictures(source, Config()).decode(*size)[0]
+
+
+def _picture(args: argparse.Namespace, model: DGNet):  # noqa: ANN202 - a Pillow image
+    """What the modes that write one picture show."""
+    size = model.config.crop_image_height, model.config.crop_image_width
+    if args.mode == "pair":
+        pair = torch.stack([_one(args.appearance, size), _one(args.structure, size)])
+        appearance, structure = appearance_codes(model, pair[:1]), structure_codes(model, pair[1:])
+        return to_image(decode_codes(model, appearance, structure)[0])
+    if args.mode == "interpolate":
+        first, last, fixed = (_one(name, size) for name in (args.first, args.last, args.fixed))
+        made = interpolate(model, first, last, fixed, args.steps, of=args.of)
+        labels = [f"{k / (args.steps - 1):.2f}" for k in range(args.steps)]
+        return picture_rows(
+            [[fixed, first, *made, last]], ["fixed", "first", *labels, "last"], breaks=(1, 2, 2 + args.steps)
+        )
+    if args.mode == "figure":
+        source = args.source or f"{model.config.data}:gallery"
+        pictures = open_pictures(source, source_config(model.config, source, args))
+        return draw_figure(args.name, model, pictures, count=args.limit, steps=args.steps, seed=args.seed)
+    appearances, structures = _sources(args, model.config)
+    columns = appearances.choose(spread(appearances, args.limit, args.seed))
+    rows = structures.choose(spread(structures, args.limit, args.seed))
+    swapper, pairs = Swapper(model, columns, rows), all_pairs(columns, rows)
+    cells = torch.cat([swapper(part) for part in np.array_split(pairs, -(-len(pairs) // args.batch))])
+    return image_grid(
+        rows.decode(*size), columns.decode(*size), cells.unflatten(0, (len(rows), len(columns)))
+    )
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    _check(args)
+    device = resolve_device(args.device)
+    model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
+    model.to(device)
+    start = time.perf_counter()
+    if args.mode in ("cross", "set"):
+        appearances, structures = _sources(args, model.config)
+        if args.mode == "cross":
+            pairs = all_pairs(appearances, structures)
+        else:
+            pairs = random_pairs(appearances, structures, args.count, args.seed)
+        made, before = write_set(
+            args.out, Swapper(model, appearances, structures), appearances, structures, pairs,
+            seed=args.seed, checkpoint=fingerprint(model), file_type=args.file_type, batch=args.batch,
+            progress=chunks_progress("pictures"),
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        print(
+            f"{made} pictures made in {seconds:.1f} s ({made / seconds:.1f} a second), {before} were there; {args.out / 'manifest.csv'}"
+        )
+        return 0
+    picture = _picture(args, model)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(args.out, "xb") as file:  # x: never over a file that appeared meanwhile
+        picture.save(file, "PNG" if args.out.suffix.lower() == ".png" else "JPEG", quality=95)
+    print(args.out)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.generate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Search a gallery of pictures for the people on others. No labels or cameras are needed. Needs faiss (dgnet-fast[search]).
+
+    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --query a.jpg b.jpg --picture ranks.png
+    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --save gallery.index            extract once
+    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --query a.jpg --out found.json
+    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --add MORE               the old stay as they are
+
+Where identities are in the pictures' names, --id-pattern and --camera-pattern find them: right and wrong results are then marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.config import ConfigError
+from dgnet_fast.data.files import unlabelled
+from dgnet_fast.evaluate import at_least, weight_of
+from dgnet_fast.extract import add_checkpoint_options, check_new, extractor_of, readable_files
+from dgnet_fast.extractor import Extractor
+from dgnet_fast.picture_index import Entry, PictureIndex, faiss_library, is_index
+from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
+
+COLUMNS = ("query", "rank", "path", "score", "identity", "camera", "mark")
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.search", description=__doc__)
+    made.add_argument(
+        "--gallery", nargs="+", required=True, metavar="PLACE",
+        help="folders and files to search among, or the folder of a saved index",
+    )  # fmt: skip
+    made.add_argument(
+        "--query", nargs="+", default=[], metavar="PLACE", help="pictures, or folders of them, to search for"
+    )
+    made.add_argument(
+        "--save", type=Path, metavar="INDEX", help="save the gallery as an index (a new folder)"
+    )
+    made.add_argument(
+        "--add", nargs="+", default=[], metavar="PLACE",
+        help="add pictures to the index that --gallery names; those already in it are passed over",
+    )  # fmt: skip
+    made.add_argument("--top", type=int, default=10, metavar="N", help="results for each query (default 10)")
+    made.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the results as .json or .csv (default: print them)"
+    )
+    made.add_argument("--picture", type=Path, metavar="FILE", help="draw the rank lists as a .png")
+    made.add_argument("--overwrite", action="store_true", help="replace --out and --picture if they exist")
+    made.add_argument(
+        "--id-pattern", metavar="RE",
+        help="regular expression whose first group is the identity, searched in FOLDER/NAME of each picture",
+    )  # fmt: skip
+    made.add_argument(
+        "--camera-pattern", metavar="RE", help="the same for the camera's number, searched in NAME"
+    )
+    made.add_argument(
+        "--second-half-weight", default="0.5", metavar="X",
+        help="weight of the fine-grained half: a number, or 'only' for that half alone (default 0.5)",
+    )  # fmt: skip
+    add_checkpoint_options(made)
+    return made
+
+
+class Labels:
+    """Identity and camera from a picture's name, where patterns were given."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.patterns = {}
+        for name in ("id_pattern", "camera_pattern"):
+            text = getattr(args, name)
+            option = f"--{name.replace('_', '-')}"
+            try:
+                pattern = re.compile(text) if text is not None else None
+            except re.error as error:
+                raise ConfigError(f"{option} {text!r} is not a regular expression: {error}") from error
+            if pattern is not None and not pattern.groups:
+                raise ConfigError(f"{option} {text!r} needs a group around what it finds, as in '(\\d+)_'")
+            self.patterns[name] = pattern
+
+    def entry(self, path: Path) -> Entry:
+        """The picture with what its name says; what is not found is unknown."""
+        path = path.resolve()
+        identity = self._find("id_pattern", f"{path.parent.name}/{path.name}")
+        camera = self._find("camera_pattern", path.name)
+        if camera is not None and not camera.isdecimal():
+            raise ConfigError(
+                f"--camera-pattern finds {camera!r}, which is no number, in {path.name!r} ({path})"
+            )
+        return Entry(str(path), identity, None if camera is None else int(camera))
+
+    def _find(self, name: str, text: str) -> str | None:
+        match = self.patterns[name] and self.patterns[name].search(text)
+        return match[1] if match else None
+
+
+def mark_of(query: Entry, found: Entry) -> str:
+    """right, wrong, 'same camera' (the same person in the query's camera), or '' where an identity is unknown."""
+    if query.identity is None or found.identity is None:
+        return ""
+    if query.identity != found.identity:
+        return "wrong"
+    return "same camera" if query.camera is not None and query.camera == found.camera else "right"
+
+
+def find(
+    index: PictureIndex, queries: list[Entry], vectors: Tensor, top: int
+) -> list[list[tuple[Entry, float, str]]]:
+    """For each query its ``top`` results (picture, score, mark), the query's own file left out."""
+    scores, places = index.search(vectors, top + 1)
+    rows = []
+    for query, values, found in zip(queries, scores.tolist(), places.tolist(), strict=True):
+        results = [(index.entries[place], value) for value, place in zip(values, found, strict=True)]
+        others = [(entry, value) for entry, value in results if entry.path != query.path][:top]
+        rows.append([(entry, value, mark_of(query, entry)) for entry, value in others])
+    return rows
+
+
+def records(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]]) -> list[dict[str, Any]]:
+    """The results as one flat record each, with the keys of `COLUMNS`."""
+    return [
+        dict(zip(COLUMNS, (query.path, rank, entry.path, round(score, 6), entry.identity, entry.camera, mark), strict=True))
+        for query, results in zip(queries, rows, strict=True)
+        for rank, (entry, score, mark) in enumerate(results, start=1)
+    ]  # fmt: skip
+
+
+def as_json(queries: list[Entry], rows: list, fingerprint: str) -> str:
+    """The results by query."""
+    flat = records(queries, rows)
+    grouped = [
+        {
+            "query": query.path,
+            "identity": query.identity,
+            "camera": query.camera,
+            "results": [
+                {k: v for k, v in r.items() if k != "query"} for r in flat if r["query"] == query.path
+            ],
+        }
+        for query in queries
+    ]
+    return json.dumps({"model": fingerprint, "queries": grouped}, indent=1)
+
+
+def as_csv(queries: list[Entry], rows: list) -> str:
+    """The results as CSV, a line each."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records(queries, rows))
+    return text.getvalue()
+
+
+def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path: Path) -> None:
+    """Write the rank lists as a PNG; gallery pictures that are gone are shown as missing."""
+
+    def load(entry: Entry) -> np.ndarray | None:
+        try:
+            return unlabelled([entry.path]).load(0)
+        except ValueError:
+            return None
+
+    sheet = rank_list(
+        [
+            RankedRow(
+                load(query), query.path, [Ranked(load(e), f"{score:.3f}", mark) for e, score, mark in results]
+            )
+            for query, results in zip(queries, rows, strict=True)
+        ]
+    )
+    sheet.save(path, format="PNG")
+
+
+def extend(
+    index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels
+) -> PictureIndex:
+    """Add the pictures that are not in the index yet; makes the index if there is none."""
+    known = {entry.path for entry in index.entries} if index else set()
+    entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
+    if index and len(entries) < len(paths):
+        print(f"{len(paths) - len(entries)} pictures are in the index already", file=sys.stderr)
+    if entries:
+        features = extractor.files([entry.path for entry in entries], progress=chunks_progress("gallery"))
+        vectors = extractor.to_unit(features)
+        index = index or PictureIndex(extractor, vectors.shape[1])
+        index.add(vectors, entries)
+    assert index is not None
+    return index
+
+
+def check(args: argparse.Namespace) -> Path | None:
+    """Refuse options that do not go together; returns the folder of the index that --gallery names, if it does."""
+    at_least("top", args.top, 1)
+    saved = [Path(place) for place in args.gallery if is_index(Path(place))]
+    if saved and len(args.gallery) > 1:
+        raise ConfigError(f"--gallery names the index {saved[0]} and more; add pictures to it with --add")
+    if args.add and not saved:
+        raise ConfigError("--add needs a saved index as --gallery; make one with --save INDEX")
+    if args.save and saved:
+        raise ConfigError(f"{saved[0]} is an index already; add pictures to it with --add")
+    if args.save and args.save.exists():
+        raise ConfigError(f"--save {args.save} exists; give the name of a new folder")
+    if not (args.query or args.save or args.add):
+        raise ConfigError("nothing to do; give --query, --save or --add")
+    if (args.out or args.picture) and not args.query:
+        raise ConfigError("--out and --picture show results; give --query")
+    for option, suffixes in (("out", (".json", ".csv")), ("picture", (".png",))):
+        path = getattr(args, option)
+        if path is None:
+            continue
+        if path.suffix not in suffixes:
+            raise ConfigError(
+                f"--{option} is {str(path)!r}; allowed: a name ending in {' or '.join(suffixes)}"
+            )
+        check_new(f"--{option}", path, args.overwrite)
+    return saved[0] if saved else None
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    folder, labels, weight = check(args), Labels(args), weight_of(args.second_half_weight)
+    faiss_library()
+    skip = args.skip_unreadable
+    queries = [labels.entry(path) for path in readable_files(args.query, skip=skip)]
+    pictures = readable_files(args.add or ([] if folder else args.gallery), skip=skip)
+    extractor = extractor_of(args, second_half_weight=weight)
+    index = PictureIndex.open(folder, extractor) if folder else None
+    before = len(index) if index else 0
+    index = extend(index, pictures, extractor, labels)
+    if (args.save or args.add) and len(index) > before:
+        index.save(args.save or folder)
+        print(f"{args.save or folder}: {len(index)} pictures, model {extractor.fingerprint}", file=sys.stderr)
+    if not queries:
+        return 0
+    vectors = extractor.to_unit(extractor.files([query.path for query in queries]))
+    rows = find(index, queries, vectors, args.top)
+    if args.out:
+        text = (
+            as_csv(queries, rows)
+            if args.out.suffix == ".csv"
+            else as_json(queries, rows, extractor.fingerprint)
+        )
+        args.out.write_text(text, encoding="utf-8")
+    else:
+        print(as_csv(queries, rows), end="")
+    if args.picture:
+        draw(queries, rows, args.picture)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.search")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
