@@ -1,0 +1,241 @@
+"""The operators measured: one entry an operator and shape. A new op is one `OpCase` here, nothing else.
+
+Bytes and FLOPs are the least that the call needs: every input read once and every result written once, a
+convolution after nearest upsampling with nine taps instead of twenty-five.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.cases import (
+    ADAIN_ACT,
+    APPEARANCE_MLP,
+    LAYER_NORM_ACT,
+    MLP_COUNT,
+    MLP_WIDTHS,
+    UPSAMPLE_CONV,
+    AdainActCase,
+    AppearanceMlpCase,
+    LayerNormActCase,
+    UpsampleConvCase,
+    adain_act_inputs,
+    appearance_mlp_inputs,
+    layer_norm_act_inputs,
+    upsample_conv_inputs,
+)
+from dgnet_fast.ops import registry
+
+LRELU_SLOPE = 0.2
+PASSES = ("forward", "backward", "both")
+
+# Operations per element of a norm with affine and activation. Forward: sum, squared deviation (3), fused
+# normalisation and affine (2), activation. Backward: the forward's value again (2), activation, sums of grad
+# and grad times value (5), result (4).
+NORM_FLOPS = {"forward": 7, "backward": 12}
+
+
+Argument = Tensor | list[Tensor] | None
+
+
+def tensors(argument: Argument) -> list[Tensor]:
+    """The tensors of one argument."""
+    return [] if argument is None else [argument] if isinstance(argument, Tensor) else list(argument)
+
+
+@dataclass(frozen=True, eq=False)  # each entry is itself
+class OpCase:
+    """An operator at one of its shapes.
+
+    inputs(dtype, device, channels_last) gives its positional arguments, options the others. flops: of the
+    forward and the backward pass. reread: arguments that the backward must read again, besides the gradient
+    of the result; differentiable: those whose gradient it writes. quick: measured without --full too.
+    plain: how it is written where nobody thinks of speed, if that is not the reference. products: it is matrix
+    products or convolutions, which a CPU without bf16 arithmetic takes seconds for. images: its first argument
+    is (B, C, H, W) and so has a layout.
+    """
+
+    op: str
+    name: str
+    inputs: Callable[..., tuple[Argument, ...]]
+    flops: dict[str, float]
+    options: dict[str, Any] = field(default_factory=dict)
+    reread: tuple[int, ...] = (0,)
+    differentiable: tuple[int, ...] = (0,)
+    quick: bool = False
+    plain: Callable[..., Tensor] | None = None
+    products: bool = False
+    images: bool = True
+
+    @property
+    def public(self) -> Callable[..., Tensor]:
+        return getattr(importlib.import_module(f"dgnet_fast.ops.{self.op}"), self.op)
+
+    @property
+    def reference(self) -> Callable[..., Tensor]:
+        return getattr(importlib.import_module(f"dgnet_fast.ops.{self.op}"), f"{self.op}_reference")
+
+    def implementations(self, device: str, dtype: torch.dtype) -> list[str]:
+        """The baselines, then the bodies that run here; where there is none, `op`: the public function."""
+        baselines = ["plain"] * (self.plain is not None) + ["eager", "compiled"]
+        bodies = [
+            body.name
+            for body in registry.TABLE.get(self.op, {}).get(device, ())
+            if body.name != "reference"
+            and dtype in body.automatic
+            and _serves(self.op, device, dtype, body.name)
+        ]
+        return baselines + (bodies or ["op"])
+
+    def work(self, which: str, arguments: tuple[Argument, ...], result: Tensor) -> tuple[int, float]:
+        """Least bytes and FLOPs of a pass, forward, backward or both."""
+        size = [sum(one.nbytes for one in tensors(argument)) for argument in arguments]
+        moved = {
+            "forward": sum(size) + result.nbytes,
+            "backward": result.nbytes + sum(size[k] for k in (*self.reread, *self.differentiable)),
+        }
+        passes = ("forward", "backward") if which == "both" else (which,)
+        return sum(moved[p] for p in passes), sum(self.flops[p] for p in passes)
+
+
+def _serves(op: str, device: str, dtype: torch.dtype, body: str) -> bool:
+    """Whether a body can run here."""
+    with mock.patch.dict(os.environ, DGNET_FAST_IMPL=body):
+        try:
+            return registry.choose(op, device, dtype).name == body
+        except ValueError:
+            return False
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _norm_flops(shape: tuple[int, ...]) -> dict[str, float]:
+    return {which: each * _elements(shape) for which, each in NORM_FLOPS.items()}
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _adain_act(case: AdainActCase, padding: int = 0, **flags: bool) -> OpCase:
+    codes = (0, 1, 2) if case.adaptive else (0,)
+    options = {"negative_slope": case.negative_slope} | ({"padding": padding} if padding else {})
+    suffix = f" padding {padding}" if padding else ""
+    return OpCase(
+        "adain_act",
+        f"{case.name} {_shape(case.shape)}{suffix}",
+        lambda dtype, device, channels_last: adain_act_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        _norm_flops(case.shape),
+        options,
+        reread=codes,
+        differentiable=codes,  # the residual's gradient is the result's own: nothing is written
+        **flags,
+    )
+
+
+def _layer_norm_act(case: LayerNormActCase, padding: int = 0, **flags: bool) -> OpCase:
+    options = {"negative_slope": LRELU_SLOPE} | ({"padding": padding} if padding else {})
+    suffix = f" padding {padding}" if padding else ""
+    return OpCase(
+        "layer_norm_act",
+        f"{case.name} {_shape(case.shape)}{suffix}",
+        lambda dtype, device, channels_last: layer_norm_act_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        _norm_flops(case.shape),
+        options,
+        reread=(0, 1, 2),
+        differentiable=(0, 1, 2),
+        **flags,
+    )
+
+
+def _upsample_conv(case: UpsampleConvCase, **flags: bool) -> OpCase:
+    batch, channels, height, width = case.shape
+    forward = 2 * 9 * channels * case.out_channels * batch * 4 * height * width
+    return OpCase(
+        "upsample_conv",
+        f"{case.name} {_shape(case.shape)} to {case.out_channels}",
+        lambda dtype, device, channels_last: upsample_conv_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        {"forward": forward, "backward": 2 * forward},
+        reread=(0, 1),
+        differentiable=(0, 1, 2),
+        products=True,
+        **flags,
+    )
+
+
+def _separate_mlps(
+    code: Tensor, weights: list[Tensor], biases: list[Tensor], *, negative_slope: float
+) -> Tensor:
+    """Eight MLPs, one after the other; the result in the op's arrangement."""
+    quarters = code.chunk(MLP_COUNT // 2, dim=1)
+    rows = []
+    for k in range(MLP_COUNT):
+        x = quarters[k % len(quarters)]
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            x = F.linear(x, weight[k].to(x.dtype), bias[k].to(x.dtype))
+            x = F.leaky_relu(x, negative_slope) if layer < 2 else x
+        rows += x.float().chunk(2, dim=1)
+    return torch.stack(rows).unflatten(0, (2, -1))
+
+
+def _appearance_mlp(case: AppearanceMlpCase, **flags: bool) -> OpCase:
+    products = [a * b for a, b in zip(MLP_WIDTHS[:-1], MLP_WIDTHS[1:], strict=True)]
+    forward = 2 * MLP_COUNT * case.batch * sum(products)
+    return OpCase(
+        "appearance_mlp",
+        f"{case.name} {case.batch} codes",
+        lambda dtype, device, channels_last: appearance_mlp_inputs(case, dtype=dtype, device=device),
+        {"forward": forward, "backward": 2 * forward - 2 * MLP_COUNT * case.batch * products[0]},
+        {"negative_slope": LRELU_SLOPE},
+        reread=(0, 1),
+        differentiable=(1, 2),  # the code is detached
+        plain=_separate_mlps,
+        products=True,
+        images=False,
+        **flags,
+    )
+
+
+_A, _L, _U, _M = (
+    {case.name: case for case in table}
+    for table in (ADAIN_ACT, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
+)
+
+OPS: tuple[OpCase, ...] = (
+    _adain_act(_A["decoder_first"], quick=True),
+    _adain_act(_A["decoder_first"], padding=1, quick=True),
+    _adain_act(_A["decoder_second"], padding=1),
+    _adain_act(_A["decoder_step"], quick=torch.cuda.is_available()),
+    _adain_act(_A["structure_stem"], padding=1),
+    _adain_act(_A["structure_deep"], padding=1),
+    _layer_norm_act(_L["decoder_up1"], quick=True),
+    _layer_norm_act(_L["decoder_up1"], padding=2),
+    _layer_norm_act(_L["decoder_up2"], padding=1),
+    _layer_norm_act(_L["decoder_up2_step"], quick=torch.cuda.is_available()),
+    _upsample_conv(_U["decoder_up1"], quick=True),
+    _upsample_conv(_U["decoder_up2"]),
+    _upsample_conv(_U["decoder_up1_step"], quick=torch.cuda.is_available()),
+    _appearance_mlp(_M["decode"], quick=True),
+    _appearance_mlp(_M["decode_step"], quick=torch.cuda.is_available()),
+)
+
+
+def op_names() -> list[str]:
+    return list(dict.fromkeys(case.op for case in OPS))

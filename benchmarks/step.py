@@ -1,0 +1,229 @@
+"""The training step as a process of its own, so that each side has its own allocator, peak memory and settings.
+
+    python -m benchmarks.step --batch 8 --rounds 3              # ours, as the trainer runs it
+    python -m benchmarks.step --plain                           # the plain step
+    python -m benchmarks.step --public DIR                      # a checkout of the public implementation
+    DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
+
+All sides have the same weights and inputs: 751 identities, one teacher, random erasing, dropout; the branch that
+trains E_s alternates with the frozen one from step to step. With --serve it answers commands on standard input
+(check, step, peak, quit) with a line of JSON each: what benchmarks/test_step.py drives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import sys
+import time
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+import dgnet_fast
+from benchmarks.flops import step_flops
+from benchmarks.measure import synchronize
+from benchmarks.plain_step import PlainStep
+from benchmarks.public_code import Public, check_folder
+from dgnet_fast.config import Config, from_dict
+from dgnet_fast.data import Batch
+from dgnet_fast.data.augment import random_erasing_boxes
+from dgnet_fast.models.appearance_encoder import appearance_input_size, build_teacher
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.presets import preset
+from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
+from dgnet_fast.training.step import TrainingStep
+
+IDS = 751
+RAMPS = {
+    "before": {},
+    "after": {"recon_f_w": 1.0, "recon_s_w": 1.0, "recon_x_cyc_w": 2.0, "teacher_w": 2.0},
+}
+CHECK_BATCH, CHECK_SIZE = 2, (144, 72)
+
+Terms = dict[str, list[float] | float]
+
+
+def step_config(args: argparse.Namespace) -> Config:
+    """The paper's options, with the loss weights of before or after the ramps."""
+    return from_dict(preset("paper")).replace(
+        ID_class=IDS,
+        batch_size=args.batch,
+        crop_image_height=args.height,
+        crop_image_width=args.width,
+        amp={"fp32": "off"}.get(args.precision, args.precision),
+        compile=args.compile,
+        device=args.device,
+        **RAMPS[args.ramps],
+    )
+
+
+def random_batch(config: Config, size: tuple[int, int, int], seed: int, device: str, erasing: bool) -> Batch:
+    """Noise pictures (batch, height, width) with labels and boxes to erase."""
+    generator = torch.Generator().manual_seed(seed)
+    count, height, width = size
+    pictures = torch.randn(4, count, 3, height, width, generator=generator).clamp(-2, 2).to(device)
+    labels = torch.randint(IDS, (2, count), generator=generator).to(device)
+    boxes = None
+    if erasing:
+        sized = config.replace(crop_image_height=height, crop_image_width=width)
+        rng = np.random.default_rng(seed)
+        drawn = random_erasing_boxes(rng, 4 * count, *appearance_input_size(sized), config.erasing_p)
+        boxes = torch.from_numpy(drawn).view(4, count, 4).to(device)
+    return Batch(pictures[:2], pictures[2:], labels, boxes)
+
+
+class Side(Protocol):
+    """One implementation of the step."""
+
+    def set_dropout(self, on: bool) -> None: ...
+
+    def step(self, batch: Batch, index: int, *, train_encoder: bool) -> Terms: ...
+
+
+class Ours:
+    """The step as the trainer runs it: channels_last weights, autocast as configured."""
+
+    def __init__(self, model: DGNet, device: str) -> None:
+        model.to(memory_format=torch.channels_last)
+        where = torch.device(device)
+        precision = Precision(resolve_amp(model.config, where), where)
+        self.training_step = TrainingStep(model, Optimisers(model, model.config), precision)
+
+    def set_dropout(self, on: bool) -> None:
+        self.training_step.dropout = on
+
+    def step(self, batch: Batch, index: int, *, train_encoder: bool) -> Terms:
+        self.training_step.model.config.use_encoder_again = float(train_encoder)
+        return self.training_step([batch], index).terms
+
+
+class Plain:
+    """benchmarks/plain_step.py, as it is or, on request, under autocast and with compiled networks."""
+
+    def __init__(self, model: DGNet, device: str) -> None:
+        self.plain = PlainStep(model)
+        self.precision = Precision(resolve_amp(model.config, torch.device(device)), torch.device(device))
+        if model.config.compile:
+            for net in (self.plain.E_s, self.plain.G, self.plain.E_a):  # D is differentiated twice
+                net.compile()
+
+    def set_dropout(self, on: bool) -> None:
+        self.plain.set_dropout(on)
+
+    def step(self, batch: Batch, index: int, *, train_encoder: bool) -> Terms:
+        with self.precision.autocast():
+            return self.plain.step(batch, index, train_encoder=train_encoder)
+
+
+class Runner:
+    """Inputs, timing and memory around one side."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.args, config = args, step_config(args)
+        model = DGNet(config, [build_teacher(config, 1, torch.Generator().manual_seed(1))])
+        with torch.no_grad():  # at its first weights D's scores are near 0 whatever it sees
+            for parameter in model.discriminator.parameters():
+                parameter.mul_(3)
+        model.to(args.device)
+        self.side: Side
+        if args.public:
+            self.side = Public(model, args.public, args.device)
+        else:
+            self.side = (Plain if args.plain else Ours)(model, args.device)
+        self.config, self.count = config, 0
+        size = (args.batch, args.height, args.width)
+        self.batches = [random_batch(config, size, seed, args.device, True) for seed in range(2)]
+
+    def check(self) -> dict[str, float]:
+        """Losses of one small step without dropout and erasing, summed over streams: equal for all sides."""
+        self.side.set_dropout(False)
+        batch = random_batch(self.config, (CHECK_BATCH, *CHECK_SIZE), 7, self.args.device, False)
+        terms = self.side.step(batch, 0, train_encoder=True)
+        self.side.set_dropout(True)
+        return {name: sum(value) if isinstance(value, list) else value for name, value in terms.items()}
+
+    def step(self) -> float:
+        """Seconds of one step, from inputs on the device to losses read."""
+        synchronize(self.args.device)
+        begin = time.perf_counter()
+        self.side.step(self.batches[self.count % 2], self.count, train_encoder=self.count % 2 == 0)
+        synchronize(self.args.device)
+        self.count += 1
+        return time.perf_counter() - begin
+
+    def peak(self) -> int:
+        """Peak memory in bytes: of the GPU's allocator, or of this process as the kernel counted it."""
+        if self.args.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        with open("/proc/self/status", encoding="ascii") as status:
+            line = next(line for line in status if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+
+def serve(runner: Runner) -> None:
+    """Answer commands until quit or the end of input."""
+    answers = sys.stdout
+    print(json.dumps({"ready": True, "malloc_kept": dgnet_fast.malloc_kept}), file=answers, flush=True)
+    for line in sys.stdin:
+        command = line.strip()
+        if command == "quit":
+            return
+        with contextlib.redirect_stdout(io.StringIO()):
+            answer: Any = {name: getattr(runner, name) for name in ("check", "step", "peak")}[command]()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    cuda = torch.cuda.is_available()
+    made = argparse.ArgumentParser(description="Time one training step of DG-Net.")
+    side = made.add_mutually_exclusive_group()
+    side.add_argument("--plain", action="store_true", help="the plain step instead of ours")
+    side.add_argument(
+        "--public", metavar="DIR", help="a checkout of the public implementation instead of ours"
+    )
+    made.add_argument("--batch", type=int, default=8, help="pictures of a stream")
+    made.add_argument("--height", type=int, default=256, help="pixels")
+    made.add_argument("--width", type=int, default=128, help="pixels")
+    made.add_argument(
+        "--ramps", choices=RAMPS, default="after", help="loss weights before or after the ramps"
+    )
+    made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
+    made.add_argument("--compile", action="store_true", help="torch.compile")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up")
+    made.add_argument("--serve", action="store_true", help="answer commands on standard input")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        if args.public:
+            check_folder(args.public)
+        with contextlib.redirect_stdout(io.StringIO()):  # the public code prints as it goes
+            runner = Runner(args)
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"benchmarks.step: {error}", file=sys.stderr)
+        return 2
+    if args.serve:
+        serve(runner)
+        return 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner.step()
+        seconds = [runner.step() for _ in range(args.rounds)]
+    median = statistics.median(seconds)
+    kept = "kept" if dgnet_fast.malloc_kept else "as the system has it"
+    rate = step_flops(runner.config, args.ramps == "after") / median / 1e12
+    print(f"median {1e3 * median:.1f} ms of {args.rounds}, {rate:.3f} TFLOP/s of least work, ", end="")
+    print(f"peak {runner.peak() / 1e9:.2f} GB, large blocks {kept}, {torch.get_num_threads()} threads")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
