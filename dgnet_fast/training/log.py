@@ -25,6 +25,10 @@ _OWN_KEYS = ("step", "phase")
 _RECENT = 50  # intervals behind the seconds per step
 
 
+LONGEST_SILENCE = 30.0
+"""Seconds without a progress line after which any step prints one."""
+
+
 class RunLog:
     """Writes what a run measures; made to be killed and resumed at any moment.
 
@@ -36,7 +40,7 @@ class RunLog:
         stream: where progress lines go, standard error if None. They are plain lines, without control
             characters.
         every: steps between two progress lines; calls of `progress` at other steps print nothing. The first
-            step seen and the last of the run always print.
+            step seen and the last of the run always print, and any step half a minute after the last line.
         main_terms: scalars that a progress line shows, in this order, as far as it is given them; when it is
             given none of them, it shows the first six that it is given.
         clock: seconds, monotonic.
@@ -72,7 +76,7 @@ class RunLog:
         self._purge_step: int | None = None
         self._intervals: deque[float] = deque(maxlen=_RECENT)
         self._last = (0, clock())  # step and time of the last call of progress
-        self._printed = False
+        self._printed_at = -math.inf
         if self.path.exists() and not _ends_with_newline(self.path):
             _keep_lines(self.path, lambda record: True)  # a run killed in the middle of a write
         self._file = self.path.open("a", encoding="utf-8")
@@ -101,7 +105,8 @@ class RunLog:
 
     def due(self, step: int) -> bool:
         """Whether `progress` would print at this step: ask before reading scalars off a GPU."""
-        return not self._printed or step % self.every == 0 or step >= self.total_steps
+        silent = self._clock() - self._printed_at
+        return silent >= LONGEST_SILENCE or step % self.every == 0 or step >= self.total_steps
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         """Print `step/total`, the share done, seconds per step, time left and the main loss terms, when due.
@@ -117,7 +122,7 @@ class RunLog:
         self._last = (step, now)
         if not self.due(step):
             return
-        self._printed = True
+        self._printed_at = now
         shown = [name for name in self._main_terms if name in scalars] or list(scalars)[:6]
         total, seconds = self.total_steps, self.seconds_per_step
         parts = [f"step {step:>{len(str(total))}}/{total}", f"{step / total:6.1%}"]
@@ -156,7 +161,7 @@ class RunLog:
         self._purge_step = step + 1
         self._intervals.clear()
         self._last = (step, self._clock())
-        self._printed = False
+        self._printed_at = -math.inf
 
     def close(self) -> None:
         """Close the files; harmless when done twice."""

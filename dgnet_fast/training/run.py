@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -218,6 +219,13 @@ class Run:
         return sample
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a CUDA device, or this process's largest resident set so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _every(steps: int) -> int:
     """Steps between progress lines: about fifty lines a run, at least every hundredth step."""
     return max(1, min(100, steps // 50))
@@ -266,6 +274,10 @@ def run_training(
                     model, batches, optimisers, run.precision, log, folder, run.dataset.class_names,
                     first_step=first, last_step=last, sample=run.sampler(model), stop=stop,
                 )  # fmt: skip
+                say(
+                    f"{last - first} steps, {log.seconds_per_step:.3g} s a step, "
+                    f"peak memory {peak_memory(run.device) / 1e9:.2f} GB"
+                )
     tables = []
     if last == config.max_iter:
         say("scoring on people never trained on")

@@ -121,6 +121,15 @@ def test_every(tmp_path):
     assert [line.split("total")[1] for line in stream.getvalue().splitlines()] == [" 1", " 10", " 20", " 25"]
 
 
+def test_half_a_minute_of_silence_is_broken(tmp_path):
+    clock, stream = Clock(), io.StringIO()
+    log = quiet(tmp_path, 100_000, clock=clock, stream=stream, every=100)
+    for step in range(1, 7):
+        clock.now += 12
+        log.progress(step, {"total": step})
+    assert [line.split("total")[1] for line in stream.getvalue().splitlines()] == [" 1", " 4"]
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [
