@@ -81,6 +81,39 @@ def layer_norm_act_inputs(
     return x.to(device, dtype).contiguous(memory_format=order), gamma.to(device), beta.to(device)
 
 
+class BatchNormActCase(NamedTuple):
+    """Where E_a uses batch_norm_act, with residual and ReLU: shape of x (B, C, H, W) and groups of the batch."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    groups: int
+
+
+BATCH_NORM_ACT = (
+    BatchNormActCase("layer1", (8, 256, 64, 32), 4),
+    BatchNormActCase("layer4", (8, 2048, 16, 8), 4),
+)
+
+
+def batch_norm_act_inputs(
+    case: BatchNormActCase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels_last: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, weight, bias, residual) for a case: normal values, no gradients asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x, residual = (
+        torch.randn(case.shape, generator=generator).to(device, dtype).contiguous(memory_format=order)
+        for _ in range(2)
+    )
+    weight, bias = (torch.randn(case.shape[1], generator=generator).to(device) for _ in range(2))
+    return x, weight, bias, residual
+
+
 class UpsampleConvCase(NamedTuple):
     """Where the decoder uses upsample_conv: shape of the small x (B, C, H, W) and channels of the result."""
 

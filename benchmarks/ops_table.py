@@ -20,16 +20,19 @@ from torch.nn import functional as F
 from benchmarks.cases import (
     ADAIN_ACT,
     APPEARANCE_MLP,
+    BATCH_NORM_ACT,
     LAYER_NORM_ACT,
     MLP_COUNT,
     MLP_WIDTHS,
     UPSAMPLE_CONV,
     AdainActCase,
     AppearanceMlpCase,
+    BatchNormActCase,
     LayerNormActCase,
     UpsampleConvCase,
     adain_act_inputs,
     appearance_mlp_inputs,
+    batch_norm_act_inputs,
     layer_norm_act_inputs,
     upsample_conv_inputs,
 )
@@ -76,13 +79,22 @@ class OpCase:
     products: bool = False
     images: bool = True
 
+    def _function(self, name: str) -> Callable[..., Tensor]:
+        function = getattr(importlib.import_module(f"dgnet_fast.ops.{self.op}"), name)
+
+        def picture(*arguments: Argument, **options: Any) -> Tensor:
+            result = function(*arguments, **options)
+            return result[0] if isinstance(result, tuple) else result  # statistics beside it are small
+
+        return picture
+
     @property
     def public(self) -> Callable[..., Tensor]:
-        return getattr(importlib.import_module(f"dgnet_fast.ops.{self.op}"), self.op)
+        return self._function(self.op)
 
     @property
     def reference(self) -> Callable[..., Tensor]:
-        return getattr(importlib.import_module(f"dgnet_fast.ops.{self.op}"), f"{self.op}_reference")
+        return self._function(f"{self.op}_reference")
 
     def implementations(self, device: str, dtype: torch.dtype) -> list[str]:
         """The baselines, then the bodies that run here; where there is none, `op`: the public function."""
@@ -163,6 +175,30 @@ def _layer_norm_act(case: LayerNormActCase, padding: int = 0, **flags: bool) -> 
     )
 
 
+def _separate_batch_norms(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *, groups: int
+) -> Tensor:
+    """A pass of PyTorch's BatchNorm for each group, then sum and ReLU."""
+    parts = [torch.nn.functional.batch_norm(part, None, None, weight, bias, True) for part in x.chunk(groups)]
+    return torch.relu(torch.cat(parts) + residual)
+
+
+def _batch_norm_act(case: BatchNormActCase, **flags: bool) -> OpCase:
+    return OpCase(
+        "batch_norm_act",
+        f"{case.name} {_shape(case.shape)} in {case.groups} groups",
+        lambda dtype, device, channels_last: batch_norm_act_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        _norm_flops(case.shape),
+        {"groups": case.groups},
+        reread=(0, 0),  # x, and the result's sign
+        differentiable=(0, 1, 2, 3),
+        plain=_separate_batch_norms,
+        **flags,
+    )
+
+
 def _upsample_conv(case: UpsampleConvCase, **flags: bool) -> OpCase:
     batch, channels, height, width = case.shape
     forward = 2 * 9 * channels * case.out_channels * batch * 4 * height * width
@@ -213,9 +249,9 @@ def _appearance_mlp(case: AppearanceMlpCase, **flags: bool) -> OpCase:
     )
 
 
-_A, _L, _U, _M = (
+_A, _B, _L, _U, _M = (
     {case.name: case for case in table}
-    for table in (ADAIN_ACT, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
+    for table in (ADAIN_ACT, BATCH_NORM_ACT, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
 )
 
 OPS: tuple[OpCase, ...] = (
@@ -226,6 +262,8 @@ OPS: tuple[OpCase, ...] = (
     _adain_act(_A["structure_stem"], padding=1),
     _adain_act(_A["structure_deep"], padding=1),
     _layer_norm_act(_L["decoder_up1"], quick=True),
+    _batch_norm_act(_B["layer1"], quick=not torch.cuda.is_available()),
+    _batch_norm_act(_B["layer4"]),
     _layer_norm_act(_L["decoder_up1"], padding=2),
     _layer_norm_act(_L["decoder_up2"], padding=1),
     _layer_norm_act(_L["decoder_up2_step"], quick=torch.cuda.is_available()),

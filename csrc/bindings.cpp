@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "adain_act.h"
+#include "batch_norm_act.h"
 #include "layer_norm_act.h"
 #include "malloc_thresholds.h"
 
@@ -64,6 +65,46 @@ AdainActBackward adain_act_backward_arguments(const Layout& layout, uintptr_t gr
             pointer<float>(grad_shift),
             pointer<void>(grad_residual),
             slope};
+}
+
+BatchNormActForward batch_norm_act_forward_arguments(const Layout& layout, int64_t groups, uintptr_t x,
+                                                     uintptr_t weight, uintptr_t bias, uintptr_t residual,
+                                                     uintptr_t y, uintptr_t mean, uintptr_t var, bool relu,
+                                                     double eps) {
+    return {shape_of(layout),
+            element_of(layout),
+            groups,
+            pointer<void>(x),
+            pointer<float>(weight),
+            pointer<float>(bias),
+            pointer<void>(residual),
+            pointer<void>(y),
+            pointer<float>(mean),
+            pointer<float>(var),
+            relu,
+            eps};
+}
+
+BatchNormActBackward batch_norm_act_backward_arguments(const Layout& layout, int64_t groups, uintptr_t grad_y,
+                                                       uintptr_t y, uintptr_t x, uintptr_t weight,
+                                                       uintptr_t mean, uintptr_t var, uintptr_t grad_x,
+                                                       uintptr_t grad_weight, uintptr_t grad_bias,
+                                                       uintptr_t grad_residual, bool relu, double eps) {
+    return {shape_of(layout),
+            element_of(layout),
+            groups,
+            pointer<void>(grad_y),
+            pointer<void>(y),
+            pointer<void>(x),
+            pointer<float>(weight),
+            pointer<float>(mean),
+            pointer<float>(var),
+            pointer<void>(grad_x),
+            pointer<float>(grad_weight),
+            pointer<float>(grad_bias),
+            pointer<void>(grad_residual),
+            relu,
+            eps};
 }
 
 LayerNormActForward layer_norm_act_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t gamma,
@@ -151,6 +192,8 @@ PYBIND11_MODULE(_C, m) {
 
     define(m, "adain_act_forward", adain_act_forward, adain_act_forward_arguments);
     define(m, "adain_act_backward", adain_act_backward, adain_act_backward_arguments);
+    define(m, "batch_norm_act_forward", batch_norm_act_forward, batch_norm_act_forward_arguments);
+    define(m, "batch_norm_act_backward", batch_norm_act_backward, batch_norm_act_backward_arguments);
     define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments);
     define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments);
 

@@ -40,9 +40,9 @@ class Bottleneck(nn.Module):
         if self.downsample is not None:
             conv, norm = self.downsample
             identity = norm(conv(x), mode)
-        y = F.relu(self.bn1(self.conv1(x), mode))
-        y = F.relu(self.bn2(self.conv2(y), mode))
-        return F.relu(self.bn3(self.conv3(y), mode) + identity)
+        y = self.bn1(self.conv1(x), mode, relu=True)
+        y = self.bn2(self.conv2(y), mode, relu=True)
+        return self.bn3(self.conv3(y), mode, identity, relu=True)
 
 
 class ResNet(nn.Module):
@@ -74,7 +74,7 @@ class ResNet(nn.Module):
                 )
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x), mode))
+        x = self.bn1(self.conv1(x), mode, relu=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:

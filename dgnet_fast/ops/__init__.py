@@ -2,6 +2,7 @@
 
 from dgnet_fast.ops.adain_act import adain_act, adain_act_reference
 from dgnet_fast.ops.appearance_mlp import appearance_mlp, appearance_mlp_reference
+from dgnet_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
 from dgnet_fast.ops.layer_norm_act import layer_norm_act, layer_norm_act_reference
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "adain_act_reference",
     "appearance_mlp",
     "appearance_mlp_reference",
+    "batch_norm_act",
+    "batch_norm_act_reference",
     "layer_norm_act",
     "layer_norm_act_reference",
 ]

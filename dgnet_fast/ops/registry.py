@@ -76,6 +76,13 @@ TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
             _reference("dgnet_fast.ops.layer_norm_act:reference"),
         ),
     },
+    "batch_norm_act": {  # no CUDA body yet: there GroupedBatchNorm is plain PyTorch
+        "cpu": (
+            _fast("cpp", "dgnet_fast.ops.batch_norm_act_bodies:cpp"),
+            _reference("dgnet_fast.ops.batch_norm_act:reference"),
+        ),
+        "cuda": (_reference("dgnet_fast.ops.batch_norm_act:reference"),),
+    },
     "appearance_mlp": {
         "cpu": (
             _fast("aten", "dgnet_fast.ops.appearance_mlp_bodies:aten"),

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adain_act.h"
+#include "batch_norm_act.h"
 #include "layer_norm_act.h"
 
 using namespace dgnet_fast;
@@ -106,6 +107,30 @@ std::vector<Bytes> layer_norm_act(Element element, const ImageShape& s) {
     return {y, mean, rdenom, grad_x, grad_gamma, grad_beta};
 }
 
+template <class T>
+std::vector<Bytes> batch_norm_act(Element element, const ImageShape& s, int64_t groups, bool relu,
+                                  bool residual) {
+    const int64_t elements = s.batch * s.channels * s.pixels, codes = groups * s.channels;
+    Bytes x = values<T>(elements, 1), weight = values<float>(s.channels, 2),
+          bias = values<float>(s.channels, 3);
+    Bytes added = values<T>(elements, 4), grad_y = values<T>(elements, 5), y = unwritten(elements, sizeof(T));
+    Bytes grad_x = unwritten(elements, sizeof(T)),
+          grad_residual = unwritten(residual ? elements : 0, sizeof(T));
+    Bytes mean = unwritten(codes, 4), var = unwritten(codes, 4);
+    Bytes grad_weight = unwritten(s.channels, 4), grad_bias = unwritten(s.channels, 4);
+    batch_norm_act_forward({s, element, groups, x.data(), floats(weight), floats(bias),
+                            residual ? added.data() : nullptr, y.data(), floats(mean), floats(var), relu,
+                            1e-5});
+    batch_norm_act_backward({s, element, groups, grad_y.data(), y.data(), x.data(), floats(weight),
+                             floats(mean), floats(var), grad_x.data(), floats(grad_weight), floats(grad_bias),
+                             residual ? grad_residual.data() : nullptr, relu, 1e-5});
+    for (const Bytes& picture : {y, grad_x, grad_residual})
+        check_written<T>("batch_norm_act picture", picture, s);
+    for (const Bytes& sums : {mean, var, grad_weight, grad_bias})
+        check_written<float>("batch_norm_act sums", sums, s);
+    return {y, mean, var, grad_x, grad_weight, grad_bias, grad_residual};
+}
+
 template <class Run>
 void on_threads(int& cases, Run run) {
     omp_set_num_threads(1);
@@ -147,6 +172,11 @@ int main() {
                         on_threads(cases, [&] { return adain_act<T>(element, shape, true, true, true); });
                         on_threads(cases, [&] { return adain_act<T>(element, shape, false, false, false); });
                         on_threads(cases, [&] { return layer_norm_act<T>(element, shape); });
+                        if (padding) return;
+                        const int64_t groups = size.batch;
+                        on_threads(cases, [&] { return batch_norm_act<T>(element, shape, 1, true, true); });
+                        on_threads(cases,
+                                   [&] { return batch_norm_act<T>(element, shape, groups, false, false); });
                     });
                 }
     std::printf("%d cases clean\n", cases);

@@ -1,0 +1,252 @@
+"""batch_norm_act: BatchNorm by groups of samples with ReLU and a residual, in one pass.
+
+    y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)
+
+The batch is G equal consecutive groups; mean and biased variance are those of a channel within a group, over its
+samples and pixels. One call is what E_a's passes over x_a, x_b, the positives, … are as separate batches.
+
+The reference, the schema with its fake and its autograd, the public function; the bodies are in
+batch_norm_act_bodies.py, who serves what in registry.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dgnet_fast.ops import registry
+from dgnet_fast.ops.launch import memory_format
+
+Three = tuple[Tensor, Tensor, Tensor]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """(B, C, H, W) → (G, B/G, C, H, W) in the statistics' dtype."""
+    return x.to(_statistics_dtype(x)).unflatten(0, (groups, -1))
+
+
+def _per_group(value: Tensor) -> Tensor:
+    """(G, C) → (G, 1, C, 1, 1)"""
+    return value[:, None, :, None, None]
+
+
+class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+    """Plain PyTorch: what every body must compute. mean and var are (G, C), gradients of weight and bias (C,):
+    float32, float64 for float64 x.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+    ) -> Three:
+        """(y, mean, var)"""
+        values = _grouped(x, groups)
+        var, mean = torch.var_mean(values, dim=(1, 3, 4), correction=0)
+        scale = (var + eps).rsqrt() * weight
+        z = ((values - _per_group(mean)) * _per_group(scale)).flatten(0, 1) + bias[:, None, None]
+        if residual is not None:
+            z = z + residual
+        y = z.relu() if relu else z
+        return y.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, var
+
+    @staticmethod
+    def backward(
+        grad_y: Tensor,
+        y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        groups: int,
+        relu: bool,
+        eps: float,
+        needs_residual: bool,
+    ) -> Four:
+        """(grad_x, grad_weight, grad_bias, grad_residual: empty, (0,), unless needed)"""
+        grad_z = torch.where(y <= 0, 0, grad_y) if relu else grad_y
+        grad = _grouped(grad_z, groups)
+        rstd = (var + eps).rsqrt()
+        normal = (_grouped(x, groups) - _per_group(mean)) * _per_group(rstd)
+        product = (grad * normal).sum(dim=(1, 3, 4))
+        total = grad.sum(dim=(1, 3, 4))
+        count = x.numel() // (groups * x.shape[1])
+        grad_x = grad - _per_group(total / count) - normal * _per_group(product / count)
+        grad_x = (grad_x * _per_group(rstd * weight)).flatten(0, 1).to(x.dtype)
+        order = memory_format(x)
+        passed = grad_z.contiguous(memory_format=order).clone() if needs_residual else x.new_empty(0)
+        return grad_x.contiguous(memory_format=order), product.sum(0), total.sum(0), passed
+
+
+def batch_norm_act_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    groups: int = 1,
+    relu: bool = True,
+    eps: float = 1e-5,
+) -> Three:
+    """`batch_norm_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
+    _check(x, weight, bias, residual, groups)
+    weight, bias = weight.to(_statistics_dtype(x)), bias.to(_statistics_dtype(x))
+    return reference.forward(x, weight, bias, residual, groups, relu, eps)
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    groups: int = 1,
+    relu: bool = True,
+    eps: float = 1e-5,
+) -> Three:
+    """relu((x - mean) / sqrt(var + eps) * weight + bias + residual), statistics per group, as one op.
+
+    Args:
+        x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
+        weight, bias: (C,), of x's dtype or float32.
+        residual: of x's shape and dtype, added before the ReLU; or None.
+        groups: number of equal consecutive slices of the batch, each with statistics of its own.
+        relu: False for no activation.
+        eps: added to the biased variance.
+
+    Returns:
+        y (B, C, H, W) in x's dtype, in channels_last if x is dense in that order, else contiguous; mean and
+        biased variance (groups, C), float32 (float64 for float64), from which the caller updates its running
+        statistics. They carry no gradient.
+
+    Statistics are float32 with sums in float64. Gradients flow to x, weight, bias and residual, once: double
+    backward raises RuntimeError; use `batch_norm_act_reference` where second derivatives are needed.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or groups other than these; DGNET_FAST_IMPL forces a body that
+            cannot serve.
+    """
+    if x.device.type not in registry.TABLE["batch_norm_act"]:
+        registry.choose("batch_norm_act", x.device.type, x.dtype)  # raises, naming the devices there are
+    return _forward_op(x, weight, bias, residual, groups, relu, eps)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
+    if x.dtype not in registry.DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in registry.DTYPES)
+        raise ValueError(f"x must have one of the dtypes {allowed}, got {x.dtype}")
+    if groups < 1 or x.shape[0] % groups:
+        raise ValueError(f"groups must be at least 1 and divide the batch of {x.shape[0]}, got {groups}")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value.shape != x.shape[1:2]:
+            raise ValueError(f"{name} must have shape (C,) = ({x.shape[1]},), got {tuple(value.shape)}")
+        if value.dtype not in (x.dtype, torch.float32):
+            raise ValueError(f"{name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
+    if residual is not None and (
+        residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device
+    ):
+        raise ValueError(
+            f"residual must have x's shape, dtype and device {tuple(x.shape)}, {x.dtype}, {x.device}; "
+            f"got {tuple(residual.shape)}, {residual.dtype}, {residual.device}"
+        )
+
+
+# ---- the op: schema, bodies, fake, autograd
+
+_DEVICES = tuple(registry.TABLE["batch_norm_act"])
+
+
+@torch.library.custom_op("dgnet_fast::batch_norm_act", mutates_args=(), device_types=_DEVICES)
+def _forward_op(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, weight, bias, residual, groups)
+    body = registry.implementation("batch_norm_act", x.device.type, x.dtype)
+    order, wide = memory_format(x), _statistics_dtype(x)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=order)
+    x = x.contiguous(memory_format=order)
+    return body.forward(
+        x, weight.to(wide).contiguous(), bias.to(wide).contiguous(), residual, groups, relu, eps
+    )
+
+
+@torch.library.custom_op("dgnet_fast::batch_norm_act_backward", mutates_args=(), device_types=_DEVICES)
+def _backward_op(
+    grad_y: Tensor,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    groups: int,
+    relu: bool,
+    eps: float,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    body = registry.implementation("batch_norm_act", x.device.type, x.dtype)
+    order = memory_format(x)
+    x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
+    weight = weight.to(_statistics_dtype(x)).contiguous()
+    return body.backward(grad_y, y, x, weight, mean, var, groups, relu, eps, needs_residual)
+
+
+@_forward_op.register_fake
+def _(x, weight, bias, residual, groups, relu, eps):
+    _check(x, weight, bias, residual, groups)
+    statistics = [x.new_empty((groups, x.shape[1]), dtype=_statistics_dtype(x)) for _ in range(2)]
+    return torch.empty_like(x, memory_format=memory_format(x)), *statistics
+
+
+@_backward_op.register_fake
+def _(grad_y, y, x, weight, mean, var, groups, relu, eps, needs_residual):
+    order = memory_format(x)
+    passed = torch.empty_like(x, memory_format=order) if needs_residual else x.new_empty(0)
+    sums = [x.new_empty(x.shape[1:2], dtype=_statistics_dtype(x)) for _ in range(2)]
+    return torch.empty_like(x, memory_format=order), *sums, passed
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, _, ctx.groups, ctx.relu, ctx.eps = inputs
+    y, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(y, x, weight, mean, var)
+
+
+def _backward(ctx, grad_y, _grad_mean, _grad_var):
+    y, x, weight, mean, var = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+    grad_x, grad_weight, grad_bias, grad_residual = _backward_op(
+        grad_y, y, x, weight, mean, var, ctx.groups, ctx.relu, ctx.eps, needs_residual
+    )
+    return (
+        grad_x if needs_x else None,
+        grad_weight.to(weight.dtype) if needs_weight else None,
+        grad_bias.to(ctx.bias_dtype) if needs_bias else None,
+        grad_residual if needs_residual else None,
+        None,
+        None,
+        None,
+    )
+
+
+def _double_backward(ctx, *_grads):
+    raise RuntimeError(
+        "batch_norm_act is differentiable once; for second derivatives use "
+        "dgnet_fast.ops.batch_norm_act_reference"
+    )
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+_backward_op.register_autograd(_double_backward)
