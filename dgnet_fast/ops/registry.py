@@ -81,7 +81,6 @@ TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
             _fast("cpp", "dgnet_fast.ops.batch_norm_act_bodies:cpp"),
             _reference("dgnet_fast.ops.batch_norm_act:reference"),
         ),
-        "cuda": (_reference("dgnet_fast.ops.batch_norm_act:reference"),),
     },
     "appearance_mlp": {
         "cpu": (

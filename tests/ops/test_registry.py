@@ -17,8 +17,7 @@ def nothing_forced(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-@pytest.mark.parametrize("op", registry.TABLE)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("op, device", [(op, device) for op, row in registry.TABLE.items() for device in row])
 def test_float64_is_the_references(op, device):
     assert registry.choose(op, device, torch.float64).name == "reference"
     serving = [body.name for body in registry.TABLE[op][device] if torch.float64 in body.serves]
