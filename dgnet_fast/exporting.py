@@ -111,7 +111,9 @@ NETWORKS: dict[str, type[_Network]] = {"encoder": Encoder, "generator": Generato
 
 
 def decompositions() -> dict[Any, Callable]:
-    """Every fused op of dgnet_fast → its reference, the rule that ops/<op>.py keeps."""
+    """Every fused op of dgnet_fast → its reference, the rule that ops/<op>.py keeps: ``reference.forward``, or
+    ``decomposition`` where that takes lists and the op does not.
+    """
     aten = torch.ops.aten
     table: dict[Any, Callable] = {
         aten.std_mean.dim: _std_mean,
@@ -119,7 +121,8 @@ def decompositions() -> dict[Any, Callable]:
     }
     for name in registry.TABLE:
         op = getattr(torch.ops.dgnet_fast, name).default
-        table[op] = importlib.import_module(f"dgnet_fast.ops.{name}").reference.forward
+        module = importlib.import_module(f"dgnet_fast.ops.{name}")
+        table[op] = getattr(module, "decomposition", module.reference.forward)
     return table
 
 

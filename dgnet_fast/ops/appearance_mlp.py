@@ -243,6 +243,12 @@ def _(grad, code, hidden0, hidden1, weight0, weight1, weight2, negative_slope, n
     )
 
 
+def decomposition(code: Tensor, *rest: Tensor | float) -> Three:
+    """The reference with the op's own arguments, one tensor after the other, as graphs call it."""
+    *tensors, negative_slope = rest
+    return reference.forward(code, tensors[:LAYERS], tensors[LAYERS:], negative_slope)
+
+
 def _setup_context(ctx, inputs, output) -> None:
     code, *tensors, ctx.negative_slope = inputs
     _, *hidden = output
