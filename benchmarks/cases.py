@@ -8,6 +8,23 @@ import torch
 from torch import Tensor
 
 
+class _Draw:
+    """Seeded normal values, as asked for: each tensor is drawn in float32 on the CPU and then moved."""
+
+    def __init__(self, seed: int, device: str, dtype: torch.dtype, channels_last: bool = False) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.device, self.dtype = device, dtype
+        self.order = torch.channels_last if channels_last else torch.contiguous_format
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32, on the CPU."""
+        return torch.randn(shape, generator=self.generator)
+
+    def picture(self, value: Tensor) -> Tensor:
+        """`value` (B, C, H, W) in the case's dtype, memory order and device."""
+        return value.to(self.device, self.dtype).contiguous(memory_format=self.order)
+
+
 class AdainActCase(NamedTuple):
     """Where a network uses adain_act: shape of x (B, C, H, W) and which arguments it gives."""
 
@@ -36,18 +53,13 @@ def adain_act_inputs(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(x, scale, shift, residual) for a case: normal values, means away from zero, no gradients asked for."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    images = [draw(*case.shape) * 2 + draw(*case.shape[:2])[:, :, None, None]]
-    if case.residual:
-        images.append(draw(*case.shape))
-    images = [image.to(device, dtype).contiguous(memory_format=order) for image in images]
-    scale, shift = (draw(*case.shape[:2]).to(device) for _ in range(2)) if case.adaptive else (None, None)
-    return images[0], scale, shift, images[1] if case.residual else None
+    draw = _Draw(seed, device, dtype, channels_last)
+    x = draw.picture(draw.normal(*case.shape) * 2 + draw.normal(*case.shape[:2])[:, :, None, None])
+    residual = draw.picture(draw.normal(*case.shape)) if case.residual else None
+    scale = shift = None
+    if case.adaptive:
+        scale, shift = (draw.normal(*case.shape[:2]).to(device) for _ in range(2))
+    return x, scale, shift, residual
 
 
 class LayerNormActCase(NamedTuple):
@@ -73,12 +85,10 @@ def layer_norm_act_inputs(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x, gamma, beta) for a case: normal x of mean 1 and deviation 2, gamma from U(0, 1) as drawn at first."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(case.shape, generator=generator) * 2 + 1
-    gamma = torch.rand(case.shape[1], generator=generator)
-    beta = 0.1 * torch.randn(case.shape[1], generator=generator)
-    return x.to(device, dtype).contiguous(memory_format=order), gamma.to(device), beta.to(device)
+    draw = _Draw(seed, device, dtype, channels_last)
+    x = draw.picture(draw.normal(*case.shape) * 2 + 1)
+    gamma = torch.rand(case.shape[1], generator=draw.generator)
+    return x, gamma.to(device), 0.1 * draw.normal(case.shape[1]).to(device)
 
 
 class BatchNormActCase(NamedTuple):
@@ -104,13 +114,9 @@ def batch_norm_act_inputs(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, weight, bias, residual) for a case: normal values, no gradients asked for."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    x, residual = (
-        torch.randn(case.shape, generator=generator).to(device, dtype).contiguous(memory_format=order)
-        for _ in range(2)
-    )
-    weight, bias = (torch.randn(case.shape[1], generator=generator).to(device) for _ in range(2))
+    draw = _Draw(seed, device, dtype, channels_last)
+    x, residual = (draw.picture(draw.normal(*case.shape)) for _ in range(2))
+    weight, bias = (draw.normal(case.shape[1]).to(device) for _ in range(2))
     return x, weight, bias, residual
 
 
@@ -138,14 +144,11 @@ def upsample_conv_inputs(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x, weight (O, C, 5, 5), bias (O,)) for a case, all in `dtype`; results of about unit deviation."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.channels_last if channels_last else torch.contiguous_format
+    draw = _Draw(seed, device, dtype, channels_last)
     channels = case.shape[1]
-    x = torch.randn(case.shape, generator=generator)
-    weight = torch.randn(case.out_channels, channels, 5, 5, generator=generator) / (5 * channels**0.5)
-    bias = 0.1 * torch.randn(case.out_channels, generator=generator)
-    x, weight = (one.to(device, dtype).contiguous(memory_format=order) for one in (x, weight))
-    return x, weight, bias.to(device, dtype)
+    x = draw.picture(draw.normal(*case.shape))
+    weight = draw.picture(draw.normal(case.out_channels, channels, 5, 5) / (5 * channels**0.5))
+    return x, weight, 0.1 * draw.normal(case.out_channels).to(device, dtype)
 
 
 class AppearanceMlpCase(NamedTuple):
@@ -163,11 +166,10 @@ def appearance_mlp_inputs(
     case: AppearanceMlpCase, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(code in `dtype`, weights, biases in float32, as they are under autocast) for a case."""
-    generator = torch.Generator().manual_seed(seed)
-    code = torch.rand(case.batch, MLP_COUNT // 2 * MLP_WIDTHS[0], generator=generator).to(device, dtype)
+    draw = _Draw(seed, device, dtype)
+    code = torch.rand(case.batch, MLP_COUNT // 2 * MLP_WIDTHS[0], generator=draw.generator).to(device, dtype)
     weights, biases = [], []
     for n_in, n_out in zip(MLP_WIDTHS[:-1], MLP_WIDTHS[1:], strict=True):
-        weight = torch.randn(MLP_COUNT, n_out, n_in, generator=generator) * (2 / n_in) ** 0.5
-        weights.append(weight.to(device))
-        biases.append(0.1 * torch.randn(MLP_COUNT, n_out, generator=generator).to(device))
+        weights.append(draw.normal(MLP_COUNT, n_out, n_in).to(device) * (2 / n_in) ** 0.5)
+        biases.append(0.1 * draw.normal(MLP_COUNT, n_out).to(device))
     return code, weights, biases

@@ -9,25 +9,13 @@ from dgnet_fast.cli import config_from, given_options
 from dgnet_fast.config import Config, walk
 from dgnet_fast.presets import preset
 from tests.tiny import NETWORK, arguments
+from tests.tiny_run import fails
 
 PROG = "python -m dgnet_fast.train"
 
 
 def options(*words: str) -> Config:
     return config_from(train.parser().parse_args(list(words)))[0]
-
-
-def fails(capsys, main, words, status=1) -> str:
-    """The one line on standard error of a command that fails."""
-    try:
-        code = main([str(word) for word in words])
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    assert code == status, err
-    assert "Traceback" not in err and err.count("\n") == 1, err
-    assert err.startswith("python -m dgnet_fast.") and out == ""
-    return err.strip()
 
 
 @pytest.mark.parametrize("command", [train, teacher])

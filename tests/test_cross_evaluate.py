@@ -21,12 +21,12 @@ from dgnet_fast.metrics import (
 from dgnet_fast.report.rank_list import MARKS, tile_origin
 from dgnet_fast.training.checkpoint import load_for_use
 from dgnet_fast.training.run import dataset_of
-from tests.tiny_checkpoint import draw_people, tiny_checkpoint
+from tests.tiny_run import draw_people, tiny_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("run") / "first")
+    return tiny_run(tmp_path_factory.mktemp("run") / "first")[1]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def veri(tmp_path_factory):
 
 
 def test_sources_and_targets(run, veri, tmp_path, capsys):
-    other = tiny_checkpoint(tmp_path / "second", scale=1.3)
+    other = tiny_run(tmp_path / "second", scale=1.3)[1]
     out = tmp_path / "matrix.json"
     words = ["--source", run, "--source", other, "--target", "synthetic", "--target", f"veri776={veri}"]
     more = [

@@ -16,12 +16,12 @@ from dgnet_fast.data import normalize
 from dgnet_fast.evaluation import extract_features
 from dgnet_fast.metrics import evaluate_retrieval
 from dgnet_fast.training.checkpoint import load_for_use
-from tests.tiny_checkpoint import draw_people, tiny_checkpoint
+from tests.tiny_run import draw_people, tiny_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("run"))
+    return tiny_run(tmp_path_factory.mktemp("run"))[1]
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,12 @@ def test_unit_vectors_rank_as_evaluate_does(extractor, features):
 def test_the_fingerprint_is_the_models(run, extractor, tmp_path):
     assert dgnet_fast.Extractor(run, device="cpu").fingerprint == extractor.fingerprint
     assert len(extractor.fingerprint) == 16
-    other = tiny_checkpoint(tmp_path, scale=1.001)
+    other = tiny_run(tmp_path, scale=1.001)[1]
     assert dgnet_fast.Extractor(other, device="cpu").fingerprint != extractor.fingerprint
 
 
 def test_other_styles(tmp_path, pictures):
-    extractor = dgnet_fast.Extractor(tiny_checkpoint(tmp_path, ID_style="PCB"), device="cpu")
+    extractor = dgnet_fast.Extractor(tiny_run(tmp_path, ID_style="PCB")[1], device="cpu")
     features = extractor(pictures[:2])
     assert features.shape == (2, 1024) and extractor.second_half_weight == 1
     close(extractor.to_unit(features), features / 2)  # four parts of unit length

@@ -15,7 +15,7 @@ from PIL import Image
 from dgnet_fast import search
 from dgnet_fast.extractor import Extractor
 from dgnet_fast.report.rank_list import MARKS, tile_origin
-from tests.tiny_checkpoint import draw_people, tiny_checkpoint
+from tests.tiny_run import draw_people, tiny_run
 
 pytest.importorskip("faiss")
 LABELS = ["--id-pattern", r"/(\d+)_", "--camera-pattern", r"_c(\d+)_"]
@@ -23,7 +23,7 @@ LABELS = ["--id-pattern", r"/(\d+)_", "--camera-pattern", r"_c(\d+)_"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("run"))
+    return tiny_run(tmp_path_factory.mktemp("run"))[1]
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_mistakes(run, gallery, query, tmp_path, capsys, monkeypatch):
         ),
     ):
         assert problem in one_line(capsys, run, *words), words
-    other = tiny_checkpoint(tmp_path / "other", scale=1.01)
+    other = tiny_run(tmp_path / "other", scale=1.01)[1]
     assert "was made with model" in one_line(capsys, other, "--gallery", index, *asked)
     (query / "0009_c1_0000.png").write_bytes(b"no picture")
     assert "cannot read image" in one_line(capsys, run, "--gallery", index, *asked)

@@ -16,6 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
+from dgnet_fast.ops.arguments import (
+    as_slope,
+    as_statistics,
+    check_affine,
+    check_device,
+    check_pictures,
+    check_residual,
+    new_statistics,
+    once_differentiable,
+    statistics_dtype,
+)
 from dgnet_fast.ops.launch import dense_innermost, memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
@@ -52,7 +63,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         padding: int,
     ) -> Three:
         """(y, mean, rstd)"""
-        values = x.to(_statistics_dtype(x))
+        values = x.to(statistics_dtype(x))
         variance, mean = torch.var_mean(values, dim=(2, 3), correction=0)
         rstd = (variance + eps).rsqrt()
         z = (values - _per_plane(mean)) * _per_plane(rstd)
@@ -103,8 +114,8 @@ def adain_act_reference(
 ) -> Tensor:
     """`adain_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
     _check(x, scale, shift, residual, padding)
-    scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
-    return reference.forward(x, scale, shift, residual, _slope(negative_slope), eps, padding)[0]
+    scale, shift = as_statistics(scale, x), as_statistics(shift, x)
+    return reference.forward(x, scale, shift, residual, as_slope(negative_slope), eps, padding)[0]
 
 
 def adain_act(
@@ -143,22 +154,9 @@ def adain_act(
         ValueError: shapes, dtypes, devices or padding other than these; DGNET_FAST_IMPL forces a body that
             cannot serve.
     """
-    if x.device.type not in registry.TABLE["adain_act"]:
-        registry.choose("adain_act", x.device.type, x.dtype)  # raises, naming the devices there are
+    check_device("adain_act", x)
     check_padding_is_int(padding)
-    return _forward_op(x, scale, shift, residual, _slope(negative_slope), eps, padding)[0]
-
-
-def _slope(negative_slope: float | None) -> float:
-    return 1.0 if negative_slope is None else float(negative_slope)
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _as_statistics(code: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if code is None else code.to(_statistics_dtype(x)).contiguous()
+    return _forward_op(x, scale, shift, residual, as_slope(negative_slope), eps, padding)[0]
 
 
 def _dense_as(value: Tensor, x: Tensor) -> Tensor:
@@ -168,31 +166,14 @@ def _dense_as(value: Tensor, x: Tensor) -> Tensor:
 def _check(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, padding: int
 ) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
-    if x.dtype not in registry.DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in registry.DTYPES)
-        raise ValueError(f"x must have one of the dtypes {allowed}, got {x.dtype}")
+    check_pictures(x)
     if (scale is None) != (shift is None):
         raise ValueError("scale and shift must be given together, or both be None")
-    for name, code in (("scale", scale), ("shift", shift)):
-        if code is None:
-            continue
-        if code.shape != x.shape[:2]:
-            raise ValueError(f"{name} must have shape (B, C) = {tuple(x.shape[:2])}, got {tuple(code.shape)}")
-        if code.dtype not in (x.dtype, torch.float32):
-            raise ValueError(f"{name} must have x's dtype {x.dtype} or torch.float32, got {code.dtype}")
-        if code.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {code.device}")
+    if scale is not None:
+        check_affine("scale", scale, x, "BC")
+        check_affine("shift", shift, x, "BC")
     if residual is not None:
-        if residual.shape != x.shape:
-            raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
-        if residual.dtype != x.dtype:
-            raise ValueError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
-        if residual.device != x.device:
-            raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
+        check_residual(residual, x)
     check_padding(padding, x)
 
 
@@ -217,7 +198,7 @@ def _forward_op(
     x = x.contiguous(memory_format=order)
     if residual is not None and not dense_innermost(residual, order):
         residual = residual.contiguous(memory_format=order)
-    scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
+    scale, shift = as_statistics(scale, x), as_statistics(shift, x)
     return body.forward(x, scale, shift, residual, negative_slope, eps, padding)
 
 
@@ -236,24 +217,20 @@ def _backward_op(
     body = registry.implementation("adain_act", x.device.type, x.dtype)
     order = memory_format(x)
     x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    scale, shift = _as_statistics(scale, x), _as_statistics(shift, x)
+    scale, shift = as_statistics(scale, x), as_statistics(shift, x)
     return body.backward(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual)
-
-
-def _fake_codes(x: Tensor) -> list[Tensor]:
-    return [x.new_empty(x.shape[:2], dtype=_statistics_dtype(x)) for _ in range(2)]
 
 
 @_forward_op.register_fake
 def _(x, scale, shift, residual, negative_slope, eps, padding):
     _check(x, scale, shift, residual, padding)
-    return empty_padded(x, padding), *_fake_codes(x)
+    return empty_padded(x, padding), *new_statistics(x, *x.shape[:2])
 
 
 @_backward_op.register_fake
 def _(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual):
     grad_residual = empty_padded(x, 0) if padding and needs_residual else x.new_empty(0)
-    return empty_padded(x, 0), *_fake_codes(x), grad_residual
+    return empty_padded(x, 0), *new_statistics(x, *x.shape[:2]), grad_residual
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -285,11 +262,5 @@ def _backward(ctx, grad_y, _grad_mean, _grad_rstd):
     )
 
 
-def _double_backward(ctx, *_grads):
-    raise RuntimeError(
-        "adain_act is differentiable once; for second derivatives use dgnet_fast.ops.adain_act_reference"
-    )
-
-
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_double_backward)
+_backward_op.register_autograd(once_differentiable("adain_act"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast import _C
+from dgnet_fast.ops.arguments import new_statistics
 from dgnet_fast.ops.launch import address, device_and_stream, is_channels_last, layout
 from dgnet_fast.ops.padding import empty_padded
 
@@ -20,18 +21,9 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 Optional = Tensor | None
 
 
-def _codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two uninitialised float32 (B, C); two allocations, because an op's outputs may not share memory."""
-    shape = x.shape[:2]
-    return (
-        torch.empty(shape, dtype=torch.float32, device=x.device),
-        torch.empty(shape, dtype=torch.float32, device=x.device),
-    )
-
-
 def _forward(launch, x, scale, shift, residual, negative_slope, eps, padding, *where) -> Three:
     """Allocates the results and calls a `_C.adain_act_forward…`; `where` is what CUDA needs besides."""
-    y, (mean, rstd) = empty_padded(x, padding), _codes(x)
+    y, (mean, rstd) = empty_padded(x, padding), new_statistics(x, *x.shape[:2])
     strides = (0, 0, 0) if residual is None else residual.stride()[:3]
     launch(
         layout(x, padding), *map(address, (x, scale, shift, residual)), strides,
@@ -44,7 +36,7 @@ def _backward(
     launch, grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual, *where
 ) -> Four:
     """As `_forward`, for a `_C.adain_act_backward…`."""
-    grad_x, (grad_scale, grad_shift) = torch.empty_like(x), _codes(x)
+    grad_x, (grad_scale, grad_shift) = torch.empty_like(x), new_statistics(x, *x.shape[:2])
     folds = padding > 0 and needs_residual
     grad_residual = torch.empty_like(x) if folds else x.new_empty(0)
     tensors = (grad_y, x, scale, shift, mean, rstd, grad_x, grad_scale, grad_shift)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
+from dgnet_fast.ops.arguments import check_device, once_differentiable, statistics_dtype
 
 Three = tuple[Tensor, Tensor, Tensor]
 Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -38,9 +39,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         # (2 Q, B, 2 C): an MLP's outputs are two AdaIN layers' parameters
         mlps, batch, features = x.shape
         parameters = x.view(mlps, batch, 2, features // 2).transpose(1, 2)
-        parameters = (
-            parameters.reshape(2, mlps, batch, features // 2).to(_parameters_dtype(code)).contiguous()
-        )
+        parameters = parameters.reshape(2, mlps, batch, features // 2).to(statistics_dtype(code)).contiguous()
         return parameters, hidden[0], hidden[1]
 
     @staticmethod
@@ -112,10 +111,6 @@ def appearance_mlp(
     return _forward_op(code, *weights, *biases, float(negative_slope))[0]
 
 
-def _parameters_dtype(code: Tensor) -> torch.dtype:
-    return torch.float64 if code.dtype == torch.float64 else torch.float32
-
-
 def _low_precision(code: Tensor) -> Tensor:
     """The code in autocast's dtype where autocast is on; float64 is left alone, as matmuls leave it."""
     kind = code.device.type
@@ -131,10 +126,7 @@ def _inputs(code: Tensor, weight: Tensor) -> Tensor:
 
 
 def _check(code: Tensor, weights: list[Tensor], biases: list[Tensor], negative_slope: float) -> None:
-    if code.device.type not in registry.TABLE["appearance_mlp"]:
-        registry.choose(
-            "appearance_mlp", code.device.type, code.dtype
-        )  # raises, naming the devices there are
+    check_device("appearance_mlp", code)
     if code.dim() != 2:
         raise ValueError(f"code must have 2 dimensions (B, Q n), got shape {tuple(code.shape)}")
     if code.numel() == 0:
@@ -229,7 +221,7 @@ def _backward_op(
 @_forward_op.register_fake
 def _(code, weight0, weight1, weight2, bias0, bias1, bias2, negative_slope):
     mlps, batch = weight0.shape[0], code.shape[0]
-    parameters = code.new_empty((2, mlps, batch, weight2.shape[1] // 2), dtype=_parameters_dtype(code))
+    parameters = code.new_empty((2, mlps, batch, weight2.shape[1] // 2), dtype=statistics_dtype(code))
     return parameters, *(code.new_empty((mlps, batch, w.shape[1])) for w in (weight0, weight1))
 
 
@@ -262,12 +254,5 @@ def _backward(ctx, grad, *_grad_hidden):
     return (*(g if need else None for g, need in zip(gradients, needs, strict=True)), None)
 
 
-def _double_backward(ctx, *_grads):
-    raise RuntimeError(
-        "appearance_mlp is differentiable once; for second derivatives use "
-        "dgnet_fast.ops.appearance_mlp_reference"
-    )
-
-
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_double_backward)
+_backward_op.register_autograd(once_differentiable("appearance_mlp"))

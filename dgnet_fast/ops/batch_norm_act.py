@@ -15,19 +15,25 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.ops import registry
+from dgnet_fast.ops.arguments import (
+    as_statistics,
+    check_affine,
+    check_device,
+    check_pictures,
+    check_residual,
+    new_statistics,
+    once_differentiable,
+    statistics_dtype,
+)
 from dgnet_fast.ops.launch import memory_format
 
 Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """(B, C, H, W) → (G, B/G, C, H, W) in the statistics' dtype."""
-    return x.to(_statistics_dtype(x)).unflatten(0, (groups, -1))
+    return x.to(statistics_dtype(x)).unflatten(0, (groups, -1))
 
 
 def _per_group(value: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ def batch_norm_act_reference(
 ) -> Three:
     """`batch_norm_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
     _check(x, weight, bias, residual, groups)
-    weight, bias = weight.to(_statistics_dtype(x)), bias.to(_statistics_dtype(x))
+    weight, bias = as_statistics(weight, x), as_statistics(bias, x)
     return reference.forward(x, weight, bias, residual, groups, relu, eps)
 
 
@@ -130,35 +136,18 @@ def batch_norm_act(
         ValueError: shapes, dtypes, devices or groups other than these; DGNET_FAST_IMPL forces a body that
             cannot serve.
     """
-    if x.device.type not in registry.TABLE["batch_norm_act"]:
-        registry.choose("batch_norm_act", x.device.type, x.dtype)  # raises, naming the devices there are
+    check_device("batch_norm_act", x)
     return _forward_op(x, weight, bias, residual, groups, relu, eps)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
-    if x.dtype not in registry.DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in registry.DTYPES)
-        raise ValueError(f"x must have one of the dtypes {allowed}, got {x.dtype}")
+    check_pictures(x)
     if groups < 1 or x.shape[0] % groups:
         raise ValueError(f"groups must be at least 1 and divide the batch of {x.shape[0]}, got {groups}")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value.shape != x.shape[1:2]:
-            raise ValueError(f"{name} must have shape (C,) = ({x.shape[1]},), got {tuple(value.shape)}")
-        if value.dtype not in (x.dtype, torch.float32):
-            raise ValueError(f"{name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
-        if value.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
-    if residual is not None and (
-        residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device
-    ):
-        raise ValueError(
-            f"residual must have x's shape, dtype and device {tuple(x.shape)}, {x.dtype}, {x.device}; "
-            f"got {tuple(residual.shape)}, {residual.dtype}, {residual.device}"
-        )
+    check_affine("weight", weight, x, "C")
+    check_affine("bias", bias, x, "C")
+    if residual is not None:
+        check_residual(residual, x)
 
 
 # ---- the op: schema, bodies, fake, autograd
@@ -172,13 +161,12 @@ def _forward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, weight, bias, residual, groups)
     body = registry.implementation("batch_norm_act", x.device.type, x.dtype)
-    order, wide = memory_format(x), _statistics_dtype(x)
+    order = memory_format(x)
     if residual is not None:
         residual = residual.contiguous(memory_format=order)
     x = x.contiguous(memory_format=order)
-    return body.forward(
-        x, weight.to(wide).contiguous(), bias.to(wide).contiguous(), residual, groups, relu, eps
-    )
+    weight, bias = as_statistics(weight, x), as_statistics(bias, x)
+    return body.forward(x, weight, bias, residual, groups, relu, eps)
 
 
 @torch.library.custom_op("dgnet_fast::batch_norm_act_backward", mutates_args=(), device_types=_DEVICES)
@@ -197,23 +185,20 @@ def _backward_op(
     body = registry.implementation("batch_norm_act", x.device.type, x.dtype)
     order = memory_format(x)
     x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    weight = weight.to(_statistics_dtype(x)).contiguous()
-    return body.backward(grad_y, y, x, weight, mean, var, groups, relu, eps, needs_residual)
+    return body.backward(grad_y, y, x, as_statistics(weight, x), mean, var, groups, relu, eps, needs_residual)
 
 
 @_forward_op.register_fake
 def _(x, weight, bias, residual, groups, relu, eps):
     _check(x, weight, bias, residual, groups)
-    statistics = [x.new_empty((groups, x.shape[1]), dtype=_statistics_dtype(x)) for _ in range(2)]
-    return torch.empty_like(x, memory_format=memory_format(x)), *statistics
+    return torch.empty_like(x, memory_format=memory_format(x)), *new_statistics(x, groups, x.shape[1])
 
 
 @_backward_op.register_fake
 def _(grad_y, y, x, weight, mean, var, groups, relu, eps, needs_residual):
     order = memory_format(x)
     passed = torch.empty_like(x, memory_format=order) if needs_residual else x.new_empty(0)
-    sums = [x.new_empty(x.shape[1:2], dtype=_statistics_dtype(x)) for _ in range(2)]
-    return torch.empty_like(x, memory_format=order), *sums, passed
+    return torch.empty_like(x, memory_format=order), *new_statistics(x, x.shape[1]), passed
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -241,12 +226,5 @@ def _backward(ctx, grad_y, _grad_mean, _grad_var):
     )
 
 
-def _double_backward(ctx, *_grads):
-    raise RuntimeError(
-        "batch_norm_act is differentiable once; for second derivatives use "
-        "dgnet_fast.ops.batch_norm_act_reference"
-    )
-
-
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_double_backward)
+_backward_op.register_autograd(once_differentiable("batch_norm_act"))

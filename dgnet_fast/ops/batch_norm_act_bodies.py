@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from dgnet_fast import _C
+from dgnet_fast.ops.arguments import new_statistics
 from dgnet_fast.ops.launch import address, layout
 
 Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _floats(*shape: int) -> tuple[Tensor, Tensor]:
-    """Two uninitialised float32 tensors; two allocations, as an op's outputs must be."""
-    return torch.empty(shape, dtype=torch.float32), torch.empty(shape, dtype=torch.float32)
 
 
 class cpp:  # noqa: N801
@@ -29,7 +25,7 @@ class cpp:  # noqa: N801
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
     ) -> Three:
-        y, (mean, var) = torch.empty_like(x), _floats(groups, x.shape[1])
+        y, (mean, var) = torch.empty_like(x), new_statistics(x, groups, x.shape[1])
         tensors = (x, weight, bias, residual, y, mean, var)
         _C.batch_norm_act_forward(layout(x, 0), groups, *map(address, tensors), relu, eps)
         return y, mean, var
@@ -47,7 +43,7 @@ class cpp:  # noqa: N801
         eps: float,
         needs_residual: bool,
     ) -> Four:
-        grad_x, (grad_weight, grad_bias) = torch.empty_like(x), _floats(x.shape[1])
+        grad_x, (grad_weight, grad_bias) = torch.empty_like(x), new_statistics(x, x.shape[1])
         grad_residual = torch.empty_like(x) if needs_residual else None
         tensors = (grad_y, y, x, weight, mean, var, grad_x, grad_weight, grad_bias, grad_residual)
         _C.batch_norm_act_backward(layout(x, 0), groups, *map(address, tensors), relu, eps)

@@ -16,6 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
+from dgnet_fast.ops.arguments import (
+    as_slope,
+    as_statistics,
+    check_affine,
+    check_device,
+    check_pictures,
+    new_statistics,
+    once_differentiable,
+    statistics_dtype,
+)
 from dgnet_fast.ops.launch import memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
@@ -52,7 +62,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float, eps: float, padding: int
     ) -> Three:
         """(y, mean, rdenom)"""
-        values = x.to(_statistics_dtype(x))
+        values = x.to(statistics_dtype(x))
         std, mean = torch.std_mean(values, dim=(1, 2, 3))
         rdenom = 1 / (std + eps)
         factor = _per_sample(rdenom) * _per_channel(gamma)
@@ -102,8 +112,8 @@ def layer_norm_act_reference(
 ) -> Tensor:
     """`layer_norm_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
     _check(x, gamma, beta, padding)
-    gamma, beta = _as_statistics(gamma, x), _as_statistics(beta, x)
-    return reference.forward(x, gamma, beta, _slope(negative_slope), eps, padding)[0]
+    gamma, beta = as_statistics(gamma, x), as_statistics(beta, x)
+    return reference.forward(x, gamma, beta, as_slope(negative_slope), eps, padding)[0]
 
 
 def layer_norm_act(
@@ -138,39 +148,15 @@ def layer_norm_act(
         ValueError: shapes, dtypes, devices or padding other than these; DGNET_FAST_IMPL forces a body that
             cannot serve.
     """
-    if x.device.type not in registry.TABLE["layer_norm_act"]:
-        registry.choose("layer_norm_act", x.device.type, x.dtype)  # raises, naming the devices there are
+    check_device("layer_norm_act", x)
     check_padding_is_int(padding)
-    return _forward_op(x, gamma, beta, _slope(negative_slope), eps, padding)[0]
-
-
-def _slope(negative_slope: float | None) -> float:
-    return 1.0 if negative_slope is None else float(negative_slope)
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _as_statistics(value: Tensor, x: Tensor) -> Tensor:
-    return value.to(_statistics_dtype(x)).contiguous()
+    return _forward_op(x, gamma, beta, as_slope(negative_slope), eps, padding)[0]
 
 
 def _check(x: Tensor, gamma: Tensor, beta: Tensor, padding: int) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
-    if x.dtype not in registry.DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in registry.DTYPES)
-        raise ValueError(f"x must have one of the dtypes {allowed}, got {x.dtype}")
-    for name, value in (("gamma", gamma), ("beta", beta)):
-        if value.shape != x.shape[1:2]:
-            raise ValueError(f"{name} must have shape (C,) = ({x.shape[1]},), got {tuple(value.shape)}")
-        if value.dtype not in (x.dtype, torch.float32):
-            raise ValueError(f"{name} must have x's dtype {x.dtype} or torch.float32, got {value.dtype}")
-        if value.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
+    check_pictures(x)
+    check_affine("gamma", gamma, x, "C")
+    check_affine("beta", beta, x, "C")
     check_padding(padding, x)
 
 
@@ -186,7 +172,7 @@ def _forward_op(
     _check(x, gamma, beta, padding)
     body = registry.implementation("layer_norm_act", x.device.type, x.dtype)
     x = x.contiguous(memory_format=memory_format(x))
-    return body.forward(x, _as_statistics(gamma, x), _as_statistics(beta, x), negative_slope, eps, padding)
+    return body.forward(x, as_statistics(gamma, x), as_statistics(beta, x), negative_slope, eps, padding)
 
 
 @torch.library.custom_op("dgnet_fast::layer_norm_act_backward", mutates_args=(), device_types=_DEVICES)
@@ -204,23 +190,19 @@ def _backward_op(
     body = registry.implementation("layer_norm_act", x.device.type, x.dtype)
     order = memory_format(x)
     x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    gamma, beta = _as_statistics(gamma, x), _as_statistics(beta, x)
+    gamma, beta = as_statistics(gamma, x), as_statistics(beta, x)
     return body.backward(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding)
-
-
-def _fake_statistics(x: Tensor, dim: int) -> list[Tensor]:
-    return [x.new_empty(x.shape[dim : dim + 1], dtype=_statistics_dtype(x)) for _ in range(2)]
 
 
 @_forward_op.register_fake
 def _(x, gamma, beta, negative_slope, eps, padding):
     _check(x, gamma, beta, padding)
-    return empty_padded(x, padding), *_fake_statistics(x, 0)
+    return empty_padded(x, padding), *new_statistics(x, x.shape[0])
 
 
 @_backward_op.register_fake
 def _(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding):
-    return empty_padded(x, 0), *_fake_statistics(x, 1)
+    return empty_padded(x, 0), *new_statistics(x, x.shape[1])
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -246,12 +228,5 @@ def _backward(ctx, grad_y, _grad_mean, _grad_rdenom):
     )
 
 
-def _double_backward(ctx, *_grads):
-    raise RuntimeError(
-        "layer_norm_act is differentiable once; for second derivatives use "
-        "dgnet_fast.ops.layer_norm_act_reference"
-    )
-
-
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_double_backward)
+_backward_op.register_autograd(once_differentiable("layer_norm_act"))

@@ -11,24 +11,16 @@ import torch
 from torch import Tensor
 
 from dgnet_fast import _C
+from dgnet_fast.ops.arguments import new_statistics
 from dgnet_fast.ops.launch import address, device_and_stream, is_channels_last, layout
 from dgnet_fast.ops.padding import empty_padded
 
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def _pair(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Two uninitialised float32 vectors as long as x's dimension; two allocations, as an op's outputs must be."""
-    length = x.shape[dim]
-    return (
-        torch.empty(length, dtype=torch.float32, device=x.device),
-        torch.empty(length, dtype=torch.float32, device=x.device),
-    )
-
-
 def _forward(launch, x, gamma, beta, negative_slope, eps, padding, *where) -> Three:
     """Allocates the results and calls a `_C.layer_norm_act_forward…`; `where` is what CUDA needs besides."""
-    y, (mean, rdenom) = empty_padded(x, padding), _pair(x, 0)
+    y, (mean, rdenom) = empty_padded(x, padding), new_statistics(x, x.shape[0])
     tensors = (x, gamma, beta, y, mean, rdenom)
     launch(layout(x, padding), *map(address, tensors), negative_slope, eps, *where)
     return y, mean, rdenom
@@ -36,7 +28,7 @@ def _forward(launch, x, gamma, beta, negative_slope, eps, padding, *where) -> Th
 
 def _backward(launch, grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding, *where) -> Three:
     """As `_forward`, for a `_C.layer_norm_act_backward…`."""
-    grad_x, (grad_gamma, grad_beta) = torch.empty_like(x), _pair(x, 1)
+    grad_x, (grad_gamma, grad_beta) = torch.empty_like(x), new_statistics(x, x.shape[1])
     tensors = (grad_y, x, gamma, beta, mean, rdenom, grad_x, grad_gamma, grad_beta)
     launch(layout(x, padding), *map(address, tensors), negative_slope, eps, *where)
     return grad_x, grad_gamma, grad_beta
