@@ -102,6 +102,7 @@ class BatchNormActCase(NamedTuple):
 BATCH_NORM_ACT = (
     BatchNormActCase("layer1", (8, 256, 64, 32), 4),
     BatchNormActCase("layer4", (8, 2048, 16, 8), 4),
+    BatchNormActCase("layer1_step", (32, 256, 64, 32), 4),
 )
 
 
@@ -173,3 +174,59 @@ def appearance_mlp_inputs(
         weights.append(draw.normal(MLP_COUNT, n_out, n_in).to(device) * (2 / n_in) ** 0.5)
         biases.append(0.1 * draw.normal(MLP_COUNT, n_out).to(device))
     return code, weights, biases
+
+
+class LossCase(NamedTuple):
+    """The losses of a step at a batch a stream, two streams."""
+
+    name: str
+    batch: int
+
+
+LOSS = (LossCase("step", 8),)
+STREAMS, IDS = 2, 751
+
+
+def loss_l1_inputs(
+    case: LossCase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels_last: bool = False,
+    seed: int = 0,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(predictions in `dtype`, targets): three of pictures, whose target is float32 and contiguous as data comes,
+    then structure and appearance codes, whose targets are as they are.
+    """
+    draw = _Draw(seed, device, dtype, channels_last)
+
+    def pictures(*shape: int) -> Tensor:
+        return draw.picture(draw.normal(STREAMS * case.batch, *shape)).unflatten(0, (STREAMS, case.batch))
+
+    target = draw.normal(STREAMS, case.batch, 3, 256, 128).to(device)
+    predictions = [pictures(3, 256, 128) for _ in range(3)]
+    structures = [pictures(128, 64, 32) for _ in range(2)]
+    codes = [draw.normal(STREAMS, case.batch, 8192).to(device, dtype) for _ in range(2)]
+    return [*predictions, structures[0], codes[0]], [target] * 3 + [structures[1], codes[1]]
+
+
+def loss_identity_inputs(
+    case: LossCase, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(logits in `dtype`, targets): x by both heads, the positives, the swaps, the student against the teacher's
+    probabilities and against the structures' labels.
+    """
+    draw = _Draw(seed, device, dtype)
+    logits = [draw.normal(STREAMS * case.batch, IDS).to(device, dtype) for _ in range(6)]
+    labels = torch.randint(IDS, (STREAMS, case.batch), generator=draw.generator).to(device)
+    target = draw.normal(STREAMS, case.batch, IDS).softmax(dim=-1).to(device)
+    return logits, [labels, labels, labels, labels, target, labels.flip(0)]
+
+
+def loss_adversarial_inputs(
+    case: LossCase, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> tuple[list[Tensor]]:
+    """D's score maps of three scales in `dtype`, three of fakes and three of real pictures."""
+    draw = _Draw(seed, device, dtype)
+    sizes = [(64, 32), (32, 16), (16, 8)] * 2
+    return ([draw.normal(STREAMS, case.batch, 1, *size).to(device, dtype) for size in sizes],)

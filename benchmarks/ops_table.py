@@ -21,19 +21,26 @@ from benchmarks.cases import (
     ADAIN_ACT,
     APPEARANCE_MLP,
     BATCH_NORM_ACT,
+    IDS,
     LAYER_NORM_ACT,
+    LOSS,
     MLP_COUNT,
     MLP_WIDTHS,
+    STREAMS,
     UPSAMPLE_CONV,
     AdainActCase,
     AppearanceMlpCase,
     BatchNormActCase,
     LayerNormActCase,
+    LossCase,
     UpsampleConvCase,
     adain_act_inputs,
     appearance_mlp_inputs,
     batch_norm_act_inputs,
     layer_norm_act_inputs,
+    loss_adversarial_inputs,
+    loss_identity_inputs,
+    loss_l1_inputs,
     upsample_conv_inputs,
 )
 from dgnet_fast.ops import registry
@@ -249,6 +256,46 @@ def _appearance_mlp(case: AppearanceMlpCase, **flags: bool) -> OpCase:
     )
 
 
+def _loss_l1(case: LossCase, **flags: bool) -> OpCase:
+    count = STREAMS * case.batch * (3 * 3 * 256 * 128 + 128 * 64 * 32 + 8192)
+    return OpCase(
+        "loss_l1",
+        f"{case.name}: 3 pictures, structure, code of {case.batch} a stream",
+        lambda dtype, device, channels_last: loss_l1_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        {"forward": 3 * count, "backward": count},
+        reread=(),  # signs alone are two bits an element
+        **flags,
+    )
+
+
+def _loss_identity(case: LossCase, **flags: bool) -> OpCase:
+    count = 6 * STREAMS * case.batch * IDS
+    return OpCase(
+        "loss_identity",
+        f"{case.name}: 6 terms of {case.batch} rows a stream",
+        lambda dtype, device, channels_last: loss_identity_inputs(case, dtype=dtype, device=device),
+        {"forward": 3 * count, "backward": 4 * count},
+        reread=(0, 1),
+        images=False,
+        **flags,
+    )
+
+
+def _loss_adversarial(case: LossCase, **flags: bool) -> OpCase:
+    count = 2 * STREAMS * case.batch * (64 * 32 + 32 * 16 + 16 * 8)
+    return OpCase(
+        "loss_adversarial",
+        f"{case.name}: 6 score maps of {case.batch} a stream",
+        lambda dtype, device, channels_last: loss_adversarial_inputs(case, dtype=dtype, device=device),
+        {"forward": 3 * count, "backward": 3 * count},
+        {"real": [False] * 3 + [True] * 3, "kind": "lsgan"},
+        images=False,
+        **flags,
+    )
+
+
 _A, _B, _L, _U, _M = (
     {case.name: case for case in table}
     for table in (ADAIN_ACT, BATCH_NORM_ACT, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
@@ -264,6 +311,7 @@ OPS: tuple[OpCase, ...] = (
     _layer_norm_act(_L["decoder_up1"], quick=True),
     _batch_norm_act(_B["layer1"], quick=not torch.cuda.is_available()),
     _batch_norm_act(_B["layer4"]),
+    _batch_norm_act(_B["layer1_step"], quick=torch.cuda.is_available()),
     _layer_norm_act(_L["decoder_up1"], padding=2),
     _layer_norm_act(_L["decoder_up2"], padding=1),
     _layer_norm_act(_L["decoder_up2_step"], quick=torch.cuda.is_available()),
@@ -272,6 +320,9 @@ OPS: tuple[OpCase, ...] = (
     _upsample_conv(_U["decoder_up1_step"], quick=torch.cuda.is_available()),
     _appearance_mlp(_M["decode"], quick=True),
     _appearance_mlp(_M["decode_step"], quick=torch.cuda.is_available()),
+    _loss_l1(LOSS[0], quick=True),
+    _loss_identity(LOSS[0], quick=torch.cuda.is_available()),
+    _loss_adversarial(LOSS[0], quick=torch.cuda.is_available()),
 )
 
 

@@ -91,7 +91,7 @@ def test_op(measured, monkeypatch, device, full, case, dtype, layout, how, which
         baseline=how in ("plain", "eager", "compiled"),
         dtype=dtype,
         layout=layout,
-        batch=arguments[0].shape[0],
+        batch=tensors(arguments[0])[0].shape[0],
         bytes=moved,
         flops=flops,
         limit=[f"matmul {dtype}"] if flops > 100 * moved else ["copy"],

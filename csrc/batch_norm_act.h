@@ -46,4 +46,14 @@ struct BatchNormActBackward {
 void batch_norm_act_forward(const BatchNormActForward& arguments);
 void batch_norm_act_backward(const BatchNormActBackward& arguments);
 
+#ifdef DGNET_FAST_WITH_CUDA
+// `workspace`: float32, as many as batch_norm_act_workspace says; `stream` is a cudaStream_t. They only
+// launch.
+int64_t batch_norm_act_workspace(const ImageShape& shape, int64_t groups);
+void batch_norm_act_forward_cuda(const BatchNormActForward& arguments, float* workspace, int device,
+                                 void* stream);
+void batch_norm_act_backward_cuda(const BatchNormActBackward& arguments, float* workspace, int device,
+                                  void* stream);
+#endif
+
 }  // namespace dgnet_fast

@@ -8,6 +8,7 @@
 #include "adain_act.h"
 #include "batch_norm_act.h"
 #include "layer_norm_act.h"
+#include "loss_l1.h"
 #include "malloc_thresholds.h"
 
 namespace py = pybind11;
@@ -142,6 +143,34 @@ LayerNormActBackward layer_norm_act_backward_arguments(const Layout& layout, uin
             eps};
 }
 
+// `sizes`: streams, elements of a stream, channels, pixels, Crossing, element types of prediction and target
+LossL1Forward loss_l1_forward_arguments(
+    const std::tuple<int64_t, int64_t, int64_t, int64_t, int, int, int>& sizes, uintptr_t prediction,
+    uintptr_t target, uintptr_t means, uintptr_t signs) {
+    const auto [streams, elements, channels, pixels, crossing, prediction_element, target_element] = sizes;
+    return {streams,
+            elements,
+            channels,
+            pixels,
+            static_cast<Crossing>(crossing),
+            static_cast<Element>(prediction_element),
+            static_cast<Element>(target_element),
+            pointer<void>(prediction),
+            pointer<void>(target),
+            pointer<float>(means),
+            pointer<uint8_t>(signs)};
+}
+
+LossL1Backward loss_l1_backward_arguments(int64_t streams, int64_t elements, int element, uintptr_t grad,
+                                          uintptr_t signs, uintptr_t grad_prediction) {
+    return {streams,
+            elements,
+            static_cast<Element>(element),
+            pointer<float>(grad),
+            pointer<uint8_t>(signs),
+            pointer<void>(grad_prediction)};
+}
+
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
 // m.name(what `arguments` takes): builds the body's arguments and calls it.
@@ -196,11 +225,20 @@ PYBIND11_MODULE(_C, m) {
     define(m, "batch_norm_act_backward", batch_norm_act_backward, batch_norm_act_backward_arguments);
     define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments);
     define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments);
+    define(m, "loss_l1_forward", loss_l1_forward, loss_l1_forward_arguments);
+    define(m, "loss_l1_backward", loss_l1_backward, loss_l1_backward_arguments);
 
 #ifdef DGNET_FAST_WITH_CUDA
     m.def("adain_act_workspace", [](const Layout& layout) { return adain_act_workspace(shape_of(layout)); });
     define_cuda(m, "adain_act_forward_cuda", adain_act_forward_cuda, adain_act_forward_arguments);
     define_cuda(m, "adain_act_backward_cuda", adain_act_backward_cuda, adain_act_backward_arguments);
+    m.def("batch_norm_act_workspace", [](const Layout& layout, int64_t groups) {
+        return batch_norm_act_workspace(shape_of(layout), groups);
+    });
+    define_cuda(m, "batch_norm_act_forward_cuda", batch_norm_act_forward_cuda,
+                batch_norm_act_forward_arguments);
+    define_cuda(m, "batch_norm_act_backward_cuda", batch_norm_act_backward_cuda,
+                batch_norm_act_backward_arguments);
     m.def("layer_norm_act_workspace",
           [](const Layout& layout) { return layer_norm_act_workspace(shape_of(layout)); });
     define_cuda(m, "layer_norm_act_forward_cuda", layer_norm_act_forward_cuda,

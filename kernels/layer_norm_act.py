@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded, source
-from dgnet_fast.kernels.slices import Slices, activate, bounds
+from dgnet_fast.kernels.slices import Slices, activate, bounds, offset, tile
 from torch import Tensor
 
 # Elements of a tile, and at least so many a program: fewer programs leave less to merge.
@@ -33,24 +33,6 @@ MOST_SLICES = 128
 LEAST_STD = 1e-6
 # Partial sums read at a time by a program that merges them.
 MERGE = 256
-
-
-@triton.jit
-def _tile(start, last, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Pixels (ROWS, 1), channels (1, COLUMNS) and their mask (ROWS, COLUMNS)."""
-    pixel = start + tl.arange(0, ROWS)[:, None]
-    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return pixel, channel, (pixel < last) & (channel < channels)
-
-
-@triton.jit
-def _offset(pixel, channel, pixels, channels, CHANNELS_LAST: tl.constexpr):
-    """Offset in a sample; int64, for a sample may have more than 2**31 bytes."""
-    if CHANNELS_LAST:
-        at = pixel.to(tl.int64) * channels + channel
-    else:
-        at = channel.to(tl.int64) * pixels + pixel
-    return at
 
 
 @triton.jit
@@ -75,8 +57,8 @@ def forward_sums(
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
     count = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(first, last, ROWS):
-        pixel, channel, mask = _tile(start, last, channels, ROWS, COLUMNS)
-        at = _offset(pixel, channel, pixels, channels, CHANNELS_LAST)
+        pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
+        at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
         x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
         difference = tl.where(mask, x - mean, 0.0)
         mean += difference * (1.0 / ((start - first) // ROWS + 1).to(tl.float32))
@@ -125,18 +107,18 @@ def forward_apply(
         tl.store(rdenom_ptr + sample, rdenom)
     x_ptr += sample * pixels * channels
     y_ptr += sample * padded_pixels * channels
-    _, channel, _ = _tile(first, last, channels, ROWS, COLUMNS)
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     factor = tl.load(gamma_ptr + channel, channel < channels, other=0.0) * rdenom
     shift = tl.load(beta_ptr + channel, channel < channels, other=0.0)
     for start in range(first, last, ROWS):
-        pixel, channel, mask = _tile(start, last, channels, ROWS, COLUMNS)
+        pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         shown = pixel
         if PADDING > 0:
             row, column = source(pixel, HEIGHT, WIDTH, PADDING)
             shown = row * WIDTH + column
-        at = _offset(shown, channel, pixels, channels, CHANNELS_LAST)
+        at = offset(shown, channel, pixels, channels, CHANNELS_LAST)
         z = (tl.load(x_ptr + at, mask, other=0.0).to(tl.float32) - mean) * factor + shift
-        to = _offset(pixel, channel, padded_pixels, channels, CHANNELS_LAST)
+        to = offset(pixel, channel, padded_pixels, channels, CHANNELS_LAST)
         tl.store(y_ptr + to, activate(z, z, slope).to(y_ptr.dtype.element_ty), mask)
 
 
@@ -147,8 +129,8 @@ def _gradients(
     WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """Offsets and mask of a tile, the centred input, and the gradient before the activation (0 outside)."""
-    pixel, channel, mask = _tile(start, last, channels, ROWS, COLUMNS)
-    at = _offset(pixel, channel, pixels, channels, CHANNELS_LAST)
+    pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
+    at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
     if CHANNELS_LAST:
         grad_y = folded(grad_y_ptr, pixel, channel, mask, 1, channels, HEIGHT, WIDTH, PADDING, COPIES)
     else:
@@ -171,7 +153,7 @@ def backward_sums(
     sample, index, first, last = bounds(pixels, slice_pixels, False)
     mean = tl.load(mean_ptr + sample)
     rdenom = tl.load(rdenom_ptr + sample)
-    _, channel, _ = _tile(first, last, channels, ROWS, COLUMNS)
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     gamma = tl.load(gamma_ptr + channel, channel < channels, other=0.0)
     shift = tl.load(beta_ptr + channel, channel < channels, other=0.0)
     grad_y_ptr += sample * padded_pixels * channels
@@ -233,7 +215,7 @@ def backward_apply(
     total_centred = _merged_sum(parts_ptr + 1, parts, 2, MERGE)
     std = 1.0 / rdenom - eps
     share = tl.where(std <= least_std, 0.0, total_centred * rdenom * rdenom / (std * (elements - 1)))
-    _, channel, _ = _tile(first, last, channels, ROWS, COLUMNS)
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     gamma = tl.load(gamma_ptr + channel, channel < channels, other=0.0)
     shift = tl.load(beta_ptr + channel, channel < channels, other=0.0)
     grad_y_ptr += sample * padded_pixels * channels
@@ -249,15 +231,17 @@ def backward_apply(
 
 
 def _slices(batch: int, channels: int, pixels: int, channels_last: bool, folds: bool = False) -> Slices:
-    tile = TILE // 2 if folds else TILE  # folding a padded gradient takes registers: 181 a thread with 2048
+    elements = (
+        TILE // 2 if folds else TILE
+    )  # folding a padded gradient takes registers: 181 a thread with 2048
     if channels_last:  # 32 channels are 64 bytes of bf16, two sectors
         columns = min(32, triton.next_power_of_2(channels))
     else:  # more than one channel only where a plane is shorter than a tile
-        columns = min(max(1, tile // triton.next_power_of_2(pixels)), triton.next_power_of_2(channels))
+        columns = min(max(1, elements // triton.next_power_of_2(pixels)), triton.next_power_of_2(channels))
     blocks = triton.cdiv(channels, columns)
     return Slices(
         batch, channels, pixels, columns=columns,
-        tile=tile, slice_elements=SLICE_ELEMENTS, most=max(1, MOST_SLICES // blocks),
+        tile=elements, slice_elements=SLICE_ELEMENTS, most=max(1, MOST_SLICES // blocks),
     )  # fmt: skip
 
 

@@ -30,6 +30,24 @@ def bounds(pixels, slice_pixels, REVERSED: tl.constexpr):
     return sample.to(tl.int64), index, first, tl.minimum(first + slice_pixels, pixels)
 
 
+@triton.jit
+def tile(start, last, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Pixels (ROWS, 1), channels (1, COLUMNS) and their mask (ROWS, COLUMNS)."""
+    pixel = start + tl.arange(0, ROWS)[:, None]
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return pixel, channel, (pixel < last) & (channel < channels)
+
+
+@triton.jit
+def offset(pixel, channel, pixels, channels, CHANNELS_LAST: tl.constexpr):
+    """Offset in a sample; int64, for a sample may have more than 2**31 bytes."""
+    if CHANNELS_LAST:
+        at = pixel.to(tl.int64) * channels + channel
+    else:
+        at = channel.to(tl.int64) * pixels + pixel
+    return at
+
+
 class Slices:
     """Tile and grid for (batch, channels, pixels).
 

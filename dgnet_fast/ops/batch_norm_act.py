@@ -129,8 +129,9 @@ def batch_norm_act(
         biased variance (groups, C), float32 (float64 for float64), from which the caller updates its running
         statistics. They carry no gradient.
 
-    Statistics are float32 with sums in float64. Gradients flow to x, weight, bias and residual, once: double
-    backward raises RuntimeError; use `batch_norm_act_reference` where second derivatives are needed.
+    Statistics are float32; a mean far above the deviation costs them nothing. Gradients flow to x, weight, bias
+    and residual, once: double backward raises RuntimeError; use `batch_norm_act_reference` where second
+    derivatives are needed.
 
     Raises:
         ValueError: shapes, dtypes, devices or groups other than these; DGNET_FAST_IMPL forces a body that

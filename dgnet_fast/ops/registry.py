@@ -76,10 +76,49 @@ TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
             _reference("dgnet_fast.ops.layer_norm_act:reference"),
         ),
     },
-    "batch_norm_act": {  # no CUDA body yet: there GroupedBatchNorm is plain PyTorch
+    "batch_norm_act": {
         "cpu": (
             _fast("cpp", "dgnet_fast.ops.batch_norm_act_bodies:cpp"),
             _reference("dgnet_fast.ops.batch_norm_act:reference"),
+            _fast("triton", "dgnet_fast.ops.batch_norm_act_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.batch_norm_act_bodies:triton"),
+            _fast("cuda", "dgnet_fast.ops.batch_norm_act_bodies:cuda"),
+            _reference("dgnet_fast.ops.batch_norm_act:reference"),
+        ),
+    },
+    "loss_l1": {
+        "cpu": (
+            _fast("cpp", "dgnet_fast.ops.loss_l1_bodies:cpp"),
+            _reference("dgnet_fast.ops.loss_l1:reference"),
+            _fast("triton", "dgnet_fast.ops.loss_l1_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.loss_l1_bodies:triton"),
+            _reference("dgnet_fast.ops.loss_l1:reference"),
+        ),
+    },
+    "loss_identity": {
+        "cpu": (  # on a CPU the objective calls the references, which torch.compile then fuses
+            _fast("aten", "dgnet_fast.ops.loss_identity:reference"),
+            _reference("dgnet_fast.ops.loss_identity:reference"),
+            _fast("triton", "dgnet_fast.ops.loss_identity_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.loss_identity_bodies:triton"),
+            _reference("dgnet_fast.ops.loss_identity:reference"),
+        ),
+    },
+    "loss_adversarial": {
+        "cpu": (  # as for loss_identity
+            _fast("aten", "dgnet_fast.ops.loss_adversarial:reference"),
+            _reference("dgnet_fast.ops.loss_adversarial:reference"),
+            _fast("triton", "dgnet_fast.ops.loss_adversarial_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.loss_adversarial_bodies:triton"),
+            _reference("dgnet_fast.ops.loss_adversarial:reference"),
         ),
     },
     "appearance_mlp": {

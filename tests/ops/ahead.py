@@ -15,7 +15,13 @@ import torch
 
 from tests.ops.cubin import LEAN, resource_usage
 
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.int64: "i64",
+}
 CAPABILITIES = (80, 90)
 
 

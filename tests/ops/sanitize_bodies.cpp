@@ -11,6 +11,7 @@
 #include "adain_act.h"
 #include "batch_norm_act.h"
 #include "layer_norm_act.h"
+#include "loss_l1.h"
 
 using namespace dgnet_fast;
 
@@ -131,6 +132,28 @@ std::vector<Bytes> batch_norm_act(Element element, const ImageShape& s, int64_t 
     return {y, mean, var, grad_x, grad_weight, grad_bias, grad_residual};
 }
 
+// A batch as one stream a sample; the target's element and order differ from the prediction's.
+template <class P, class T>
+std::vector<Bytes> loss_l1(Element element, Element target_element, const ImageShape& s, Crossing crossing) {
+    const int64_t elements = s.channels * s.pixels, count = s.batch * elements;
+    const int64_t blocks = (elements + kSignBlock - 1) / kSignBlock;
+    Bytes x = values<P>(count, 1), target = values<T>(count, 2), grad = values<float>(s.batch, 3);
+    Bytes means = unwritten(s.batch, 4), signs = unwritten(s.batch * blocks * kSignBytes, 1);
+    Bytes grad_x = unwritten(count, sizeof(P));
+    loss_l1_forward({s.batch, elements, s.channels, s.pixels, crossing, element, target_element, x.data(),
+                     target.data(), floats(means), signs.data()});
+    loss_l1_backward({s.batch, elements, element, floats(grad), signs.data(), grad_x.data()});
+    check_written<P>("loss_l1 grad_prediction", grad_x, s);
+    check_written<float>("loss_l1 means", means, s);
+    for (unsigned char byte : signs)
+        if (byte == 0xff) {  // both signs at once
+            std::printf("loss_l1: signs of (%d, %d, %d, %d) are not written\n", int(s.batch), int(s.channels),
+                        int(s.height), int(s.width));
+            std::exit(1);
+        }
+    return {means, signs, grad_x};
+}
+
 template <class Run>
 void on_threads(int& cases, Run run) {
     omp_set_num_threads(1);
@@ -173,6 +196,12 @@ int main() {
                         on_threads(cases, [&] { return adain_act<T>(element, shape, false, false, false); });
                         on_threads(cases, [&] { return layer_norm_act<T>(element, shape); });
                         if (padding) return;
+                        if (!channels_last)
+                            for (int crossing : {0, 1, 2})
+                                on_threads(cases, [&] {
+                                    return loss_l1<T, BFloat16>(element, Element::bfloat16, shape,
+                                                                static_cast<Crossing>(crossing));
+                                });
                         const int64_t groups = size.batch;
                         on_threads(cases, [&] { return batch_norm_act<T>(element, shape, 1, true, true); });
                         on_threads(cases,
