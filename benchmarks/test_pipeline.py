@@ -1,4 +1,6 @@
-"""Around the step: training batches (pictures/s) and retrieval features (features/s), each against a plain way."""
+"""Around the step: pictures of a split, training batches (pictures/s) and retrieval features (features/s), each
+against a plain way.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import io
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -14,14 +17,16 @@ from torch import Tensor
 from benchmarks.flops import network_flops
 from benchmarks.plain import Encoder, copy_weights
 from dgnet_fast.config import from_dict
-from dgnet_fast.data import TrainBatches
-from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from dgnet_fast.data import TrainBatches, cached_pictures, decode_split, normalize
+from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD, assemble, flip_pad_crop
+from dgnet_fast.data.files import unlabelled
 from dgnet_fast.evaluation import extract_features
 from dgnet_fast.models.appearance_encoder import build_appearance_encoder
 from dgnet_fast.presets import preset
 
 HEIGHT, WIDTH, PAD = 256, 128, 10
 BATCH, PICTURES = 8, 128
+FILES = 256
 
 
 def pictures() -> Tensor:
@@ -43,9 +48,12 @@ class PlainBatches:
             small.save(file, "JPEG")  # Market-1501's are 128×64
             self.files.append(file.getvalue())
 
-    def picture(self, index: int) -> Tensor:
+    def decoded(self, index: int) -> Image.Image:
         image = Image.open(io.BytesIO(self.files[index])).convert("RGB")
-        image = image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        return image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+
+    def picture(self, index: int) -> Tensor:
+        image = self.decoded(index)
         if self.random.random() < 0.5:
             image = ImageOps.mirror(image)
         values = np.pad(np.asarray(image), ((PAD, PAD), (PAD, PAD), (0, 0)), mode="edge")
@@ -86,6 +94,75 @@ def test_batches(measured, device):
     batches = TrainBatches(where, labels, batch_size=BATCH, erasing_p=0.5, device=device, pad=PAD)
     steps = iter(range(10**9))
     measured(lambda: batches.batch(next(steps)), **row("data", "training batch", "ours, decoded", 4 * BATCH))
+
+
+def test_mapped_batches(measured, device, split, tmp_path):
+    """From the cache's file; to a GPU by the thread that is a step ahead."""
+    mapped = cached_pictures(split, HEIGHT, WIDTH, tmp_path / "cache", say=lambda _: None)
+    labels = np.arange(len(split)) // 4
+    batches = TrainBatches(mapped, labels, batch_size=BATCH, erasing_p=0.5, device=device, pad=PAD)
+    steps = iter(range(10**9))
+    name = "ours, mapped" + (", streamed" if device == "cuda" else "")
+    measured(lambda: batches.batch(next(steps)), **row("data", "training batch", name, 4 * BATCH))
+
+
+@pytest.mark.parametrize("name", ["plain PyTorch", "ours"])
+def test_assembly(measured, device, name):
+    """Flip, pad, crop and normalise, everything on the device."""
+    if device == "cpu" and name == "ours":
+        pytest.skip("on a CPU the assembly is the PyTorch one")
+    images = pictures().to(device)
+    plan = [
+        torch.randint(high, (4 * BATCH,), device=device) for high in (PICTURES, 2, 2 * PAD + 1, 2 * PAD + 1)
+    ]
+
+    def plain() -> Tensor:
+        return normalize(flip_pad_crop(images, plan[0], plan[1].bool(), *plan[2:], PAD))
+
+    call = plain if name != "ours" else lambda: assemble(images, *plan, PAD)
+    assert torch.equal(call(), plain())
+    measured(call, **row("data", "batch assembly", name, 4 * BATCH))
+
+
+@pytest.fixture
+def split(tmp_path):
+    """JPEG files of Market-1501's size."""
+    files = PlainBatches(pictures()).files
+    paths = [tmp_path / f"{k:03d}.jpg" for k in range(FILES)]
+    for k, path in enumerate(paths):
+        path.write_bytes(files[k % len(files)])
+    return unlabelled(paths)
+
+
+def test_plain_decode(measured):
+    batches = PlainBatches(pictures())
+    call = lambda: [np.asarray(batches.decoded(k % PICTURES)) for k in range(FILES)]  # noqa: E731
+    measured(call, **row("data", "pictures of a split", "plain, one process", FILES))
+
+
+def test_decode(measured, split):
+    measured(
+        lambda: decode_split(split, HEIGHT, WIDTH),
+        **row("data", "pictures of a split", "ours, decode into memory", FILES),
+    )
+
+
+def test_cache_build(measured, split, tmp_path):
+    def build() -> None:
+        found = cached_pictures(split, HEIGHT, WIDTH, tmp_path / "cache", say=lambda _: None)
+        found.path.unlink()
+
+    measured(build, **row("data", "pictures of a split", "ours, first start: build the cache", FILES))
+
+
+def test_cached_read(measured, split, tmp_path):
+    """Opened, checked against its checksums, and every byte read."""
+
+    def read() -> Tensor:
+        return cached_pictures(split, HEIGHT, WIDTH, tmp_path / "cache", say=lambda _: None).tensor.clone()
+
+    assert torch.equal(read(), decode_split(split, HEIGHT, WIDTH))
+    measured(read, **row("data", "pictures of a split", "ours, later starts: read the cache", FILES))
 
 
 def encoder(device: str):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+# Nothing of a test stays in the user's cache, and no test finds what another one left; subprocesses inherit it.
+os.environ["DGNET_FAST_CACHE"] = "off"
 
 
 def pytest_collection_modifyitems(items):

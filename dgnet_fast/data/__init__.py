@@ -2,20 +2,27 @@
 
 from dgnet_fast.data.augment import denormalize, erase, normalize
 from dgnet_fast.data.base import ReidDataset, Split
+from dgnet_fast.data.cache import MappedPictures, cache_folder, cached_pictures, load_pictures
 from dgnet_fast.data.datasets import load_dataset
 from dgnet_fast.data.decode import decode_split
 from dgnet_fast.data.sampling import Batch, TrainBatches
+from dgnet_fast.data.stream import place
 from dgnet_fast.data.synthetic import SyntheticPedestrians
 
 __all__ = [
     "Batch",
+    "MappedPictures",
     "ReidDataset",
     "Split",
     "SyntheticPedestrians",
     "TrainBatches",
+    "cache_folder",
+    "cached_pictures",
     "decode_split",
     "denormalize",
     "erase",
     "load_dataset",
+    "load_pictures",
     "normalize",
+    "place",
 ]

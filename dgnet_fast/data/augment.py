@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,12 @@ def _channel_constants(images: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=images.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=images.device).view(3, 1, 1)
     return mean, std
+
+
+def normalizing_constants() -> tuple[list[float], list[float]]:
+    """What `normalize` subtracts from 0..255, and then multiplies by, for each channel; float32 values."""
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (255 * mean).tolist(), (1 / (255 * std)).tolist()
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -58,6 +66,32 @@ def flip_pad_crop(
         images.view(-1, width).index_select(0, rows.view(-1)).view(len(indices), channels * height, width)
     )
     return chosen.gather(2, columns[:, None].expand_as(chosen)).view(-1, channels, height, width)
+
+
+def assemble(
+    images: Tensor,
+    indices: Tensor,
+    flip: Tensor,
+    top: Tensor,
+    left: Tensor,
+    pad: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`flip_pad_crop` and `normalize` in one: uint8 (N, 3, H, W) to `dtype` (n, 3, H, W), contiguous.
+
+    `indices`, `flip` (0 or 1), `top` and `left` int64 (n,); `dtype` float32, bfloat16 or float16. On a CUDA
+    device that is one Triton kernel (`kernels/assemble.py`), elsewhere, and with DGNET_FAST_IMPL=reference, the
+    two functions; the values are the same to the last bit.
+    """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    if images.is_cuda and os.environ.get("DGNET_FAST_IMPL") != "reference":
+        from dgnet_fast.kernels import assemble as kernels  # imports triton: only where it serves
+
+        offset, scale = normalizing_constants()
+        with torch.cuda.device_of(images):
+            return kernels.forward(images, indices, flip, top, left, pad, offset, scale, dtype)
+    return normalize(flip_pad_crop(images, indices, flip.bool(), top, left, pad)).to(dtype)
 
 
 def random_erasing_boxes(

@@ -11,32 +11,32 @@ import torch
 
 from dgnet_fast.data.base import Split
 
+Progress = Callable[[int, int], None]
 
-def decode_split(
+
+def decode_each(
     split: Split,
     height: int,
     width: int,
+    keep: Callable[[int, np.ndarray], None],
     *,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> torch.Tensor:
-    """All pictures of `split` at the wanted size, resized bicubically: uint8 (N, 3, height, width) RGB on the
-    CPU.
+    progress: Progress | None = None,
+) -> None:
+    """Calls `keep(index, picture)` with every picture of `split`, uint8 (3, height, width) RGB, contiguous.
 
-    The result is the only copy: Market-1501's training split takes 1.27 GB at 256x128. `workers` threads
-    (default: one per core, at most 16) decode; `progress(done, total)` is called from this thread. An
-    unreadable picture raises ValueError with its path.
+    `keep` is called from `workers` threads (default: one per core, at most 16), in no order;
+    `progress(done, total)` from this one. Errors are those of `decode_split`, and what `keep` raises.
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be positive, got {height} and {width}")
     workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    pictures = torch.empty((len(split), 3, height, width), dtype=torch.uint8)
-    target = pictures.numpy()
 
     def decode(index: int) -> None:
-        target[index] = np.moveaxis(split.load_resized(index, height, width), -1, 0)
+        picture = split.load_resized(index, height, width)
+        keep(index, np.ascontiguousarray(np.moveaxis(picture, -1, 0)))
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -45,4 +45,24 @@ def decode_split(
                 progress(done, len(split))
     finally:
         pool.shutdown(cancel_futures=True)  # an error must not wait for the rest
+
+
+def decode_split(
+    split: Split,
+    height: int,
+    width: int,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """All pictures of `split` at the wanted size, resized bicubically: uint8 (N, 3, height, width) RGB on the
+    CPU.
+
+    The result is the only copy: Market-1501's training split takes 1.27 GB at 256x128. `workers` threads
+    (default: one per core, at most 16) decode; `progress(done, total)` is called from this thread. An
+    unreadable picture raises ValueError with its path.
+    """
+    pictures = torch.empty((len(split), 3, max(height, 0), max(width, 0)), dtype=torch.uint8)
+    target = pictures.numpy()
+    decode_each(split, height, width, target.__setitem__, workers=workers, progress=progress)
     return pictures

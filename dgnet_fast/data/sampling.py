@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_fast.data.augment import flip_pad_crop, normalize, random_erasing_boxes
+from dgnet_fast.data.augment import assemble, random_erasing_boxes
+from dgnet_fast.data.cache import MappedPictures
+from dgnet_fast.data.stream import Stream
 
 # Keys of the independent random streams under one seed.
 _SHUFFLE, _POSITIVES, _AUGMENT, _ERASE = range(4)
@@ -56,19 +58,44 @@ class PositiveSampler:
         return self.order[self.start[indices] + drawn]
 
 
+class Plan(NamedTuple):
+    """All that the host says of a batch, as views of one int64 vector `packed`, so that one copy moves it.
+
+    `indices` (4 B,): the pictures of x_a, x_b, xp_a, xp_b; `flip` (0 or 1), `top`, `left` (4 B,): their
+    augmentation; `labels` (2, B); `boxes` (4, B, 4) or None, as in `Batch`.
+    """
+
+    packed: Tensor
+    indices: Tensor
+    flip: Tensor
+    top: Tensor
+    left: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+
+    @classmethod
+    def of(cls, packed: Tensor, batch_size: int) -> Plan:
+        rows, rest = packed[: 16 * batch_size].view(4, -1), packed[16 * batch_size :]
+        labels, boxes = rest[: 2 * batch_size].view(2, -1), rest[2 * batch_size :]
+        return cls(packed, *rows, labels, boxes.view(4, -1, 4) if len(boxes) else None)
+
+
 class TrainBatches:
     """Training batches of two streams and their positives, each a pure function of (seed, step).
 
     `images` uint8 (N, 3, H, W), `labels` int64 (N,). Each stream goes through its own shuffle of the pictures
     every epoch and drops the last incomplete batch. Pictures are flipped with probability 1/2, edge-padded by
-    `pad` and cropped back at a random place, independently for x and xp. `images` stay on the device they are
-    on (put them on the accelerator when they fit); batches come on `device`. `appearance_size` is the height
-    and width of what `erasing_boxes` are for; default H, W.
+    `pad` and cropped back at a random place, independently for x and xp. `appearance_size` is the height and
+    width of what `erasing_boxes` are for; default H, W.
+
+    `images` stay where they are, on the accelerator (see `stream.place`) or in host memory, mapped from a file
+    or not; batches come on `device`. From the host to a CUDA device the pictures of the next step are gathered
+    and copied by a thread while this step runs (`stream.Stream`; `streamed` says so or not explicitly).
     """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | MappedPictures,
         labels: Tensor | np.ndarray,
         *,
         batch_size: int,
@@ -77,7 +104,10 @@ class TrainBatches:
         appearance_size: tuple[int, int] | None = None,
         pad: int = 10,
         device: torch.device | str = "cpu",
+        streamed: bool | None = None,
     ) -> None:
+        self._mapped = images if isinstance(images, MappedPictures) else None
+        images = images.tensor if isinstance(images, MappedPictures) else images
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
         self.labels = torch.as_tensor(labels).to("cpu", torch.int64).numpy()
@@ -96,6 +126,10 @@ class TrainBatches:
         self.appearance_size = tuple(images.shape[2:]) if appearance_size is None else tuple(appearance_size)
         self.positives = PositiveSampler(self.labels)
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
+        if streamed is None:
+            streamed = self.device.type == "cuda" and self.images.device.type == "cpu"
+        self._stream = Stream(self._plan, self._gather, self.device) if streamed else None
+        self._places: Tensor | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,11 +141,13 @@ class TrainBatches:
 
     def _shuffle(self, stream: int, epoch: int) -> np.ndarray:
         key = stream, epoch
-        if key not in self._shuffles:
+        shuffle = self._shuffles.get(key)  # two threads may be here at once
+        if shuffle is None:
+            shuffle = self._rng(_SHUFFLE, stream, epoch).permutation(len(self.images))
             if len(self._shuffles) >= 4:  # this epoch and the one before or after it, for both streams
                 self._shuffles.clear()
-            self._shuffles[key] = self._rng(_SHUFFLE, stream, epoch).permutation(len(self.images))
-        return self._shuffles[key]
+            self._shuffles[key] = shuffle
+        return shuffle
 
     def indices(self, step: int) -> np.ndarray:
         """The pictures of `step`, int64 (4, B): streams a and b, then their positives."""
@@ -122,29 +158,53 @@ class TrainBatches:
         pictures = np.stack([self._shuffle(s, epoch)[first : first + self.batch_size] for s in range(2)])
         return np.concatenate([pictures, self.positives.draw(pictures, self._rng(_POSITIVES, step))])
 
-    def batch(self, step: int) -> Batch:
-        """The batch of `step` (from 0). The same whatever was asked before, so a run can resume anywhere."""
+    def _plan(self, step: int) -> Tensor:
+        """`Plan.packed` of `step`, on the host."""
         indices = self.indices(step)
         count = indices.size
         rng = self._rng(_AUGMENT, step)
-        draws = [
+        parts = [
             indices.reshape(-1),
             rng.integers(0, 2, count),
             rng.integers(0, 2 * self.pad + 1, count),
             rng.integers(0, 2 * self.pad + 1, count),
+            self.labels[indices[:2]].reshape(-1),
         ]
-        chosen, flip, top, left = _move(torch.from_numpy(np.stack(draws)), self.images.device)
-        pictures = flip_pad_crop(self.images, chosen, flip.bool(), top, left, self.pad)
-        pictures = normalize(_move(pictures, self.device))
-        streams = pictures.view(2, 2, self.batch_size, *pictures.shape[1:])
-        boxes = None
         if self.erasing_p > 0:
-            drawn = random_erasing_boxes(
+            boxes = random_erasing_boxes(
                 self._rng(_ERASE, step), count, *self.appearance_size, self.erasing_p
             )
-            boxes = _move(torch.from_numpy(drawn), self.device).view(4, self.batch_size, 4)
-        labels = _move(torch.from_numpy(self.labels[indices[:2]]), self.device)
-        return Batch(streams[0], streams[1], labels, boxes)
+            parts.append(boxes.reshape(-1))
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _gather(self, packed: Tensor, out: Tensor | None) -> Tensor:
+        """The pictures of a plan on the host, uint8 (4 B, 3, H, W), as they are; into `out` if it is there."""
+        chosen = torch.index_select(self.images, 0, Plan.of(packed, self.batch_size).indices, out=out)
+        self._release()
+        return chosen
+
+    def _release(self) -> None:
+        if self._mapped is not None:
+            self._mapped.release()
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step` (from 0). The same whatever was asked before, so a run can resume anywhere."""
+        if self._stream is not None:
+            with self._stream.take(step) as (pictures, packed):
+                packed = packed.clone()  # the stream's own buffers are filled again for the step after next
+                if self._places is None:
+                    self._places = torch.arange(len(pictures), device=packed.device)
+                plan = Plan.of(packed, self.batch_size)._replace(indices=self._places)
+                return self._assemble(pictures, plan)
+        packed = _move(self._plan(step), self.images.device)
+        made = self._assemble(self.images, Plan.of(packed, self.batch_size))
+        self._release()
+        return Batch(*(part if part is None else _move(part, self.device) for part in made))
+
+    def _assemble(self, images: Tensor, plan: Plan) -> Batch:
+        pictures = assemble(images, plan.indices, plan.flip, plan.top, plan.left, self.pad)
+        streams = pictures.view(2, 2, self.batch_size, *pictures.shape[1:])
+        return Batch(streams[0], streams[1], plan.labels, plan.boxes)
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
