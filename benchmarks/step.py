@@ -3,11 +3,12 @@
     python -m benchmarks.step --batch 8 --rounds 3              # ours, as the trainer runs it
     python -m benchmarks.step --plain                           # the plain step
     python -m benchmarks.step --public DIR                      # a checkout of the public implementation
+    python -m benchmarks.step --profile                         # on a GPU: launches and idle time of our step
     DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
 
 All sides have the same weights and inputs: 751 identities, one teacher, random erasing, dropout; the branch that
 trains E_s alternates with the frozen one from step to step. With --serve it answers commands on standard input
-(check, step, peak, quit) with a line of JSON each: what benchmarks/test_step.py drives.
+(check, step, peak, profile, quit) with a line of JSON each: what benchmarks/test_step.py drives.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import statistics
 import sys
 import time
@@ -35,6 +37,8 @@ from dgnet_fast.data.augment import random_erasing_boxes
 from dgnet_fast.models.appearance_encoder import appearance_input_size, build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.presets import preset
+from dgnet_fast.training.graphs import WARM_UP
+from dgnet_fast.training.guard import StepResult
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
 from dgnet_fast.training.step import TrainingStep
 
@@ -57,6 +61,7 @@ def step_config(args: argparse.Namespace) -> Config:
         crop_image_width=args.width,
         amp={"fp32": "off"}.get(args.precision, args.precision),
         compile=args.compile,
+        cuda_graphs=args.cuda_graphs,
         device=args.device,
         **RAMPS[args.ramps],
     )
@@ -93,13 +98,19 @@ class Ours:
         where = torch.device(device)
         precision = Precision(resolve_amp(model.config, where), where)
         self.training_step = TrainingStep(model, Optimisers(model, model.config), precision)
+        # both branches warm up and are recorded before a step is like the next
+        self.settling = 2 * (WARM_UP + 1) if self.training_step.graphs else 0
 
     def set_dropout(self, on: bool) -> None:
         self.training_step.dropout = on
 
-    def step(self, batch: Batch, index: int, *, train_encoder: bool) -> Terms:
+    def queue(self, batch: Batch, index: int, *, train_encoder: bool) -> StepResult:
+        """A step whose losses nobody has read yet."""
         self.training_step.model.config.use_encoder_again = float(train_encoder)
-        return self.training_step([batch], index).terms
+        return self.training_step([batch], index)
+
+    def step(self, batch: Batch, index: int, *, train_encoder: bool) -> Terms:
+        return self.queue(batch, index, train_encoder=train_encoder).terms
 
 
 class Plain:
@@ -118,6 +129,15 @@ class Plain:
     def step(self, batch: Batch, index: int, *, train_encoder: bool) -> Terms:
         with self.precision.autocast():
             return self.plain.step(batch, index, train_encoder=train_encoder)
+
+
+def busy_time(intervals: list[tuple[int, int]]) -> int:
+    """Time covered by at least one of the (begin, end) intervals."""
+    covered, reached = 0, -math.inf
+    for begin, end in sorted(intervals):
+        covered += max(0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 class Runner:
@@ -149,13 +169,47 @@ class Runner:
         return {name: sum(value) if isinstance(value, list) else value for name, value in terms.items()}
 
     def step(self) -> float:
-        """Seconds of one step, from inputs on the device to losses read."""
+        """Seconds of one step, from inputs on the device to losses read; the first call lets the side settle."""
+        while self.count < getattr(self.side, "settling", 0):
+            self._one()
         synchronize(self.args.device)
         begin = time.perf_counter()
-        self.side.step(self.batches[self.count % 2], self.count, train_encoder=self.count % 2 == 0)
+        self._one()
         synchronize(self.args.device)
-        self.count += 1
         return time.perf_counter() - begin
+
+    def _one(self) -> None:
+        self.side.step(self.batches[self.count % 2], self.count, train_encoder=self.count % 2 == 0)
+        self.count += 1
+
+    def profile(self, steps: int = 10) -> dict[str, float]:
+        """Per step, of ours on a GPU, losses unread: calls of the host that launch work, kernels and copies on the
+        device, milliseconds, and the share of them in which the device does nothing.
+        """
+        if self.args.device != "cuda" or not isinstance(self.side, Ours):
+            raise ValueError(
+                "a profile is of our step on a CUDA device; allowed: --device cuda, no --plain or --public"
+            )
+        for _ in range(2):
+            self.step()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as recorded:
+            for _ in range(steps):
+                batch = self.batches[self.count % 2]
+                self.side.queue(batch, self.count, train_encoder=self.count % 2 == 0)
+                self.count += 1
+            torch.cuda.synchronize()
+        events = recorded.profiler.kineto_results.events()
+        on_device = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA]
+        intervals = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in on_device]
+        span = max(end for _, end in intervals) - min(begin for begin, _ in intervals)
+        launches = [e for e in events if "Launch" in e.name() and e.name().startswith("cu")]
+        return {
+            "launches": len(launches) / steps,
+            "device_events": len(on_device) / steps,
+            "ms": span / steps / 1e6,
+            "idle": 1 - busy_time(intervals) / span,
+        }
 
     def peak(self) -> int:
         """Peak memory in bytes: of the GPU's allocator, or of this process as the kernel counted it."""
@@ -175,7 +229,9 @@ def serve(runner: Runner) -> None:
         if command == "quit":
             return
         with contextlib.redirect_stdout(io.StringIO()):
-            answer: Any = {name: getattr(runner, name) for name in ("check", "step", "peak")}[command]()
+            answer: Any = {name: getattr(runner, name) for name in ("check", "step", "peak", "profile")}[
+                command
+            ]()
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -195,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
     made.add_argument("--compile", action="store_true", help="torch.compile")
+    made.add_argument("--cuda-graphs", choices=("auto", "on", "off"), default="auto", help="record our step")
+    made.add_argument("--profile", action="store_true", help="launches and idle time of our step on a GPU")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up")
     made.add_argument("--serve", action="store_true", help="answer commands on standard input")
@@ -213,6 +271,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if args.serve:
         serve(runner)
+        return 0
+    if args.profile:
+        try:
+            found = runner.profile()
+        except ValueError as error:
+            print(f"benchmarks.step: {error}", file=sys.stderr)
+            return 2
+        print(
+            f"a step: {found['launches']:.0f} launches, {found['device_events']:.0f} kernels and copies, "
+            f"{found['ms']:.2f} ms, device idle {found['idle']:.1%}"
+        )
         return 0
     with contextlib.redirect_stdout(io.StringIO()):
         runner.step()

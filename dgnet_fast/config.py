@@ -93,7 +93,7 @@ class DiscriminatorConfig:
     non_local: int = option(
         0, "self-attention blocks: 1 after the residual blocks, 2 also before", choices=(0, 1, 2)
     )
-    norm: str = option("none", "normalisation", choices=("none", "in", "ln"))
+    norm: str = option("none", "normalisation", choices=("none", "in", "ln", "bn"))
     num_scales: int = option(3, "picture scales, each half the one before", low=1)
     pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
 
@@ -106,7 +106,6 @@ class Config:
     dis: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     # --- data
-    # -----------------------------------------------------------------------------------------------------
     data: str = option(
         "synthetic", "data set, or several to train on, joined by +", choices=DATASETS, several=SEVERAL
     )
@@ -130,9 +129,17 @@ class Config:
     )
     single: str = option("gray", "what E_s sees of a picture", choices=("gray", "edge"))
     num_workers: int = option(8, "threads that decode pictures", low=0)
+    data_cache: str = option(
+        "auto",
+        "folder that keeps decoded pictures, or off; auto: $DGNET_FAST_CACHE, else dgnet_fast in $XDG_CACHE_HOME or ~/.cache",
+    )
+    pictures_on: str = option(
+        "auto",
+        "training pictures held on the device, or streamed from the host; auto: held if a quarter of its free memory is enough",
+        choices=("auto", "device", "host"),
+    )
 
     # --- appearance encoder and teacher
-    # ---------------------------------------------------------------------------
     ID_class: int = option(0, "identities of the training set; 0: counted from the data", low=0)
     ID_style: str = option("AB", "re-identification network", choices=("AB", "normal", "PCB"))
     ID_stride: int = option(
@@ -173,7 +180,6 @@ class Config:
     teacher_stride: int = option(2, "stride of the teacher's last stage when we train it", choices=(1, 2))
 
     # --- objective
-    # ------------------------------------------------------------------------------------------------
     gan_w: float = option(1.0, "weight of the adversarial term", low=0)
     id_w: float = option(1.0, "weight of the identity term", low=0)
     pid_w: float = option(1.0, "weight of the identity term on positives", low=0)
@@ -200,7 +206,6 @@ class Config:
     )
 
     # --- optimisation
-    # ---------------------------------------------------------------------------------------------
     batch_size: int = option(8, "pictures of each of the two streams", low=1)
     max_iter: int = option(100000, "training steps", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
@@ -221,13 +226,20 @@ class Config:
         "mixed precision; auto: bf16 where the device is fast at it",
         choices=("auto", "bf16", "fp16", "off"),
     )
-    compile: bool = option(False, "torch.compile the networks' passes")
+    compile: bool = option(False, "torch.compile the step's forward pass and both phases, one graph each")
+    cuda_graphs: str = option(
+        "auto", "record steps as CUDA graphs; auto: where it can be done", choices=("auto", "on", "off")
+    )
+    checkpoint_activations: bool = option(
+        False, "compute activations of E_a and G again in the backward pass: less memory, same numbers"
+    )
     seed: int = option(0, "seed of weights, data order, augmentation and dropout", low=0)
     device: str = option("auto", "device: auto, cpu, cuda or cuda:N")
-    max_bad_steps: int = option(10, "consecutive non-finite (skipped) steps after which the run stops", low=1)
+    max_bad_steps: int = option(
+        10, "consecutive non-finite steps after which the run stops; on CUDA up to as many later", low=1
+    )
 
     # --- what a run writes
-    # ----------------------------------------------------------------------------------------
     log_iter: int = option(10, "steps between lines of metrics.jsonl", low=1, unit="steps")
     image_display_iter: int = option(5000, "steps between sample grids", low=1, unit="steps")
     image_save_iter: int = option(
@@ -238,7 +250,6 @@ class Config:
     display_size: int = option(16, "pictures in a sample grid's row", low=1)
 
     # --- accepted for old files, without effect or in one value only
-    # ----------------------------------------------
     apex: bool = option(False, "old name: true means amp fp16")
     new_size: int = option(128, "accepted from old files; crop_image_* give the size", low=0)
     input_dim_a: int = option(1, "channels that E_s sees", choices=(1,))
@@ -255,6 +266,8 @@ class Config:
         """Check every option and their combinations; returns self."""
         for name, spec, owner in walk(self):
             _check_value(name, getattr(owner, spec.name), spec)
+        if self.compile and (self.single == "edge" or self.checkpoint_activations or self.dis.norm == "bn"):
+            raise ConfigError("compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn")
         if self.gen.id_dim != 32 * self.ID_width:
             raise ConfigError(
                 f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"

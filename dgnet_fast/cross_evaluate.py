@@ -14,7 +14,7 @@ from typing import Any
 
 from dgnet_fast.cli import Parser, chunks_progress, run_command
 from dgnet_fast.config import DATASETS, Config, ConfigError
-from dgnet_fast.data import ReidDataset
+from dgnet_fast.data import ReidDataset, cache_folder
 from dgnet_fast.evaluate import add_ranking_options, at_least, ranking_of
 from dgnet_fast.evaluation import Ranking, ranking_for, score_retrieval
 from dgnet_fast.metrics import RetrievalScores
@@ -112,7 +112,8 @@ def score_source(
         scores[label] = score_retrieval(
             encoder, dataset, config.crop_image_height, config.crop_image_width,
             ranking=ranking_for(encoder, ranking), max_queries=args.max_queries, batch=args.batch,
-            upsample=config.ID_upsample, workers=config.num_workers or 1, progress=chunks_progress("features"),
+            upsample=config.ID_upsample, workers=config.num_workers or 1, cache=cache_folder(config.data_cache),
+            progress=chunks_progress("features"),
         )  # fmt: skip
     return scores
 

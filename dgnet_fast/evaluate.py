@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dgnet_fast.cli import Parser, chunks_progress, run_command
 from dgnet_fast.config import DATASETS, ConfigError
+from dgnet_fast.data import cache_folder
 from dgnet_fast.evaluation import Ranking, rank_list_rows, ranking_for, retrieval_sets, score_sets
 from dgnet_fast.metrics import RetrievalScores, SingleShotScores
 from dgnet_fast.report.rank_list import rank_list
@@ -60,6 +61,11 @@ def parser() -> Parser:
     made.add_argument("--max-queries", type=int, metavar="N", help="score the first N queries only")
     made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument(
+        "--data-cache",
+        metavar="DIR",
+        help="folder that keeps decoded pictures, or off (default: the checkpoint's)",
+    )
     made.add_argument(
         "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
     )
@@ -184,6 +190,7 @@ def body(argv: list[str] | None) -> int:
     device = resolve_device(args.device)
     model, known = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern}
+    changes["data_cache"] = args.data_cache
     config = model.config.replace(
         **{k: v for k, v in changes.items() if v is not None}, skip_unreadable=args.skip_unreadable
     )
@@ -200,6 +207,7 @@ def body(argv: list[str] | None) -> int:
         batch=args.batch,
         upsample=config.ID_upsample,
         workers=config.num_workers or 1,
+        cache=cache_folder(config.data_cache),
         progress=chunks_progress("features"),
     )
     scores = score_sets(sets, ranking)

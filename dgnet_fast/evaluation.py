@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_fast.data import ReidDataset, Split, decode_split, denormalize, normalize
+from dgnet_fast.data import ReidDataset, Split, cached_pictures, decode_split, denormalize, normalize
 from dgnet_fast.metrics import (
     RetrievalScores,
     SingleShotScores,
@@ -27,7 +28,7 @@ from dgnet_fast.metrics import (
 )
 from dgnet_fast.metrics.ranking import match_and_junk
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, upsample_small
-from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.batch_norm import BatchNormMode, fold_batch_norms
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.rank_list import Ranked, RankedRow
 
@@ -51,9 +52,22 @@ def extract_features(encoder: AppearanceEncoder, pictures: Tensor, *, upsample: 
 
 
 def decoded_chunks(
-    split: Split, height: int, width: int, chunk: int = CHUNK, workers: int | None = None
+    split: Split,
+    height: int,
+    width: int,
+    chunk: int = CHUNK,
+    workers: int | None = None,
+    cache: Path | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first index, uint8 pictures) of a split, a bounded number at a time."""
+    """(first index, uint8 pictures) of a split, a bounded number at a time.
+
+    With a folder `cache` of whole splits they come from their file there, which is made at once if need be.
+    """
+    if (kept := cached_pictures(split, height, width, cache, workers=workers)) is not None:
+        for first in range(0, len(split), chunk):
+            yield first, kept.tensor[first : first + chunk]
+            kept.release()
+        return
     for first in range(0, len(split), chunk):
         part = _Slice(split, first, min(first + chunk, len(split)))
         yield first, decode_split(part, height, width, workers=workers)
@@ -81,12 +95,14 @@ def split_features(
     batch: int = 64,
     upsample: bool = True,
     workers: int | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Features (N, F) float32 on the CPU of all pictures of a split."""
+    """Features (N, F) float32 on the CPU of all pictures of a split; `cache` as in `decoded_chunks`."""
     device = next(encoder.parameters()).device
+    encoder = fold_batch_norms(encoder)
     rows = []
-    for first, pictures in decoded_chunks(split, height, width, workers=workers):
+    for first, pictures in decoded_chunks(split, height, width, workers=workers, cache=cache):
         for part in pictures.split(batch):
             rows.append(extract_features(encoder, normalize(part.to(device)), upsample=upsample).cpu())
         if progress is not None:
@@ -128,7 +144,7 @@ def labelled_features(
     encoder: AppearanceEncoder, split: Split, height: int, width: int, first: int | None = None, **options
 ) -> LabelledFeatures:
     """`split_features` of a split's first pictures (default: all) with their labels."""
-    part = _LabelledSlice(split, min(len(split), first or len(split)))
+    part = split if first is None or first >= len(split) else _LabelledSlice(split, first)
     return LabelledFeatures(split_features(encoder, part, height, width, **options), part.ids, part.cameras)
 
 

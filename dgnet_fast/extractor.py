@@ -16,6 +16,7 @@ from dgnet_fast.data import normalize
 from dgnet_fast.data.files import picture_files, unlabelled
 from dgnet_fast.evaluation import Progress, extract_features, split_features
 from dgnet_fast.metrics import symmetric_features
+from dgnet_fast.models.batch_norm import fold_batch_norms
 from dgnet_fast.training.checkpoint import load_for_use
 from dgnet_fast.training.run import resolve_device
 
@@ -62,6 +63,7 @@ class Extractor:
         model, known = load_for_use(checkpoint, config_file=config_file, allow_extra=allow_extra)
         config = model.config
         self.encoder = model.appearance_encoder.to(where).requires_grad_(False)
+        self._folded = fold_batch_norms(self.encoder)
         self.height, self.width = config.crop_image_height, config.crop_image_width
         self.upsample, self.batch, self.device = config.ID_upsample, batch, where
         self.source: str = known["source"]
@@ -113,7 +115,7 @@ class Extractor:
         if not len(split):
             raise ValueError("no pictures to extract features from")
         return split_features(
-            self.encoder, split, self.height, self.width,
+            self._folded, split, self.height, self.width,
             batch=self.batch, upsample=self.upsample, progress=progress,
         )  # fmt: skip
 
@@ -125,7 +127,7 @@ class Extractor:
 
     def _features(self, pictures: list[Tensor]) -> Tensor:
         batch = normalize(torch.stack(pictures).to(self.device))
-        return extract_features(self.encoder, batch, upsample=self.upsample).cpu()
+        return extract_features(self._folded, batch, upsample=self.upsample).cpu()
 
     def _resized(self, pictures: Any) -> Iterator[Tensor]:
         """Each picture as uint8 (3, height, width)."""

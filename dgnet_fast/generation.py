@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from dgnet_fast.config import DATASETS, SEVERAL, Config
 from dgnet_fast.data import Split, decode_split, denormalize, normalize
 from dgnet_fast.data.base import UNKNOWN_CAMERA
 from dgnet_fast.data.files import FileSplit, picture_files
-from dgnet_fast.models.appearance_encoder import upsample_small
-from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.appearance_encoder import AppearanceEncoder, upsample_small
+from dgnet_fast.models.batch_norm import BatchNormMode, fold_batch_norms
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 
@@ -169,10 +170,14 @@ def all_pairs(appearances: Pictures, structures: Pictures) -> np.ndarray:
 
 
 @torch.no_grad()
-def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
-    """Appearance codes (N, 4·id_dim) of uint8 pictures (N, 3, H, W), on the model's device."""
+def appearance_codes(model: DGNet, pictures: Tensor, encoder: AppearanceEncoder | None = None) -> Tensor:
+    """Appearance codes (N, 4·id_dim) of uint8 pictures (N, 3, H, W), on the model's device.
+
+    ``encoder`` is used in place of the model's: a copy of it with folded BatchNorms.
+    """
     pictures = normalize(pictures.to(next(model.parameters()).device))
-    return model.appearance_encoder(upsample_small(pictures, model.config.ID_upsample), BatchNormMode()).code
+    encoder = encoder or model.appearance_encoder
+    return encoder(upsample_small(pictures, model.config.ID_upsample), BatchNormMode()).code
 
 
 @torch.no_grad()
@@ -226,13 +231,17 @@ class CodeStore:
 
 
 class Swapper:
-    """Generates pictures of pairs from two sources: ``swapper(pairs)`` → uint8 (N, 3, H, W) on the CPU."""
+    """Generates pictures of pairs from two sources: ``swapper(pairs)`` → uint8 (N, 3, H, W) on the CPU.
+
+    Its appearance encoder is a folded copy of the model's as it is now.
+    """
 
     def __init__(
         self, model: DGNet, appearances: Pictures, structures: Pictures, workers: int | None = None
     ) -> None:
         self.model = model
-        self.appearance = CodeStore(model, appearances, appearance_codes, workers=workers)
+        encode = partial(appearance_codes, encoder=fold_batch_norms(model.appearance_encoder))
+        self.appearance = CodeStore(model, appearances, encode, workers=workers)
         self.structure = CodeStore(model, structures, structure_codes, workers=workers)
 
     def __call__(self, pairs: np.ndarray) -> Tensor:

@@ -109,7 +109,7 @@ def test_an_unknown_key_is_named_with_the_closest(key, closest):
         ("gen", 3, "a mapping of options"),
         ("gen.dec", "slim", "basic, series, parallel"),
         ("gen.mlp_norm", "bn", "none, in"),
-        ("dis.norm", "bn", "none, in, ln"),
+        ("dis.norm", "gn", "none, in, ln, bn"),
         ("dis.gan_type", "hinge", "lsgan, nsgan, wgan"),
     ],
 )

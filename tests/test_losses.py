@@ -110,6 +110,60 @@ def test_losses_are_computed_in_at_least_float32():
     assert losses.wide(x.double()).dtype == torch.float64
 
 
+# --- all terms of a phase at once
+
+
+def same_with_gradients(one, other, leaves, exact=True):
+    """Equal values and gradients of the leaves, to the bit where exact."""
+    grad = noise(*one.shape, seed=99).to(one.dtype)
+    pairs = [(one, other)]
+    pairs += zip(*(torch.autograd.grad(loss, leaves, grad) for loss in (one, other)), strict=True)
+    for ours, theirs in pairs:
+        if exact:
+            assert torch.equal(ours, theirs)
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_l1_terms(dtype):
+    shapes = [(S, B, 3, 16, 8), (S, B, 3, 16, 8), (S, B, 40)]
+    predictions = [noise(*shape, seed=k).to(dtype).requires_grad_() for k, shape in enumerate(shapes)]
+    pairs = [(x, noise(*x.shape, seed=10 + k).to(dtype)) for k, x in enumerate(predictions)]
+    plain = torch.stack([losses.l1(*pair) for pair in pairs])
+    same_with_gradients(losses.l1_terms(pairs), plain, predictions, exact=dtype == torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_identity_terms(dtype):
+    labels = torch.tensor([[0, 4, 2], [1, 1, 3]])
+    logits = [noise(S * B, IDS, seed=k).to(dtype).requires_grad_() for k in range(3)]
+    target = noise(S, B, IDS, seed=5).softmax(dim=-1).to(dtype)
+    terms = losses.identity_terms([(logits[0], labels), (logits[1], labels.flip(0)), (logits[2], target)])
+    plain = [losses.cross_entropy(logits[:1], labels), losses.cross_entropy(logits[1:2], labels.flip(0))]
+    plain = torch.stack([*plain, losses.soft_label_divergence(logits[2], target)])
+    same_with_gradients(terms, plain, logits, exact=dtype == torch.float64)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", ["lsgan", "nsgan", "wgan"])
+def test_adversarial_terms(monkeypatch, kind, fused):
+    """Also as GPUs compute them: as one op."""
+    monkeypatch.setattr(losses, "_fused", lambda tensors: fused)
+    fake, real = ([s.requires_grad_() for s in scores(k)] for k in (0, 10))
+    terms = losses.discriminator_term(fake, real, kind)
+    plain = losses.discriminator_adversarial(fake, real, kind)
+    same_with_gradients(terms, plain, fake + real, exact=not fused)
+    plain = losses.generator_adversarial(fake, kind)
+    same_with_gradients(losses.generator_term(fake, kind), plain, fake, exact=not fused)
+
+
+def test_an_objective_without_terms_is_refused():
+    for function in (losses.l1_terms, losses.identity_terms):
+        with pytest.raises(ValueError, match="at least one; got 0 and 0"):
+            function([])
+
+
 # --- gradient penalty
 
 

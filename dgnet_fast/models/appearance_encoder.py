@@ -128,7 +128,7 @@ class AppearanceEncoder(nn.Module):
 def build_appearance_encoder(config: Config, generator: torch.Generator | None = None) -> AppearanceEncoder:
     """E_a as the options say. In style normal the stride is 2 and in PCB 1, whatever ID_stride says."""
     stride = {"AB": config.ID_stride, "normal": 2, "PCB": 1}[config.ID_style]
-    return AppearanceEncoder(
+    encoder = AppearanceEncoder(
         config.ID_class,
         style=config.ID_style,
         pool=config.pool,
@@ -139,6 +139,8 @@ def build_appearance_encoder(config: Config, generator: torch.Generator | None =
         normalise_code=config.norm_id,
         generator=generator,
     )
+    encoder.backbone.checkpoint = config.checkpoint_activations
+    return encoder
 
 
 def build_teacher(config: Config, stride: int, generator: torch.Generator | None = None) -> AppearanceEncoder:

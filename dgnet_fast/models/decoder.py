@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from dgnet_fast.models.layers import (
     initialise,
     initialise_weight,
 )
+from dgnet_fast.models.recompute import recomputed
 from dgnet_fast.ops import adain_act, appearance_mlp
 from dgnet_fast.ops.padding import interior
 from dgnet_fast.ops.upsample_conv import upsample_conv
@@ -154,13 +156,16 @@ class AdainBlock(nn.Module):
 class Decoder(nn.Module):
     """G: structure code (B, C, h, w) and AdaIN parameters → picture (B, 3, H, W), ImageNet-normalised, no
     activation.
+
+    With ``checkpoint`` set, everything from the first upsampling on keeps a stage's input only and computes the rest again
+    in the backward pass.
     """
 
     def __init__(
         self, config: GeneratorConfig, channels: int, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.checkpoint = channels, False
         self.dropout = nn.Dropout(config.dropout)
         self.residual = nn.ModuleList(AdainBlock(channels, config) for _ in range(config.n_res))
         self.attention = SelfAttention2d(channels) if config.non_local else None
@@ -182,10 +187,18 @@ class Decoder(nn.Module):
             x = block(x, *layers, padded=k > 0, pad_result=0 if last else block.reflection)
         if self.attention is not None:
             x = self.attention(x)
+        run = recomputed if self.checkpoint else (lambda stage, x: stage(x))
         for k, block in enumerate(self.upsample):
-            conv, last = block.conv, k == len(self.upsample) - 1
-            x = upsample_conv(x, conv.weight, conv.bias, block.pad_type)
-            x = block.finish(x, pad_result=self.refine[0].reflection if last else 0)
+            pad_result = self.refine[0].reflection if k == len(self.upsample) - 1 else 0
+            x = run(functools.partial(_upsample_stage, block, pad_result), x)
+        return run(self._to_picture, x)
+
+    def _to_picture(self, x: Tensor) -> Tensor:
         for k, block in enumerate(self.refine):
             x = block(x, padded=k == 0 and len(self.upsample) > 0)
         return self.to_rgb(x)
+
+
+def _upsample_stage(block: ConvBlock, pad_result: int, x: Tensor) -> Tensor:
+    x = upsample_conv(x, block.conv.weight, block.conv.bias, block.pad_type)
+    return block.finish(x, pad_result=pad_result)

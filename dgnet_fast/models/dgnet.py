@@ -38,6 +38,7 @@ class DGNet(nn.Module):
         channels = self.structure_encoder.channels
         self.mlp = AppearanceMlp(config.gen, channels, generator)
         self.decoder = Decoder(config.gen, channels, generator)
+        self.decoder.checkpoint = config.checkpoint_activations
         self.appearance_encoder = build_appearance_encoder(config, generator)
         self.discriminator = Discriminator(config.dis, generator)
         self.teachers = nn.ModuleList(teachers or []).requires_grad_(False)

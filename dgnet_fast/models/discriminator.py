@@ -73,7 +73,9 @@ class WassersteinDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D: picture → one score map per scale. No layer mixes samples, so real and fake may share a batch."""
+    """D: picture → one score map per scale. No layer mixes samples, so streams may share a batch; except with
+    norm ``bn`` (`mixes_samples`), where a batch is what the public implementation gives it: one stream, real or fake.
+    """
 
     def __init__(self, config: DiscriminatorConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -82,6 +84,7 @@ class Discriminator(nn.Module):
         else:
             nets = [ScaleDiscriminator(config) for _ in range(config.num_scales)]
         self.kind = config.gan_type
+        self.mixes_samples = config.norm == "bn"
         self.scales = nn.ModuleList(nets)
         initialise(self, "gaussian", generator)
 

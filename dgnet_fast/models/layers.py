@@ -68,9 +68,9 @@ class LayerNorm2d(nn.Module):
 class ConvBlock(nn.Module):
     """pad → conv → norm → activation, the unit of E_s, G and D.
 
-    norm: ``none``, ``in`` (InstanceNorm without affine), ``ln`` (LayerNorm2d) or ``adain`` (the caller gives
-    scale and shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch for the norm, for a network
-    whose input gradient is itself differentiated (the discriminator's gradient penalty).
+    norm: ``none``, ``in`` (InstanceNorm without affine), ``ln`` (LayerNorm2d), ``bn`` (BatchNorm over a whole call)
+    or ``adain`` (the caller gives scale and shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch
+    for the norm, for a network whose input gradient is itself differentiated (the discriminator's gradient penalty).
 
     A fused norm can write its result straight into the reflect-padded picture that the next convolution reads:
     ``pad_result`` of one block is `reflection` of the next, which is then called with ``padded``.
@@ -94,7 +94,8 @@ class ConvBlock(nn.Module):
         self.padding, self.pad_type, self.norm_kind = padding, pad_type, norm
         conv_padding = padding if pad_type == "zero" else 0
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, conv_padding, dilation)
-        self.norm = LayerNorm2d(out_channels) if norm == "ln" else None
+        made = {"ln": LayerNorm2d, "bn": nn.BatchNorm2d}.get(norm)
+        self.norm = None if made is None else made(out_channels)
         self.activation = activation_module(activ)
         self.twice_differentiable = twice_differentiable
         self.adain_act = adain_act_reference if twice_differentiable else adain_act
@@ -131,6 +132,7 @@ class ConvBlock(nn.Module):
                 return self.adain_act(x, scale, shift, residual, **options)
             x = self.adain_act(x, scale, shift, eps=INSTANCE_EPS)
         elif self.norm is not None:
+            fused = fused and isinstance(self.norm, LayerNorm2d)
             if fused and residual is None and not self.twice_differentiable:
                 gamma, beta = self.norm.gamma, self.norm.beta
                 return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.models.batch_norm import BatchNormMode, GroupedBatchNorm
+from dgnet_fast.models.recompute import recomputed_block
 
 EXPANSION = 4
 
@@ -46,7 +47,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(N, 3, H, W) → (N, 32·width, H/32, W/32), or H/16, W/16 with ``last_stride`` 1."""
+    """(N, 3, H, W) → (N, 32·width, H/32, W/32), or H/16, W/16 with ``last_stride`` 1.
+
+    With ``checkpoint`` set, a block keeps its input only and computes the rest again in the backward pass.
+    """
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class ResNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.checkpoint = False
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), GroupedBatchNorm(width)
         channels = width
         for stage, count in enumerate(blocks):
@@ -78,5 +83,5 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = block(x, mode)
+                x = recomputed_block(block, x, mode) if self.checkpoint else block(x, mode)
         return x

@@ -11,10 +11,11 @@ from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.checkpoint import save_run
+from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.log import RunLog
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.schedule import weights_at
-from dgnet_fast.training.step import StepResult, TrainingStep
+from dgnet_fast.training.step import TrainingStep
 
 
 class Stopped(Exception):
@@ -68,6 +69,23 @@ def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float
     return scalars | weights_at(config, step)._asdict()
 
 
+def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: Path) -> None:
+    """Say what was skipped since the last reading; Diverged if it was ``limit`` steps in a row."""
+    names = ", ".join(skips.names)
+    if skips.longest >= limit:
+        place = "the last at" if skips.row else "before"
+        raise Diverged(
+            f"{skips.longest} steps in a row had non-finite losses ({names}), {place} step {done}; nothing was updated in them. "
+            f"The last good state is in {checkpoints}. Try --amp off, lower learning rates or --max_bad_steps"
+        )
+    steps = (
+        f"step {done} skipped"
+        if skips.count == 1 == skips.row
+        else f"{skips.count} steps up to {done} skipped"
+    )
+    log.note(f"{steps}: {names} not finite ({skips.row} in a row, the run stops at {limit})")
+
+
 def train(
     model: DGNet,
     batches: TrainBatches,
@@ -87,14 +105,15 @@ def train(
     ``sample(step)`` is called every ``image_display_iter`` steps to write a picture grid. Checkpoints go to
     ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run
     (Stopped). A step with a non-finite loss is skipped and named; after ``max_bad_steps`` in a row Diverged
-    is raised.
+    is raised. Where the step defers its checks (CUDA), losses and skips are read only when something is written
+    and every ``max_bad_steps`` steps: Diverged then comes up to that many steps later.
     """
     config = model.config
     last_step = config.max_iter if last_step is None else last_step
     step_function = TrainingStep(model, optimisers, precision)
     checkpoints = folder / "checkpoints"
     sample_every = min(config.image_display_iter, config.image_save_iter)
-    parts, bad = config.accumulate, 0
+    parts = config.accumulate
 
     def save(done: int) -> None:
         save_run(checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints)
@@ -102,24 +121,16 @@ def train(
     for step in range(first_step, last_step):
         result = step_function([batches.batch(step * parts + k) for k in range(parts)], step)
         done = step + 1
-        scalars = scalars_of(result, config, step)
-        if result.non_finite:
-            bad += 1
-            log.write(done, scalars | {"skipped": 1.0})
-            names = ", ".join(result.non_finite)
-            if bad >= config.max_bad_steps:
-                raise Diverged(
-                    f"{bad} steps in a row had non-finite losses ({names}), the last at step {done}; nothing was updated in them. "
-                    f"The last good state is in {checkpoints}. Try --amp off, lower learning rates or --max_bad_steps"
-                )
-            log.note(
-                f"step {done} skipped: {names} not finite ({bad} in a row, the run stops at {config.max_bad_steps})"
-            )
-        else:
-            bad = 0
-            if done % config.log_iter == 0 or done == last_step:
+        log_due = done % config.log_iter == 0 or done == last_step
+        if not step_function.guard.deferred or log_due or done % config.max_bad_steps == 0 or log.due(done):
+            scalars = scalars_of(result, config, step)
+            skips = step_function.guard.skips()
+            if skips.count:
+                log.write(done, scalars | {"skipped": float(skips.count)})
+                report_skips(log, skips, done, config.max_bad_steps, checkpoints)
+            elif log_due:
                 log.write(done, scalars)
-        log.progress(done, scalars)
+            log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)
         if stop.requested:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgnet_fast.config import Config
 from dgnet_fast.models.dgnet import DGNet
@@ -15,40 +16,105 @@ HEAD_FACTOR = 10
 """The identity heads learn this many times faster than E_a's trunk."""
 
 
-def sgd_for_encoder(encoder: nn.Module, lr: float, weight_decay: float) -> torch.optim.SGD:
+OWN_SETTINGS = ("lr", "capturable", "fused", "foreach")
+"""Entries of a parameter group that belong to the device and the schedule, not to a checkpoint."""
+
+
+def sgd_for_encoder(
+    encoder: nn.Module, lr: float, weight_decay: float, *, fused: bool | None = None
+) -> torch.optim.SGD:
     """SGD (Nesterov 0.9) over an appearance encoder: trunk at ``lr``, each head at ten times as much."""
     groups = [{"params": list(encoder.backbone.parameters()), "lr": lr}]
     groups += [{"params": list(head.parameters()), "lr": lr * HEAD_FACTOR} for head in encoder.heads]
-    return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True)
+    return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=fused)
 
 
 class Optimisers:
-    """Adam for E_s, MLPs and G (``gen``), Adam for D (``dis``), SGD for E_a (``id``), with their schedules."""
+    """Adam for E_s, MLPs and G (``gen``), Adam for D (``dis``), SGD for E_a (``id``), with their schedules.
 
-    def __init__(self, model: DGNet, config: Config) -> None:
+    ``fused`` (None: where the weights are on a CUDA device) takes PyTorch's fused kernels with learning rates and
+    step counts on the device: an update then needs nothing of the host, can be recorded in a CUDA graph, and is
+    left out where a ``found_inf`` tensor on the optimiser says so. Checkpoints are the same either way.
+    """
+
+    def __init__(self, model: DGNet, config: Config, *, fused: bool | None = None) -> None:
         adam = {"betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
-        self.config = config
+        device = next(model.parameters()).device
+        self.config, self.fused = config, device.type == "cuda" if fused is None else fused
+        if self.fused:
+            adam |= {"fused": True, "capturable": device.type == "cuda"}
         self.gen = torch.optim.Adam(model.generator_parameters(), lr=config.lr_g, **adam)
         self.dis = torch.optim.Adam(model.discriminator.parameters(), lr=config.lr_d, **adam)
-        self.id = sgd_for_encoder(model.appearance_encoder, config.lr2, config.weight_decay)
+        self.id = sgd_for_encoder(
+            model.appearance_encoder, config.lr2, config.weight_decay, fused=self.fused or None
+        )
+        for _, one in self.named():  # its advice not to ask for capturable; the first steps are not recorded
+            one._warned_capturable_if_run_uncaptured = True
         self._base = {name: [g["lr"] for g in one.param_groups] for name, one in self.named()}
+        if self.fused:
+            for group in self._groups():
+                group["lr"] = torch.tensor(group["lr"], device=device)
+        self._factors: dict[str, float] = {}
 
     def named(self) -> list[tuple[str, torch.optim.Optimizer]]:
         return [("gen", self.gen), ("dis", self.dis), ("id", self.id)]
 
+    def _groups(self) -> Iterator[dict]:
+        return (group for _, one in self.named() for group in one.param_groups)
+
     def set_learning_rates(self, step: int) -> None:
-        """Apply the schedule of step ``step``."""
+        """Apply the schedule of step ``step``; rates on a device are written only when they change."""
         for name, optimiser in self.named():
             factor = decay_at(self.config, step, self.config.gamma2 if name == "id" else self.config.gamma)
+            if self._factors.get(name) == factor:
+                continue
+            self._factors[name] = factor
             for group, base in zip(optimiser.param_groups, self._base[name], strict=True):
-                group["lr"] = base * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(base * factor)
+                else:
+                    group["lr"] = base * factor
+
+    def create_state(self) -> None:
+        """Give the parameters the state that PyTorch makes at their first update: zeros, so numbers do not change.
+
+        Nothing then appears in the middle of a step, which can be undone or recorded. SGD's momentum is only made for
+        the fused kernel, whose own first step would leave it uninitialised where ``found_inf`` skips the update.
+        """
+        for name, optimiser in self.named():
+            for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+                state = optimiser.state[parameter]
+                if name == "id":
+                    if self.fused and state.get("momentum_buffer") is None:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+                elif not state:
+                    state["step"] = torch.zeros((), device=parameter.device if self.fused else "cpu")
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict:
-        return {name: one.state_dict() for name, one in self.named()}
+        """State and settings as every device writes them: learning rates as numbers."""
+        made = {}
+        for name, one in self.named():
+            made[name] = one.state_dict()
+            for group, base in zip(made[name]["param_groups"], self._base[name], strict=True):
+                if isinstance(group["lr"], Tensor):
+                    group |= {"lr": base * self._factors.get(name, 1.0), "fused": None}
+                    if "capturable" in group:
+                        group["capturable"] = False
+        return made
 
     def load_state_dict(self, state: dict) -> None:
+        """Take over a saved state, whichever device it was saved on; this one's settings stay."""
         for name, one in self.named():
-            one.load_state_dict(state[name])
+            own = [{k: g[k] for k in OWN_SETTINGS if k in g} for g in one.param_groups]
+            saved = state[name]["param_groups"]
+            if len(saved) == len(own):  # else PyTorch says what does not fit
+                saved = [group | mine for group, mine in zip(saved, own, strict=True)]
+            one.load_state_dict({"state": state[name]["state"], "param_groups": saved})
+            for group, mine in zip(one.param_groups, own, strict=True):
+                group.update(mine)  # the very tensors: loading copies
+        self._factors = {}
 
 
 def cpu_is_fast_at_bf16() -> bool:
@@ -72,8 +138,10 @@ class Precision:
 
     def __init__(self, dtype: torch.dtype | None, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
-        scaling = dtype == torch.float16
-        self.scalers = {phase: torch.amp.GradScaler(device.type, enabled=scaling) for phase in ("dis", "gen")}
+        self.scaling = dtype == torch.float16
+        self.scalers = {
+            phase: torch.amp.GradScaler(device.type, enabled=self.scaling) for phase in ("dis", "gen")
+        }
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype is None:

@@ -14,8 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgnet_fast.cli import chunks_progress
 from dgnet_fast.config import SEVERAL, Config, ConfigError, read_yaml
-from dgnet_fast.data import ReidDataset, TrainBatches, decode_split, load_dataset
+from dgnet_fast.data import (
+    MappedPictures,
+    ReidDataset,
+    TrainBatches,
+    cache_folder,
+    decode_split,
+    load_dataset,
+    load_pictures,
+    place,
+)
 from dgnet_fast.evaluation import score_pictures, score_retrieval, swap_cells
 from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size, load_imagenet
@@ -30,6 +40,7 @@ from dgnet_fast.training.checkpoint import (
     save_teachers,
 )
 from dgnet_fast.training.generated import load_generated
+from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.log import RunLog
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
@@ -113,18 +124,22 @@ class Run:
         device = resolve_device(config.device)
         dataset = dataset_of(config)
         config = with_classes(config, dataset)
+        precision = Precision(resolve_amp(config, device), device)
+        graphs = graphs_wanted(config, precision)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(config.to_yaml())
         write_environment(folder)
-        precision = Precision(resolve_amp(config, device), device)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
         say(
             f"{dataset.name}: {config.ID_class} identities, {len(dataset.train)} training pictures; {device}, {kind}; run folder {folder}"
         )
+        if device.type == "cuda" and not graphs:
+            reason = "as asked" if config.cuda_graphs == "off" else graphs_refused(config, precision)
+            say(f"steps are not recorded as CUDA graphs: {reason}")
         return cls(config, folder, dataset, device, precision)
 
     def batches(
-        self, batch_size: int, *, pictures: Tensor, purpose: str, erasing_p: float = 0.0
+        self, batch_size: int, *, pictures: Tensor | MappedPictures, purpose: str, erasing_p: float = 0.0
     ) -> TrainBatches:
         """The training batches of one purpose; see `dgnet_fast.data.TrainBatches`."""
         return TrainBatches(
@@ -138,17 +153,24 @@ class Run:
             device=self.device,
         )
 
-    def training_pictures(self) -> Tensor:
-        """The decoded training split, uint8 (N, 3, H, W)."""
+    def training_pictures(self) -> Tensor | MappedPictures:
+        """The decoded training split, uint8 (N, 3, H, W), where the options want it."""
         config, start = self.config, time.perf_counter()
-        workers = config.num_workers or 1
-        pictures = decode_split(
-            self.dataset.train, config.crop_image_height, config.crop_image_width, workers=workers
+        pictures = load_pictures(
+            self.dataset.train,
+            config.crop_image_height,
+            config.crop_image_width,
+            cache_folder(config.data_cache),
+            workers=config.num_workers or 1,
+            progress=chunks_progress("decoding training pictures"),
         )
-        say(f"decoded {len(pictures)} training pictures in {time.perf_counter() - start:.1f} s")
+        pictures = place(pictures, self.device, config.pictures_on)
+        say(f"{len(pictures)} training pictures ready in {time.perf_counter() - start:.1f} s")
         return pictures
 
-    def teacher_only(self, pictures: Tensor, stop: StopSignal, **extra: Any) -> AppearanceEncoder:
+    def teacher_only(
+        self, pictures: Tensor | MappedPictures, stop: StopSignal, **extra: Any
+    ) -> AppearanceEncoder:
         """Train the baseline (or finish training it) and keep it as ``teacher.pt``; ``extra`` as `train_teacher`."""
         config = self.config
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
@@ -167,7 +189,7 @@ class Run:
         )
         return teacher
 
-    def teachers(self, pictures: Tensor, stop: StopSignal) -> list[AppearanceEncoder]:
+    def teachers(self, pictures: Tensor | MappedPictures, stop: StopSignal) -> list[AppearanceEncoder]:
         """The teachers that the options name; ``auto`` trains one, once per run folder."""
         config = self.config
         own = self.folder / "teacher.pt"
@@ -189,6 +211,7 @@ class Run:
                 config.crop_image_width,
                 upsample=config.ID_upsample,
                 workers=config.num_workers or 1,
+                cache=cache_folder(config.data_cache),
             )["single"]
             for name, network in networks.items()
         }

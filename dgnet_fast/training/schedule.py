@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from dgnet_fast.config import Config
 
 
 class Weights(NamedTuple):
-    """The four loss weights that change during training."""
+    """The four loss weights that change during training: numbers, or 0-d tensors where they are above 0.
 
-    recon_f_w: float
-    recon_s_w: float
-    recon_x_cyc_w: float
-    teacher_w: float
+    A weight of the number 0 says that its term is not computed at all; see `is_present`.
+    """
+
+    recon_f_w: float | Tensor
+    recon_s_w: float | Tensor
+    recon_x_cyc_w: float | Tensor
+    teacher_w: float | Tensor
+
+
+def is_present(weight: float | Tensor) -> bool:
+    """Whether the term of a weight is computed: known without reading a tensor, which stands for a number above 0."""
+    return isinstance(weight, Tensor) or weight > 0
 
 
 def _ramp(start: float, rise: float, steps: int, ceiling: float) -> float:
@@ -30,6 +41,26 @@ def weights_at(config: Config, step: int) -> Weights:
         recon_x_cyc_w=_ramp(config.recon_x_cyc_w, rise, steps, config.max_cyc_w),
         teacher_w=_ramp(config.teacher_w, rise, teacher_steps, config.max_teacher_w),
     )
+
+
+class WeightTensors:
+    """The ramped weights where the step reads them: one 0-d tensor each, rewritten in place.
+
+    A compiled or recorded step thus follows a ramp without being made again; only a term that appears makes
+    another variant of it.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._numbers = Weights(0.0, 0.0, 0.0, 0.0)
+        self._tensors = Weights(*(torch.zeros((), device=device, dtype=dtype) for _ in Weights._fields))
+
+    def set(self, weights: Weights) -> Weights:
+        """Write the numbers (only what changed, without waiting for the device); returns tensors, 0.0 where absent."""
+        for tensor, new, old in zip(self._tensors, weights, self._numbers, strict=True):
+            if new != old:
+                tensor.fill_(new)
+        self._numbers = weights
+        return Weights(*(t if is_present(w) else 0.0 for t, w in zip(self._tensors, weights, strict=True)))
 
 
 def decay_at(config: Config, step: int, gamma: float) -> float:

@@ -11,6 +11,7 @@ are groups of one batch (see `dgnet_fast.models.batch_norm`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,10 +22,13 @@ from dgnet_fast.data import Batch, erase
 from dgnet_fast.models.appearance_encoder import Appearance, upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.discriminator import Discriminator
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.models.teacher import teacher_labels
+from dgnet_fast.training.graphs import CudaRecorder, Recorder, StepGraphs, graphs_wanted
+from dgnet_fast.training.guard import Guard, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.schedule import Weights, weights_at
+from dgnet_fast.training.schedule import Weights, WeightTensors, is_present, weights_at
 from dgnet_fast.training.seeds import derive_seed
 
 STREAMS = 2
@@ -118,15 +122,32 @@ def swapped_only(model: DGNet, batch: Batch) -> Tensor:
     return split_streams(model.decode(split_streams(structure).flip(0).flatten(0, 1), code))
 
 
+def streams_apart(discriminator: Discriminator, pictures: Tensor) -> list[Tensor]:
+    """Batches (N, 3, H, W) of pictures (S, B, 3, H, W) as D sees them: all streams in one, or one each where D's
+    BatchNorm ties a batch together.
+    """
+    return list(pictures) if discriminator.mixes_samples else [pictures.flatten(0, 1)]
+
+
+def joined(parts: list[list[Tensor]]) -> list[Tensor]:
+    """What D made of each of `streams_apart`'s batches, together: every result (S, B, ...)."""
+    return [split_streams(torch.cat(one)) for one in zip(*parts, strict=True)]
+
+
 def discriminator_phase(model: DGNet, swapped: Tensor, real: Tensor) -> dict[str, Tensor]:
     """D's terms: per stream adversarial loss plus gradient penalty; ``total`` is weighted by gan_w."""
     discriminator, config = model.discriminator, model.config
-    fake_scores = discriminator(swapped.detach().flatten(0, 1))
-    real_scores, penalty = losses.real_scores_and_penalty(discriminator, real.flatten(0, 1))
-    adversarial = losses.discriminator_adversarial(
-        [split_streams(s) for s in fake_scores], [split_streams(s) for s in real_scores], config.dis.gan_type
-    )
-    penalty = config.dis.LAMBDA * split_streams(penalty).mean(dim=1)
+    parts = []
+    for fake, true in zip(
+        streams_apart(discriminator, swapped.detach()), streams_apart(discriminator, real), strict=True
+    ):
+        fake_scores = discriminator(fake)
+        true_scores, penalty = losses.real_scores_and_penalty(discriminator, true)
+        parts.append([*fake_scores, *true_scores, penalty])
+    *scores, penalty = joined(parts)
+    scales = len(scores) // 2
+    adversarial = losses.discriminator_term(scores[:scales], scores[scales:], config.dis.gan_type)
+    penalty = config.dis.LAMBDA * penalty.mean(dim=1)
     return {
         "dis": adversarial + penalty,
         "penalty": penalty,
@@ -134,9 +155,9 @@ def discriminator_phase(model: DGNet, swapped: Tensor, real: Tensor) -> dict[str
     }
 
 
-def teacher_term(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool) -> dict[str, Tensor]:
-    """Primary (KL to the teacher's label) and, in style AB, fine-grained (the structure provider's id) loss
-    per stream.
+def teacher_pairs(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool) -> dict[str, list]:
+    """(logits, target) of primary (KL to the teacher's label) and, in style AB, fine-grained (the structure
+    provider's id) learning.
 
     ``generated`` are the swapped pictures without gradient; E_a sees them in train mode, which updates its
     running statistics.
@@ -154,10 +175,10 @@ def teacher_term(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool)
         batch_statistics=config.train_bn,
     )
     student = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "update"), dropout=dropout)
-    terms = {"teacher_kl": losses.soft_label_divergence(student.logits[0], target)}
+    pairs = {"teacher_kl": [(student.logits[0], target)]}
     if config.ID_style == "AB":
-        terms["teacher_fine"] = losses.cross_entropy(student.logits[1:], other)
-    return terms
+        pairs["teacher_fine"] = [(one, other) for one in student.logits[1:]]
+    return pairs
 
 
 def generator_phase(
@@ -170,7 +191,7 @@ def generator_phase(
     dropout: bool = True,
 ) -> dict[str, Tensor]:
     """All terms of E_s, G and E_a, each (S,), and their weighted sum ``total``. A term whose weight is 0 is
-    absent.
+    absent; a weight may be a 0-d tensor, which is taken to be above 0.
 
     ``train_encoder``: structure reconstruction trains E_s on the generated picture held fixed; otherwise a
     frozen E_s passes the gradient on to the picture.
@@ -182,7 +203,7 @@ def generator_phase(
 
     # structure again: stream k's structure is in the other stream's swap
     fixed = swapped.detach()
-    if weights.recon_s_w > 0 or weights.recon_x_cyc_w > 0:
+    if is_present(weights.recon_s_w) or is_present(weights.recon_x_cyc_w):
         if train_encoder:
             structure_again = model.structure_encoder(structure_input(fixed, config.single))
         else:
@@ -193,34 +214,42 @@ def generator_phase(
     mode = BatchNormMode(STREAMS, "batch") if config.train_bn else BatchNormMode()
     again = frozen(model.appearance_encoder, upsample_small(swapped, config.ID_upsample), mode)
 
-    terms = {
-        "recon_x": losses.l1(forward.self_recon, batch.x),
-        "recon_xp": losses.l1(forward.same_id_recon, batch.x),
-        "id": losses.cross_entropy(forward.logits[:heads], labels),
-        "pid": losses.cross_entropy(forward.positive_logits[:heads], labels),
-        "recon_id": losses.cross_entropy(again.logits[:heads], labels),
+    pictures = {
+        "recon_x": (forward.self_recon, batch.x),
+        "recon_xp": (forward.same_id_recon, batch.x),
     }
+    if is_present(weights.recon_s_w):
+        pictures["recon_s"] = structure_again, forward.structure
+    if is_present(weights.recon_f_w):
+        pictures["recon_f"] = split_streams(again.code), forward.code
+    if is_present(weights.recon_x_cyc_w):
+        cycled = model.decode(structure_again.flatten(0, 1), again.code)
+        pictures["recon_x_cyc"] = split_streams(cycled), batch.x
+
+    identities = {
+        "id": [(one, labels) for one in forward.logits[:heads]],
+        "pid": [(one, labels) for one in forward.positive_logits[:heads]],
+        "recon_id": [(one, labels) for one in again.logits[:heads]],
+    }
+    if style == "AB":
+        identities["fine"] = [(one, labels) for one in forward.logits[1:]]
+    if is_present(weights.teacher_w) and config.teacher and style != "PCB":
+        identities |= teacher_pairs(model, split_streams(fixed), labels, dropout)
+
+    terms = dict(zip(pictures, losses.l1_terms(list(pictures.values())), strict=True))
+    terms |= losses.mean_identity_terms(identities)
     if style == "AB":
         # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None)
         # gives it
-        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * losses.cross_entropy(
-            forward.logits[1:], labels
-        )
-    if weights.recon_s_w > 0:
-        terms["recon_s"] = losses.l1(structure_again, forward.structure)
-    if weights.recon_f_w > 0:
-        terms["recon_f"] = losses.l1(split_streams(again.code), forward.code)
-    if weights.recon_x_cyc_w > 0:
-        cycled = model.decode(structure_again.flatten(0, 1), again.code)
-        terms["recon_x_cyc"] = losses.l1(split_streams(cycled), batch.x)
-    scores = frozen(model.discriminator, swapped)
-    terms["adv"] = losses.generator_adversarial([split_streams(s) for s in scores], config.dis.gan_type)
-    if weights.teacher_w > 0 and config.teacher and style != "PCB":
-        parts = teacher_term(model, split_streams(fixed), labels, dropout)
-        terms["teacher"] = parts["teacher_kl"]
+        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * terms.pop("fine")
+    if "teacher_kl" in terms:
+        terms["teacher"] = terms["teacher_kl"]
         if style == "AB":
-            terms["teacher"] = config.T_w * parts["teacher_kl"] + config.B_w * parts["teacher_fine"]
-        terms.update(parts)
+            terms["teacher"] = config.T_w * terms["teacher_kl"] + config.B_w * terms["teacher_fine"]
+    scores = [
+        frozen(model.discriminator, part) for part in streams_apart(model.discriminator, forward.swapped)
+    ]
+    terms["adv"] = losses.generator_term(joined(scores), config.dis.gan_type)
 
     total = 0
     for name, weight in term_weights(model, weights).items():
@@ -230,13 +259,7 @@ def generator_phase(
     return terms
 
 
-def _non_finite(terms: dict[str, Tensor]) -> list[str]:
-    """Names of the terms that are not finite (one read by the host)."""
-    flags = torch.stack([t.isfinite().all() for t in terms.values()]).tolist()
-    return [name for name, good in zip(terms, flags, strict=True) if not good]
-
-
-def term_weights(model: DGNet, weights: Weights) -> dict[str, float]:
+def term_weights(model: DGNet, weights: Weights) -> dict[str, float | Tensor]:
     """Weight in force of every term of the generator phase's total."""
     config = model.config
     return {
@@ -253,42 +276,76 @@ def term_weights(model: DGNet, weights: Weights) -> dict[str, float]:
     }
 
 
-class StepResult(NamedTuple):
-    """Terms of a step as numbers (per stream where they are) and, for a skipped step, the names of the
-    non-finite terms.
-    """
-
-    terms: dict[str, list[float] | float]
-    non_finite: list[str]
-
-
 class TrainingStep:
     """Runs steps: draws, phases, optimisers. A non-finite loss leaves weights, optimisers and running
-    statistics as they were.
+    statistics as they were; `Guard` sees to that.
 
-    ``dropout`` False switches E_a's dropout off (parity with recorded numbers).
+    ``dropout`` False switches E_a's dropout off (parity with recorded numbers). ``deferred`` (None: on CUDA,
+    unless fp16's loss scaling needs the host) keeps the host from reading anything during a step. With
+    ``recorder`` (None: of the device, where ``cuda_graphs`` says so) steps are recorded and replayed.
     """
 
     def __init__(
-        self, model: DGNet, optimisers: Optimisers, precision: Precision, *, dropout: bool = True
+        self,
+        model: DGNet,
+        optimisers: Optimisers,
+        precision: Precision,
+        *,
+        dropout: bool = True,
+        deferred: bool | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.model, self.optimisers, self.precision, self.dropout = model, optimisers, precision, dropout
-        compiled = torch.compile if model.config.compile else (lambda function: function)
+        first = next(model.parameters())
+        if deferred is None:
+            deferred = first.device.type == "cuda" and not precision.scaling
+        optimisers.create_state()
+        self.guard = Guard(model, optimisers, STREAMS, deferred=deferred)
+        self.weights = WeightTensors(first.device, first.dtype)
+        if recorder is None and graphs_wanted(model.config, precision):
+            recorder = CudaRecorder(first.device)
+        self.graphs = StepGraphs(self.update, recorder) if recorder else None
+        compiled = compile_phase if model.config.compile else (lambda function: function)
         self.forward_pass = compiled(forward_pass)
         self.discriminator_phase = compiled(discriminator_phase)
         self.generator_phase = compiled(generator_phase)
 
     def __call__(self, batches: list[Batch], step: int) -> StepResult:
         """One update from one or, with gradient accumulation, several batches."""
-        torch.manual_seed(derive_seed(self.model.config.seed, "step", step))
-        weights = weights_at(self.model.config, step)
-        train_encoder = self.model.config.use_encoder_again >= torch.rand(()).item()
+        config = self.model.config
+        torch.manual_seed(derive_seed(config.seed, "step", step))
+        drawn = config.use_encoder_again >= torch.rand(()).item()
         self.optimisers.set_learning_rates(step)
-        before = [t.clone() for t in self._touched_before_the_last_check()]
-        sums: dict[str, Tensor] = {}
+        weights = self.weights.set(weights_at(config, step))
+        # without a structure term the two branches are one
+        train_encoder = drawn and (is_present(weights.recon_s_w) or is_present(weights.recon_x_cyc_w))
+        self.guard.steps += 1
+        if self.graphs is not None and len(batches) == 1:
+            names = self.graphs(batches[0], weights, train_encoder)
+        else:
+            names = self.update(batches, weights, train_encoder)
+        return StepResult(self.guard, names)
 
+    def update(self, batches: list[Batch], weights: Weights, train_encoder: bool) -> list[str]:
+        """The step's work on the device, all that a CUDA graph records; returns the names of its terms."""
+        sums: dict[str, Tensor] = {}
+        self.guard.begin()
+        forwards = self._train_discriminator(batches, sums)
+        failed = self.guard.failed(sums)
+        if not failed:
+            self._apply("dis", [self.optimisers.dis])
+            self._train_generator(batches, forwards, weights, train_encoder, sums)
+            failed = self.guard.failed(sums)
+        if not failed:
+            self._apply("gen", [self.optimisers.gen, self.optimisers.id])
+        self.guard.finish(failed=failed)
+        for _, optimiser in self.optimisers.named():
+            optimiser.zero_grad(set_to_none=True)
+        return list(sums)
+
+    def _train_discriminator(self, batches: list[Batch], sums: dict[str, Tensor]) -> list[Forward]:
+        """D's gradients; the forward passes that the generator phase can go on with."""
         forwards = []
-        self._zero("dis")
         for batch in batches:
             with self.precision.autocast():
                 if len(batches) == 1:
@@ -298,16 +355,19 @@ class TrainingStep:
                     swapped = swapped_only(self.model, batch)
                 terms = self.discriminator_phase(self.model, swapped, batch.x)
             self._backward("dis", terms, len(batches))
-            _add(
-                sums,
-                {"dis_" + name if name in ("total", "penalty") else name: t for name, t in terms.items()},
-                len(batches),
-            )
-        if bad := _non_finite(sums):
-            return self._skip(sums, bad, before)
-        self._update("dis", [self.optimisers.dis])
+            named = {"dis_" + n if n in ("total", "penalty") else n: t for n, t in terms.items()}
+            _add(sums, named, len(batches))
+        return forwards
 
-        self._zero("gen", "id")
+    def _train_generator(
+        self,
+        batches: list[Batch],
+        forwards: list[Forward],
+        weights: Weights,
+        train_encoder: bool,
+        sums: dict[str, Tensor],
+    ) -> None:
+        """Gradients of E_s, G and E_a."""
         for batch in batches:
             with self.precision.autocast():
                 forward = (
@@ -319,43 +379,20 @@ class TrainingStep:
             self._backward("gen", terms, len(batches))
             del forward
             _add(sums, terms, len(batches))
-        if bad := _non_finite(sums):
-            return self._skip(sums, bad, before)
-        self._update("gen", [self.optimisers.gen, self.optimisers.id])
-        return StepResult({name: value.tolist() for name, value in sums.items()}, [])
-
-    def _touched_before_the_last_check(self) -> list[Tensor]:
-        """Running statistics of E_a and the teachers, D and D's optimiser state: what a step changes before its last loss is known."""
-        state = self.optimisers.dis.state
-        tensors = [*self.model.appearance_encoder.buffers(), *self.model.teachers.buffers()]
-        for parameter in self.model.discriminator.parameters():
-            tensors += [parameter, *(v for v in state.get(parameter, {}).values() if isinstance(v, Tensor))]
-        return tensors
-
-    def _zero(self, *names: str) -> None:
-        for name, optimiser in self.optimisers.named():
-            if name in names:
-                optimiser.zero_grad(set_to_none=True)
 
     def _backward(self, phase: str, terms: dict[str, Tensor], parts: int) -> None:
         self.precision.scalers[phase].scale(terms["total"] / parts).backward()
 
-    def _update(self, phase: str, optimisers: list[torch.optim.Optimizer]) -> None:
+    def _apply(self, phase: str, optimisers: list[torch.optim.Optimizer]) -> None:
         scaler = self.precision.scalers[phase]
         for optimiser in optimisers:
             scaler.step(optimiser)
         scaler.update()
 
-    @torch.no_grad()
-    def _skip(self, sums: dict[str, Tensor], bad: list[str], before: list[Tensor]) -> StepResult:
-        after = self._touched_before_the_last_check()
-        if len(after) != len(before):  # D's first update made its optimiser state: forget it
-            self.optimisers.dis.state.clear()
-            after = self._touched_before_the_last_check()
-        for tensor, value in zip(after, before, strict=True):
-            tensor.copy_(value)
-        self._zero("gen", "dis", "id")
-        return StepResult({name: value.tolist() for name, value in sums.items()}, bad)
+
+def compile_phase(function: Callable) -> Callable:
+    """torch.compile of a phase: one graph or an error, static shapes."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _add(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:

@@ -1,0 +1,138 @@
+"""The whole step as CUDA graphs: recorded once for each of its variants, then replayed with one call.
+
+A variant is what the host decides: whether this step trains E_s again, which ramped terms there are, and the shapes
+of the batch. Each runs a few steps as it is, on a stream of its own (a recording must find every kernel loaded and
+every buffer made), is then recorded without being run, and replayed from there on. All recordings share one pool of
+memory: they never run at the same time, and what outlives a step (weights, optimisers, losses, counters) lies outside
+of it.
+
+What a recording reads must stay where it is: the batch is copied into buffers; loss weights and learning rates are
+tensors written in place; the random numbers of dropout come from the device's default generator, which PyTorch
+registers with every graph, so that the seed set before a replay counts as it does before a step that is not recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.data import Batch
+from dgnet_fast.training.optim import Precision
+from dgnet_fast.training.schedule import Weights, is_present
+
+WARM_UP = 3
+"""Steps of each variant that run before it is recorded; they count like any other."""
+
+Names = list[str]
+Work = Callable[[], Names]
+
+
+def graphs_refused(config: Config, precision: Precision) -> str:
+    """Why these options cannot run as CUDA graphs, '' where they can."""
+    if precision.device.type != "cuda":
+        return f"the device is {precision.device.type}"
+    if precision.scaling:
+        return "amp fp16 scales its losses with the host's help"
+    if config.accumulate > 1:
+        return f"accumulate is {config.accumulate}"
+    if config.single == "edge":
+        return "single is edge, whose maps the host draws"
+    return ""
+
+
+def graphs_wanted(config: Config, precision: Precision) -> bool:
+    """Whether ``cuda_graphs`` asks for recorded steps; ConfigError if it insists where they cannot be."""
+    reason = graphs_refused(config, precision)
+    if config.cuda_graphs == "on" and reason:
+        raise ConfigError(f"cuda_graphs is 'on', but {reason}; allowed here: auto, off")
+    return config.cuda_graphs != "off" and not reason
+
+
+class Recorder(Protocol):
+    """What records work on a device."""
+
+    def warm_up(self, work: Work) -> Names:
+        """Run the work where it will be recorded."""
+        ...
+
+    def record(self, work: Work) -> tuple[Callable[[], None], Names]:
+        """Take the work down without running it: (what runs it, its result)."""
+        ...
+
+
+class CudaRecorder:
+    """`torch.cuda.CUDAGraph` on a side stream of ``device``, all recordings in one memory pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def warm_up(self, work: Work) -> Names:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            names = work()
+        current.wait_stream(self.stream)
+        return names
+
+    def record(self, work: Work) -> tuple[Callable[[], None], Names]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: another thread, such as one that loads pictures, may use the device meanwhile
+        options = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.device(self.device):
+            try:
+                with torch.cuda.graph(graph, **options):
+                    names = work()
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"the step could not be recorded as a CUDA graph ({str(error).splitlines()[0]}); "
+                    "--cuda_graphs off runs it without"
+                ) from error
+        return graph.replay, names
+
+
+class StepGraphs:
+    """Steps of one batch, recorded lazily by variant.
+
+    ``update(batches, weights, train_encoder)`` does the work and returns the names of its terms. It must take all it
+    needs from its arguments and from tensors that are only ever written in place.
+    """
+
+    def __init__(self, update: Callable[[list[Batch], Weights, bool], Names], recorder: Recorder) -> None:
+        self._update, self._recorder = update, recorder
+        self._buffers: dict[tuple, Batch] = {}
+        self._warmed: Counter[tuple] = Counter()
+        self._recorded: dict[tuple, tuple[Callable[[], None], Names]] = {}
+
+    def __call__(self, batch: Batch, weights: Weights, train_encoder: bool) -> Names:
+        """One step; the batch is free again when the device has come by (no waiting)."""
+        form = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
+        variant = (form, train_encoder, *map(is_present, weights))
+        static = self._load(form, batch)
+
+        def work() -> Names:
+            return self._update([static], weights, train_encoder)
+
+        if variant not in self._recorded:
+            if self._warmed[variant] < WARM_UP:
+                self._warmed[variant] += 1
+                return self._recorder.warm_up(work)
+            self._recorded[variant] = self._recorder.record(work)
+        replay, names = self._recorded[variant]
+        replay()
+        return names
+
+    def _load(self, form: tuple, batch: Batch) -> Batch:
+        """The buffers for batches of this form, filled with this one."""
+        if form not in self._buffers:
+            self._buffers[form] = Batch(*(None if t is None else torch.empty_like(t) for t in batch))
+        for buffer, value in zip(self._buffers[form], batch, strict=True):
+            if isinstance(value, Tensor):
+                buffer.copy_(value, non_blocking=True)
+        return self._buffers[form]

@@ -1,0 +1,141 @@
+"""The compiled step: one graph a phase, the eager numbers, and no recompilation along the ramps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from dgnet_fast.config import ConfigError
+from dgnet_fast.training import step as step_module
+from dgnet_fast.training.schedule import Weights, WeightTensors
+from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
+
+# float32, other orders of summation: terms came out up to 7e-6 apart over three steps of ten configurations
+BOUND = {"rtol": 1e-4, "atol": 1e-5}
+SMALL = {"gen__n_res": 1, "dis__n_res": 0, "dis__num_scales": 1}
+
+
+@pytest.fixture
+def compiled_with(fresh_compiler, monkeypatch):
+    """The step compiles with a backend of our choice; gives its counter of graphs."""
+
+    def use(backend: str) -> CompileCounterWithBackend:
+        counter = CompileCounterWithBackend(backend)
+        options = {"fullgraph": True, "dynamic": False, "backend": counter}
+        monkeypatch.setattr(step_module, "compile_phase", lambda f: torch.compile(f, **options))
+        return counter
+
+    return use
+
+
+def test_weights_are_written_in_place():
+    weights = WeightTensors(torch.device("cpu"), torch.float64)
+    first = weights.set(Weights(0.0, 0.25, 0.0, 0.0))
+    assert first.recon_s_w.item() == 0.25 and tuple(first)[0::2] == (0.0, 0.0) and first.teacher_w == 0.0
+    second = weights.set(Weights(0.5, 0.75, 0.0, 0.0))
+    assert second.recon_s_w is first.recon_s_w and first.recon_s_w.item() == 0.75
+    assert second.recon_f_w.item() == 0.5
+    assert weights.set(Weights(0.0, 0.0, 0.0, 0.0)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_phases_compile_whole_and_static():
+    """What the trainer asks of torch.compile."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
+        tiny_step(tiny_model(tiny_config(compile=True)))
+    phases = [step_module.forward_pass, step_module.discriminator_phase, step_module.generator_phase]
+    assert asked == [(phase, {"fullgraph": True, "dynamic": False}) for phase in phases]
+
+
+@pytest.mark.slow
+def test_no_recompilation_after_warm_up(compiled_with):
+    """Before the ramps, along them, through both branches: five graphs in all, then none."""
+    counter = compiled_with("eager")
+    config = tiny_config(
+        compile=True,
+        teacher="given",
+        erasing_p=0.5,
+        warm_iter=2,
+        warm_teacher_iter=2,
+        warm_scale=0.01,
+        **SMALL,
+    )
+    step = tiny_step(tiny_model(config, 1), dropout=True)
+    graphs, branches = [], set()
+    plain = step.update
+
+    def update(batches, weights, train_encoder):
+        branches.add(train_encoder)
+        return plain(batches, weights, train_encoder)
+
+    step.update = update
+    for number in range(12):
+        if number == 11:
+            assert branches == {True, False}
+        terms = step([tiny_batch(config, number)], number).terms
+        assert ("teacher" in terms) == ("recon_x_cyc" in terms) == (number > 2)
+        graphs.append(counter.frame_count)
+        if number == 2:
+            branches.clear()
+    assert graphs[:3] == [3, 3, 3]  # forward, D, G
+    assert graphs[-1] == 5  # and G's two branches with every term
+    last_new = graphs.index(5)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(12, 16):  # further up the ramps
+            step([tiny_batch(config, number)], number)
+    assert counter.frame_count == 5 and last_new < 11
+
+
+VARIANTS = {
+    "paper": {"teacher": "given", "erasing_p": 0.5, "use_encoder_again": 1.0, **ALL_TERMS},
+    "others": {
+        "ID_style": "normal", "pool": "avg", "norm_id": True, "train_bn": False, "use_encoder_again": -1.0,
+        "dis__gan_type": "nsgan", "dis__non_local": 2, "dis__dim": 8, "gen__non_local": 1, "gen__dec": "series",
+        "gen__activ": "prelu", "teacher": "given", "teacher_style": 4, **ALL_TERMS,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_compiled_step_equals_the_eager_one(compiled_with, name):
+    """Through AOTAutograd, which takes the step apart as Inductor has it: penalty, buffers, frozen views."""
+    compiled_with("aot_eager")
+    options = SMALL | VARIANTS[name]
+    batches = [tiny_batch(tiny_config(**options), seed) for seed in range(2)]
+    results = []
+    for compiled in (False, True):
+        config = tiny_config(compile=compiled, **options)
+        step = tiny_step(tiny_model(config, 1))
+        terms = [step([batch], number).terms for number, batch in enumerate(batches)]
+        results.append((terms, step.model.state_dict()))
+    (eager_terms, eager), (terms, state) = results
+    for one, two in zip(eager_terms, terms, strict=True):
+        assert one.keys() == two.keys()
+        for term, value in one.items():
+            torch.testing.assert_close(torch.tensor(two[term]), torch.tensor(value), msg=term, **BOUND)
+    for entry, value in eager.items():
+        # Adam moves a weight by its rate whatever the size of the gradient: rounding decides where that is zero
+        torch.testing.assert_close(state[entry], value, rtol=1e-3, atol=4e-4, msg=entry)
+
+
+@pytest.mark.slow
+def test_the_discriminator_phase_through_inductor(fresh_compiler):
+    """The part that torch.compile takes hardest, since it differentiates twice, with the default backend."""
+    config = tiny_config(dis__num_scales=1, dis__n_res=0)
+    model, batch = tiny_model(config), tiny_batch(config)
+    swapped = step_module.forward_pass(model, batch, dropout=False).swapped
+    parameters = list(model.discriminator.parameters())
+    found = []
+    for call in (step_module.discriminator_phase, step_module.compile_phase(step_module.discriminator_phase)):
+        terms = call(model, swapped, batch.x)
+        found.append((terms, torch.autograd.grad(terms["total"], parameters)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"single": "edge"}, {"checkpoint_activations": True}])
+def test_what_cannot_be_compiled_is_refused(other):
+    with pytest.raises(ConfigError, match="compile"):
+        tiny_config(compile=True, **other)
