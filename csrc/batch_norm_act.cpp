@@ -131,8 +131,8 @@ void forward_rows(const BatchNormActForward& a) {
 
 template <class T, bool Relu>
 inline float grad_z(T grad_y, T y) {
-    // Times the ReLU's slope, 0 or 1; NaN passes, as in PyTorch. Of a choice between the gradient and 0 the compiler
-    // makes a branch, and then does not vectorise (14 ns a value, not 1).
+    // Times the ReLU's slope, 0 or 1; NaN passes, as in PyTorch. Of a choice between the gradient and 0 the
+    // compiler makes a branch, and then does not vectorise (14 ns a value, not 1).
     const float slope = Relu && load(y) <= 0 ? 0.f : 1.f;
     return load(grad_y) * slope;
 }

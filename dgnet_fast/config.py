@@ -267,7 +267,9 @@ class Config:
         for name, spec, owner in walk(self):
             _check_value(name, getattr(owner, spec.name), spec)
         if self.compile and (self.single == "edge" or self.checkpoint_activations or self.dis.norm == "bn"):
-            raise ConfigError("compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn")
+            raise ConfigError(
+                "compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn"
+            )
         if self.gen.id_dim != 32 * self.ID_width:
             raise ConfigError(
                 f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"
