@@ -12,10 +12,11 @@ install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt -e .$(EXTRAS)
 
-# With everything optional, so that no test is left out for want of a package.
+# With everything optional, so that no test is left out for want of a package. Two processes of one thread each: most
+# tests are small, and the recorded cases take 13 GB one at a time.
 test: EXTRAS = [test]
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 train: install
 	$(BIN)/python -m dgnet_fast.train

@@ -1,6 +1,6 @@
 """Our training step and scores against numbers recorded from the public implementation.
 
-Each case takes ten seconds to a minute on two cores; see `tests/parity.py` for what is compared and how.
+Each case takes ten seconds to a minute and a half on two cores; see `tests/parity.py` for what is compared and how.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LATER = {"full_tune_encoder": {"forward": 5.8e-6, "dis": 5.6e-9, "gen": 1.2e-3, 
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("recorded cases")  # up to 13 GB each
 @pytest.mark.parametrize("name", CASES)
 def test_the_training_step_gives_the_recorded_numbers(name):
     case = json.loads((DATA / f"{name}.json").read_text())
