@@ -89,7 +89,9 @@ def test_a_constant_sample(channels_last):
     gamma, beta, grad_y = torch.ones(3), torch.arange(3.0), torch.randn(2, 3, 4, 5)
     exact = run(layer_norm_act_reference, (x, gamma, beta), None, 0, grad_y, torch.float64)
     for result, expected in zip(run(layer_norm_act, (x, gamma, beta), None, 0, grad_y), exact, strict=True):
-        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+        # 1 / eps makes gradients of 1e5 out of differences of values around 1, whose rounding stays behind
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=max(1e-5, 1e-6 * largest))
 
 
 @pytest.mark.filterwarnings("ignore:std_mean")
