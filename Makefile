@@ -16,7 +16,7 @@ install:
 # tests are small, and the recorded cases take 13 GB one at a time.
 test: EXTRAS = [test]
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: install
 	$(BIN)/python -m dgnet_fast.train

@@ -114,9 +114,7 @@ class Config:
         "folder of the data set (csv: the file; not needed for synthetic); of several sets: one that holds "
         "them all, or one each, separated by commas",
     )
-    camera_pattern: str = option(
-        "", "regular expression that finds the camera in a file name (folder data only)"
-    )
+    camera_pattern: str = option("", "regular expression for the camera in a file name (folder data only)")
     skip_unreadable: bool = option(False, "leave out pictures that cannot be read, and count them")
     synthetic_ids: int = option(64, "synthetic identities to train on", low=2)
     synthetic_views: int = option(16, "synthetic pictures of each identity", low=2)
@@ -124,9 +122,7 @@ class Config:
     crop_image_height: int = option(256, "height of the pictures", low=16, unit="pixels")
     crop_image_width: int = option(128, "width of the pictures", low=8, unit="pixels")
     crop_pad: int = option(10, "edge padding before the random crop", low=0, unit="pixels")
-    erasing_p: float = option(
-        0.5, "probability of random erasing on the pictures of the identity losses", low=0, high=1
-    )
+    erasing_p: float = option(0.5, "probability of erasing pictures of the identity losses", low=0, high=1)
     single: str = option("gray", "what E_s sees of a picture", choices=("gray", "edge"))
     num_workers: int = option(8, "threads that decode pictures", low=0)
     data_cache: str = option(

@@ -32,7 +32,6 @@ LATER = {"full_tune_encoder": {"forward": 5.8e-6, "dis": 5.6e-9, "gen": 1.2e-3, 
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("recorded cases")  # up to 13 GB each
 @pytest.mark.parametrize("name", CASES)
 def test_the_training_step_gives_the_recorded_numbers(name):
     case = json.loads((DATA / f"{name}.json").read_text())

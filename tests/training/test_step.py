@@ -40,7 +40,7 @@ def phase(model, batch, *, train_encoder=True, dropout=False):
 def gradients(value, module):
     """Norm of the gradient of each parameter that ``value`` reaches."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    if not value.requires_grad:
+    if not (value.requires_grad and parameters):
         return []
     found = torch.autograd.grad(value.sum(), parameters, allow_unused=True, retain_graph=True)
     return [g.norm().item() for g in found if g is not None]
