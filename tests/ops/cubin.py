@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dgnet_fast import _C
+
 #: No spills: a kernel that spills has a stack or local memory.
 LEAN = {"STACK": 0, "LOCAL": 0}
 
@@ -33,3 +35,23 @@ def resource_usage(binary: Path) -> dict[str, dict[str, int]]:
         elif fields := re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line):
             usage[name] = {field: int(value) for field, value in fields}
     return usage
+
+
+def check_built_kernels(owner: str, kernels: dict[str, int]) -> None:
+    """The extension holds each kernel of ``owner`` as often as ``kernels`` says, for both architectures, and none
+    spills or takes more than 64 registers (four blocks of 256 threads on a multiprocessor).
+    """
+    usage = resource_usage(_C.__file__)
+    for kernel, count in kernels.items():
+        for architecture in ("sm_80", "sm_90"):
+            if architecture not in _C.build["cuda_compiler"]:
+                continue
+            found = {
+                name: use
+                for name, use in usage.items()
+                if owner in name and kernel in name and name.endswith(architecture)
+            }
+            assert len(found) == count, (kernel, architecture, list(found))
+            for name, use in found.items():
+                assert {key: use[key] for key in LEAN} == LEAN, (name, use)
+                assert use["REG"] <= 64, (name, use)

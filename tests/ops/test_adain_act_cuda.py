@@ -8,28 +8,19 @@ import torch
 from benchmarks.cases import ADAIN_ACT, AdainActCase, adain_act_inputs
 from dgnet_fast import _C
 from dgnet_fast.ops import adain_act, adain_act_reference
-from tests.ops.cubin import LEAN, resource_usage
+from tests.ops.cubin import check_built_kernels
 
 KERNELS = ["planes", "slices", "apply"]
 
 
 @pytest.mark.skipif(not _C.build["cuda"], reason="the extension was built without nvcc")
 def test_built_kernels_use_no_local_memory():
-    usage = resource_usage(_C.__file__)
-    for direction in ("forward", "backward"):
-        for stem in KERNELS:
-            for architecture in ("sm_80", "sm_90"):
-                if architecture not in _C.build["cuda_compiler"]:
-                    continue
-                found = {
-                    name: use
-                    for name, use in usage.items()
-                    if "AdainAct" in name and f"{direction}_{stem}" in name and name.endswith(architecture)
-                }
-                assert len(found) == (6 if stem == "planes" else 3), (direction, stem, architecture)
-                for name, use in found.items():
-                    assert {key: use[key] for key in LEAN} == LEAN, (name, use)
-                    assert use["REG"] <= 64, (name, use)  # four blocks of 256 threads on a multiprocessor
+    counts = {
+        f"{direction}_{stem}": 6 if stem == "planes" else 3
+        for direction in ("forward", "backward")
+        for stem in KERNELS
+    }
+    check_built_kernels("AdainAct", counts)
 
 
 def results(function, inputs, slope, padding, grad_y, dtype=None):

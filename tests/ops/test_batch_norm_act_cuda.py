@@ -8,7 +8,7 @@ import torch
 from benchmarks.cases import BATCH_NORM_ACT, BatchNormActCase, batch_norm_act_inputs
 from dgnet_fast import _C
 from dgnet_fast.ops import batch_norm_act, batch_norm_act_reference
-from tests.ops.cubin import LEAN, resource_usage
+from tests.ops.cubin import check_built_kernels
 
 #: Kernels and how often each is built: per element type, order, and for packs and single values.
 KERNELS = {
@@ -23,20 +23,7 @@ KERNELS = {
 
 @pytest.mark.skipif(not _C.build["cuda"], reason="the extension was built without nvcc")
 def test_built_kernels_use_no_local_memory():
-    usage = resource_usage(_C.__file__)
-    for kernel, count in KERNELS.items():
-        for architecture in ("sm_80", "sm_90"):
-            if architecture not in _C.build["cuda_compiler"]:
-                continue
-            found = {
-                name: use
-                for name, use in usage.items()
-                if "BatchNormAct" in name and kernel in name and name.endswith(architecture)
-            }
-            assert len(found) == count, (kernel, architecture, list(found))
-            for name, use in found.items():
-                assert {key: use[key] for key in LEAN} == LEAN, (name, use)
-                assert use["REG"] <= 64, (name, use)  # four blocks of 256 threads on a multiprocessor
+    check_built_kernels("BatchNormAct", KERNELS)
 
 
 def results(function, given, groups, grad_y, dtype=None):

@@ -135,7 +135,7 @@ def test_the_discriminator_phase_through_inductor(fresh_compiler):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"single": "edge"}, {"checkpoint_activations": True}])
+@pytest.mark.parametrize("other", [{"single": "edge"}, {"checkpoint_activations": True}, {"dis__norm": "bn"}])
 def test_what_cannot_be_compiled_is_refused(other):
     with pytest.raises(ConfigError, match="compile"):
         tiny_config(compile=True, **other)
