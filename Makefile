@@ -40,7 +40,7 @@ sanitize: $(SANITIZED)
 
 $(SANITIZED): tests/ops/sanitize_bodies.cpp $(BODIES) $(wildcard csrc/*.h)
 	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fopenmp -fno-omit-frame-pointer -fsanitize=address,undefined \
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -fopenmp -fno-omit-frame-pointer -fsanitize=address,undefined \
 	    -fno-sanitize-recover=all -Icsrc $< $(BODIES) -o $@
 
 lint:

@@ -152,6 +152,40 @@ def upsample_conv_inputs(
     return x, weight, 0.1 * draw.normal(case.out_channels).to(device, dtype)
 
 
+class Conv3x3Case(NamedTuple):
+    """Where a network convolves 3×3 at stride 1: shape of x (B, C, H, W), channels of the result, zero padding."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    out_channels: int
+    padding: int = 0
+
+
+CONV3X3 = (
+    Conv3x3Case("decoder_residual", (8, 128, 66, 34), 128),
+    Conv3x3Case("decoder_refine", (8, 32, 258, 130), 32),
+    Conv3x3Case("structure_residual", (16, 64, 66, 34), 64),
+    Conv3x3Case("layer1", (16, 64, 64, 32), 64, 1),
+    Conv3x3Case("layer4", (16, 512, 16, 8), 512, 1),
+)
+
+
+def conv3x3_inputs(
+    case: Conv3x3Case,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels_last: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x, weight (O, C, 3, 3), bias (O,)) for a case, all in `dtype`; results of about unit deviation."""
+    draw = _Draw(seed, device, dtype, channels_last)
+    channels = case.shape[1]
+    x = draw.picture(draw.normal(*case.shape))
+    weight = draw.picture(draw.normal(case.out_channels, channels, 3, 3) / (3 * channels**0.5))
+    return x, weight, 0.1 * draw.normal(case.out_channels).to(device, dtype)
+
+
 class AppearanceMlpCase(NamedTuple):
     """Rows of appearance codes at once; the rest is the paper's: 4 quarters of 2048, 512 wide, 128 channels."""
 

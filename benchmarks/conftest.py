@@ -136,8 +136,9 @@ def notes(device: str) -> list[str]:
     """How to read the figures."""
     lines = [
         "Medians of all rounds. Bytes and FLOPs are the least work known for the call (each input read once, each "
-        "output written once; nine taps for a 5×5 convolution after nearest upsampling), the same for all rows of "
-        "a case, so the least work can run above a ceiling.",
+        "output written once; nine taps for a 5×5 convolution after nearest upsampling; convolutions in the direct form, "
+        "of whose multiplications conv3x3 does a quarter), the same for all rows of a case, so the least work can run "
+        "above a ceiling.",
         "Peak memory of operators and modules: most bytes PyTorch's allocator held during forward and backward, "
         "above what it held before; of steps: on a GPU likewise, on a CPU the largest resident set of the step's own "
         "process, Python and PyTorch included.",

@@ -21,6 +21,7 @@ from benchmarks.cases import (
     ADAIN_ACT,
     APPEARANCE_MLP,
     BATCH_NORM_ACT,
+    CONV3X3,
     IDS,
     LAYER_NORM_ACT,
     LOSS,
@@ -31,12 +32,14 @@ from benchmarks.cases import (
     AdainActCase,
     AppearanceMlpCase,
     BatchNormActCase,
+    Conv3x3Case,
     LayerNormActCase,
     LossCase,
     UpsampleConvCase,
     adain_act_inputs,
     appearance_mlp_inputs,
     batch_norm_act_inputs,
+    conv3x3_inputs,
     layer_norm_act_inputs,
     loss_adversarial_inputs,
     loss_identity_inputs,
@@ -223,6 +226,25 @@ def _upsample_conv(case: UpsampleConvCase, **flags: bool) -> OpCase:
     )
 
 
+def _conv3x3(case: Conv3x3Case, **flags: bool) -> OpCase:
+    batch, channels, height, width = case.shape
+    pixels = batch * (height + 2 * case.padding - 2) * (width + 2 * case.padding - 2)
+    forward = 2 * 9 * channels * case.out_channels * pixels
+    return OpCase(
+        "conv3x3",
+        f"{case.name} {_shape(case.shape)} to {case.out_channels}",
+        lambda dtype, device, channels_last: conv3x3_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        {"forward": forward, "backward": 2 * forward},
+        {"padding": case.padding},
+        reread=(0, 1),
+        differentiable=(0, 1, 2),
+        products=True,
+        **flags,
+    )
+
+
 def _separate_mlps(
     code: Tensor, weights: list[Tensor], biases: list[Tensor], *, negative_slope: float
 ) -> Tensor:
@@ -296,9 +318,9 @@ def _loss_adversarial(case: LossCase, **flags: bool) -> OpCase:
     )
 
 
-_A, _B, _L, _U, _M = (
+_A, _B, _C, _L, _U, _M = (
     {case.name: case for case in table}
-    for table in (ADAIN_ACT, BATCH_NORM_ACT, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
+    for table in (ADAIN_ACT, BATCH_NORM_ACT, CONV3X3, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
 )
 
 OPS: tuple[OpCase, ...] = (
@@ -318,6 +340,11 @@ OPS: tuple[OpCase, ...] = (
     _upsample_conv(_U["decoder_up1"], quick=True),
     _upsample_conv(_U["decoder_up2"]),
     _upsample_conv(_U["decoder_up1_step"], quick=torch.cuda.is_available()),
+    _conv3x3(_C["decoder_residual"], quick=not torch.cuda.is_available()),
+    _conv3x3(_C["decoder_refine"]),
+    _conv3x3(_C["structure_residual"]),
+    _conv3x3(_C["layer1"]),
+    _conv3x3(_C["layer4"]),
     _appearance_mlp(_M["decode"], quick=True),
     _appearance_mlp(_M["decode_step"], quick=torch.cuda.is_available()),
     _loss_l1(LOSS[0], quick=True),

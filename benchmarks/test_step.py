@@ -30,8 +30,8 @@ PUBLIC = os.environ.get("DGNET_REFERENCE", "") and os.path.abspath(os.environ["D
 # (batch, height, width): a third of a picture and a quarter of a batch where two cores take half a minute a step
 QUICK_SIZE = (8, 256, 128) if CUDA else (CHECK_BATCH, *CHECK_SIZE)
 FULL_SIZE = (8, 256, 128)
-QUICK_EFFORT = Effort(3, 1.0, 10, 30) if CUDA else Effort(1, 0, 2, 2)
-FULL_EFFORT = Effort(5, 5.0, 20, 60) if CUDA else Effort(1, 0, 4, 4)  # even: the two branches alternate
+QUICK_EFFORT = Effort(3, 1.0, 10, 30) if CUDA else Effort(1, 0, 2, 2)  # even: the two branches alternate
+FULL_EFFORT = Effort(5, 5.0, 20, 60) if CUDA else QUICK_EFFORT  # a minute a step
 # float32 losses of the check step agree to this: rounding through BatchNorm over two pictures (1e-3 seen); on a GPU
 # convolutions are in TF32, with three digits
 CHECK_RTOL = 5e-2 if CUDA else 5e-3

@@ -7,6 +7,7 @@
 
 #include "adain_act.h"
 #include "batch_norm_act.h"
+#include "conv3x3.h"
 #include "layer_norm_act.h"
 #include "loss_l1.h"
 #include "malloc_thresholds.h"
@@ -144,6 +145,25 @@ LayerNormActBackward layer_norm_act_backward_arguments(const Layout& layout, uin
 }
 
 // `sizes`: streams, elements of a stream, channels, pixels, Crossing, element types of prediction and target
+// (batch, in_channels, out_channels, height, width, padding)
+using Conv3x3Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+Conv3x3Shape conv3x3_shape(const Conv3x3Sizes& sizes) {
+    const auto [batch, in_channels, out_channels, height, width, padding] = sizes;
+    return {batch, in_channels, out_channels, height, width, padding};
+}
+
+Conv3x3 conv3x3_arguments(const Conv3x3Sizes& sizes, uintptr_t x, uintptr_t taps, bool flipped,
+                          uintptr_t bias, uintptr_t y) {
+    return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(taps), flipped,
+            pointer<float>(bias), pointer<float>(y)};
+}
+
+Conv3x3TapsGradient conv3x3_taps_gradient_arguments(const Conv3x3Sizes& sizes, uintptr_t x, uintptr_t grad_y,
+                                                    uintptr_t grad_taps) {
+    return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(grad_y), pointer<float>(grad_taps)};
+}
+
 LossL1Forward loss_l1_forward_arguments(
     const std::tuple<int64_t, int64_t, int64_t, int64_t, int, int, int>& sizes, uintptr_t prediction,
     uintptr_t target, uintptr_t means, uintptr_t signs) {
@@ -223,6 +243,9 @@ PYBIND11_MODULE(_C, m) {
     define(m, "adain_act_backward", adain_act_backward, adain_act_backward_arguments);
     define(m, "batch_norm_act_forward", batch_norm_act_forward, batch_norm_act_forward_arguments);
     define(m, "batch_norm_act_backward", batch_norm_act_backward, batch_norm_act_backward_arguments);
+    m.def("conv3x3_lanes", &conv3x3_lanes, "Values that conv3x3 multiplies and adds in one instruction.");
+    define(m, "conv3x3", conv3x3, conv3x3_arguments);
+    define(m, "conv3x3_taps_gradient", conv3x3_taps_gradient, conv3x3_taps_gradient_arguments);
     define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments);
     define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments);
     define(m, "loss_l1_forward", loss_l1_forward, loss_l1_forward_arguments);

@@ -141,11 +141,11 @@ class LabelledFeatures(NamedTuple):
 
 
 def labelled_features(
-    encoder: AppearanceEncoder, split: Split, height: int, width: int, first: int | None = None, **options
+    encoder: AppearanceEncoder, split: Split | _Chosen, height: int, width: int, **options
 ) -> LabelledFeatures:
-    """`split_features` of a split's first pictures (default: all) with their labels."""
-    part = split if first is None or first >= len(split) else _LabelledSlice(split, first)
-    return LabelledFeatures(split_features(encoder, part, height, width, **options), part.ids, part.cameras)
+    """`split_features` of a split with their labels."""
+    features = split_features(encoder, split, height, width, **options)
+    return LabelledFeatures(features, split.ids, split.cameras)
 
 
 def score_features(
@@ -199,13 +199,23 @@ def retrieval_sets(
 ) -> dict[str, LabelledFeatures]:
     """What a data set's scores are made from: 'gallery', 'single' queries, 'multi' where asked and there.
 
-    ``max_queries`` takes the first queries only.
+    ``max_queries`` takes the first queries only, and of the multi-query set what belongs to them.
     """
+    encoder = fold_batch_norms(encoder)  # once for all splits
+    asked, more = dataset.query, dataset.multi_query
+    if max_queries is not None and max_queries < len(asked):
+        asked = _Chosen(asked, np.arange(max_queries))
+        if more is not None:
+            wanted = set(zip(asked.ids.tolist(), asked.cameras.tolist(), strict=True))
+            labels = zip(more.ids.tolist(), more.cameras.tolist(), strict=True)
+            theirs = [k for k, one in enumerate(labels) if one in wanted]
+            more = (
+                _Chosen(more, np.array(theirs)) if theirs else more
+            )  # with none at all the error is as for all
     sets = {"gallery": labelled_features(encoder, dataset.gallery, height, width, **options)}
-    query = labelled_features(encoder, dataset.query, height, width, max_queries, **options)
-    sets["single"] = query
-    if multi_query and dataset.multi_query is not None:
-        extra = labelled_features(encoder, dataset.multi_query, height, width, **options)
+    sets["single"] = query = labelled_features(encoder, asked, height, width, **options)
+    if multi_query and more is not None:
+        extra = labelled_features(encoder, more, height, width, **options)
         sets["multi"] = query._replace(features=multi_query_features(*extra, query.ids, query.cameras))
     return sets
 
@@ -270,10 +280,18 @@ def ranking_for(encoder: AppearanceEncoder, ranking: Ranking) -> Ranking:
     return ranking if encoder.style == "AB" else replace(ranking, weight=1.0)
 
 
-class _LabelledSlice(_Slice):
-    def __init__(self, split: Split, count: int) -> None:
-        super().__init__(split, 0, count)
-        self.ids, self.cameras = split.ids[:count], split.cameras[:count]
+class _Chosen:
+    """Some pictures of a split with their labels."""
+
+    def __init__(self, split: Split, indices: np.ndarray) -> None:
+        self.split, self.indices = split, indices
+        self.ids, self.cameras = split.ids[indices], split.cameras[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
+        return self.split.load_resized(int(self.indices[index]), height, width)
 
 
 def score_pictures(

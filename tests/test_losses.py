@@ -25,7 +25,7 @@ def noise(*shape, seed=0):
 
 def test_l1_per_stream_without_gradient_to_the_target():
     x, target = noise(S, B, 3, 4, 2).requires_grad_(), noise(S, B, 3, 4, 2, seed=1).requires_grad_()
-    got = losses.l1(x, target)
+    (got,) = losses.l1_terms([(x, target)])
     expected = torch.stack([(x[k] - target[k]).abs().sum() / (B * 24) for k in range(S)])
     torch.testing.assert_close(got, expected, **EXACT)
     got.sum().backward()
@@ -65,9 +65,9 @@ def test_lsgan():
         torch.stack([(f[k] ** 2).mean() + ((r[k] - 1) ** 2).mean() for k in range(S)])
         for f, r in zip(fake, real, strict=True)
     )
-    torch.testing.assert_close(losses.discriminator_adversarial(fake, real, "lsgan"), expected, **EXACT)
+    torch.testing.assert_close(losses.discriminator_term(fake, real, "lsgan"), expected, **EXACT)
     expected = sum(torch.stack([2 * ((f[k] - 1) ** 2).mean() for k in range(S)]) for f in fake)
-    torch.testing.assert_close(losses.generator_adversarial(fake, "lsgan"), expected, **EXACT)
+    torch.testing.assert_close(losses.generator_term(fake, "lsgan"), expected, **EXACT)
 
 
 def test_nsgan_is_the_binary_cross_entropy_of_the_sigmoid():
@@ -79,11 +79,11 @@ def test_nsgan_is_the_binary_cross_entropy_of_the_sigmoid():
         )
 
     expected = sum(bce(f, 0.0) + bce(r, 1.0) for f, r in zip(fake, real, strict=True))
-    torch.testing.assert_close(losses.discriminator_adversarial(fake, real, "nsgan"), expected, **EXACT)
+    torch.testing.assert_close(losses.discriminator_term(fake, real, "nsgan"), expected, **EXACT)
     expected = sum(bce(f, 1.0) for f in fake)
-    torch.testing.assert_close(losses.generator_adversarial(fake, "nsgan"), expected, **EXACT)
+    torch.testing.assert_close(losses.generator_term(fake, "nsgan"), expected, **EXACT)
     far = [torch.full((S, B, 1, 1, 1), -200.0)]  # where the sigmoid is 0 the loss is still right
-    torch.testing.assert_close(losses.generator_adversarial(far, "nsgan"), torch.full((S,), 200.0))
+    torch.testing.assert_close(losses.generator_term(far, "nsgan"), torch.full((S,), 200.0))
 
 
 def test_wgan_with_drift():
@@ -91,22 +91,23 @@ def test_wgan_with_drift():
     f, r = fake[0], real[0]
     drift = torch.stack([0.001 * ((f[k] ** 2).sum() + (r[k] ** 2).sum()) for k in range(S)])
     means = torch.stack([f[k].mean() - r[k].mean() for k in range(S)])
-    torch.testing.assert_close(losses.discriminator_adversarial(fake, real, "wgan"), means + drift, **EXACT)
+    torch.testing.assert_close(losses.discriminator_term(fake, real, "wgan"), means + drift, **EXACT)
     expected = torch.stack([-f[k].mean() + 0.001 * (f[k] ** 2).sum() for k in range(S)])
-    torch.testing.assert_close(losses.generator_adversarial(fake, "wgan"), expected, **EXACT)
+    torch.testing.assert_close(losses.generator_term(fake, "wgan"), expected, **EXACT)
 
 
 def test_an_unknown_adversarial_loss_is_refused():
-    for call in (lambda: losses.generator_adversarial(scores(0), "hinge"),
-                 lambda: losses.discriminator_adversarial(scores(0), scores(1), "hinge")):  # fmt: skip
-        with pytest.raises(ValueError, match="gan_type is 'hinge'; allowed: lsgan, nsgan, wgan"):
+    for call in (lambda: losses.generator_term(scores(0), "hinge"),
+                 lambda: losses.discriminator_term(scores(0), scores(1), "hinge")):  # fmt: skip
+        with pytest.raises(ValueError, match="kind is 'hinge'; allowed: lsgan, nsgan, wgan"):
             call()
 
 
 def test_losses_are_computed_in_at_least_float32():
     x = torch.full((S, B, 3, 64, 64), 0.1, dtype=torch.bfloat16)
-    assert losses.l1(x, torch.zeros_like(x)).dtype == torch.float32
-    torch.testing.assert_close(losses.l1(x, torch.zeros_like(x)), x.float()[:, 0, 0, 0, 0])
+    (got,) = losses.l1_terms([(x, torch.zeros_like(x))])
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, x.float()[:, 0, 0, 0, 0])
     assert losses.wide(x.double()).dtype == torch.float64
 
 
@@ -130,7 +131,7 @@ def test_l1_terms(dtype):
     shapes = [(S, B, 3, 16, 8), (S, B, 3, 16, 8), (S, B, 40)]
     predictions = [noise(*shape, seed=k).to(dtype).requires_grad_() for k, shape in enumerate(shapes)]
     pairs = [(x, noise(*x.shape, seed=10 + k).to(dtype)) for k, x in enumerate(predictions)]
-    plain = torch.stack([losses.l1(*pair) for pair in pairs])
+    plain = torch.stack([(x - target).abs().flatten(1).mean(dim=1) for x, target in pairs])
     same_with_gradients(losses.l1_terms(pairs), plain, predictions, exact=dtype == torch.float64)
 
 
@@ -145,17 +146,15 @@ def test_identity_terms(dtype):
     same_with_gradients(terms, plain, logits, exact=dtype == torch.float64)
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", ["lsgan", "nsgan", "wgan"])
-def test_adversarial_terms(monkeypatch, kind, fused):
-    """Also as GPUs compute them: as one op."""
-    monkeypatch.setattr(losses, "_fused", lambda tensors: fused)
+def test_adversarial_terms_as_gpus_compute_them(monkeypatch, kind):
+    """One op equals plain PyTorch."""
     fake, real = ([s.requires_grad_() for s in scores(k)] for k in (0, 10))
-    terms = losses.discriminator_term(fake, real, kind)
-    plain = losses.discriminator_adversarial(fake, real, kind)
-    same_with_gradients(terms, plain, fake + real, exact=not fused)
-    plain = losses.generator_adversarial(fake, kind)
-    same_with_gradients(losses.generator_term(fake, kind), plain, fake, exact=not fused)
+    plain = losses.discriminator_term(fake, real, kind), losses.generator_term(fake, kind)
+    monkeypatch.setattr(losses, "_fused", lambda tensors: True)
+    fused = losses.discriminator_term(fake, real, kind), losses.generator_term(fake, kind)
+    same_with_gradients(fused[0], plain[0], fake + real, exact=False)
+    same_with_gradients(fused[1], plain[1], fake, exact=False)
 
 
 def test_an_objective_without_terms_is_refused():

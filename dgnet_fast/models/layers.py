@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_fast.ops import adain_act, adain_act_reference, layer_norm_act
+from dgnet_fast.ops import adain_act, adain_act_reference, conv3x3, layer_norm_act
 from dgnet_fast.ops.padding import interior
 
 LRELU_SLOPE = 0.2
@@ -99,6 +99,7 @@ class ConvBlock(nn.Module):
         self.activation = activation_module(activ)
         self.twice_differentiable = twice_differentiable
         self.adain_act = adain_act_reference if twice_differentiable else adain_act
+        self.is_3x3 = (kernel, stride, dilation) == (3, 1, 1)
 
     @property
     def reflection(self) -> int:
@@ -109,7 +110,11 @@ class ConvBlock(nn.Module):
         """Pad, unless x comes ``padded`` by `reflection`, and convolve; nothing else."""
         if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
-        return self.conv(x)
+        conv = self.conv
+        # PyTorch's function transforms, which the penalty needs where it is compiled, refuse ops of one's own
+        if not self.is_3x3 or (self.twice_differentiable and torch.compiler.is_compiling()):
+            return conv(x)
+        return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)

@@ -88,6 +88,17 @@ TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
             _reference("dgnet_fast.ops.batch_norm_act:reference"),
         ),
     },
+    "conv3x3": {
+        "cpu": (
+            Body("cpp", "dgnet_fast.ops.conv3x3_bodies:cpp", (torch.float32,), automatic=(torch.float32,)),
+            Body("aten", "dgnet_fast.ops.conv3x3:reference", FAST_DTYPES, (torch.bfloat16, torch.float16)),
+            _reference("dgnet_fast.ops.conv3x3:reference"),
+        ),
+        "cuda": (
+            _fast("aten", "dgnet_fast.ops.conv3x3:reference"),
+            _reference("dgnet_fast.ops.conv3x3:reference"),
+        ),
+    },
     "loss_l1": {
         "cpu": (
             _fast("cpp", "dgnet_fast.ops.loss_l1_bodies:cpp"),

@@ -6,7 +6,7 @@ taps: 9 multiplications where the plain form has 25. Zero and replicate padding 
 reflection on the large picture the outermost output line on each side sees one value that the phases do not; it is
 corrected by a one-dimensional convolution along that line.
 
-Plain PyTorch throughout: any dtype and device, differentiable to any order.
+Plain PyTorch around `conv3x3`: any dtype and device, differentiable to any order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dgnet_fast.ops.conv3x3 import conv3x3
 
 KERNEL = 5
 
@@ -56,9 +58,9 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
         raise ValueError(f"x has shape {tuple(x.shape)}; reflection needs H and W of at least 2")
     phases = None if bias is None else bias.repeat_interleave(4)
     if pad_type == "zero":
-        small = F.conv2d(x, phase_weights(weight), phases, padding=1)
+        small = conv3x3(x, phase_weights(weight), phases, padding=1)
     else:
-        small = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), phase_weights(weight), phases)
+        small = conv3x3(F.pad(x, (1, 1, 1, 1), mode="replicate"), phase_weights(weight), phases)
     y = F.pixel_shuffle(small, 2)
     if pad_type == "reflect":
         _add_reflection(y, x, weight)

@@ -10,6 +10,7 @@
 
 #include "adain_act.h"
 #include "batch_norm_act.h"
+#include "conv3x3.h"
 #include "layer_norm_act.h"
 #include "loss_l1.h"
 
@@ -154,6 +155,20 @@ std::vector<Bytes> loss_l1(Element element, Element target_element, const ImageS
     return {means, signs, grad_x};
 }
 
+std::vector<Bytes> convolution(const Conv3x3Shape& s) {
+    const int64_t pixels = s.batch * s.height * s.width, kernel = 9 * s.in_channels * s.out_channels;
+    const int64_t out_pixels = s.batch * (s.height + 2 * s.padding - 2) * (s.width + 2 * s.padding - 2);
+    Bytes x = values<float>(pixels * s.in_channels, 1), taps = values<float>(kernel, 2);
+    Bytes bias = values<float>(s.out_channels, 3), grad_y = values<float>(out_pixels * s.out_channels, 4);
+    Bytes y = unwritten(out_pixels * s.out_channels, 4), grad_taps = unwritten(kernel, 4);
+    conv3x3({s, floats(x), floats(taps), false, floats(bias), floats(y)});
+    conv3x3_taps_gradient({s, floats(x), floats(grad_y), floats(grad_taps)});
+    const ImageShape named{s.batch, s.in_channels, s.height, s.width, s.padding, true, 0, 0};
+    check_written<float>("conv3x3 y", y, named);
+    check_written<float>("conv3x3 grad_taps", grad_taps, named);
+    return {y, grad_taps};
+}
+
 template <class Run>
 void on_threads(int& cases, Run run) {
     omp_set_num_threads(1);
@@ -208,5 +223,9 @@ int main() {
                                    [&] { return batch_norm_act<T>(element, shape, groups, false, false); });
                     });
                 }
+    const Conv3x3Shape convolutions[] = {{2, 16, 24, 9, 7, 0},   {1, 8, 8, 3, 3, 0},  {2, 40, 16, 1, 1, 1},
+                                         {3, 32, 32, 16, 8, 1},  {2, 8, 16, 5, 6, 2}, {1, 24, 56, 33, 9, 1},
+                                         {1, 256, 264, 5, 3, 1}, {4, 8, 8, 40, 30, 1}};
+    for (const Conv3x3Shape& shape : convolutions) on_threads(cases, [&] { return convolution(shape); });
     std::printf("%d cases clean\n", cases);
 }

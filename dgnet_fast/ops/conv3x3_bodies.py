@@ -1,0 +1,56 @@
+"""The body of `conv3x3` other than the reference, as the op calls it: cpp.
+
+A namespace, named as DGNET_FAST_IMPL names it, with the reference's two functions (`ops/conv3x3.py`). It checks nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dgnet_fast import _C
+from dgnet_fast.ops.launch import address
+
+
+def _picture(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Uninitialised, in channels_last order whatever the sizes."""
+    return torch.empty(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class cpp:  # noqa: N801
+    """C++ with OpenMP, for float32 CPU tensors in channels_last order: csrc/conv3x3.cpp.
+
+    Works in blocks of 24 patches whose matrices stay in the cache: memory sees x, y and the taps' 36 matrices.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        taps = weight.permute(2, 3, 1, 0).contiguous()
+        bias = None if bias is None else bias.contiguous()
+        return _convolve(x, taps, bias, padding, flipped=False)
+
+    @staticmethod
+    def backward(
+        grad_y: Tensor, x: Tensor, weight: Tensor, padding: int, needed: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_x = grad_weight = grad_bias = None
+        if needed[0]:  # the convolution of grad_y with the taps turned by 180°, over the full border
+            taps = weight.permute(2, 3, 0, 1).contiguous()
+            grad_x = _convolve(grad_y, taps, None, 2 - padding, flipped=True)
+        if needed[1]:
+            out, channels = weight.shape[:2]
+            grad_taps = torch.empty(3, 3, channels, out)
+            sizes = (x.shape[0], channels, out, *x.shape[2:], padding)
+            _C.conv3x3_taps_gradient(sizes, *map(address, (x, grad_y, grad_taps)))
+            grad_weight = torch.empty_like(weight).copy_(grad_taps.permute(3, 2, 0, 1))
+        if needed[2]:
+            grad_bias = grad_y.sum(dim=(0, 2, 3))
+        return tuple(torch.empty(0) if g is None else g for g in (grad_x, grad_weight, grad_bias))
+
+
+def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, padding: int, *, flipped: bool) -> Tensor:
+    batch, channels, height, width = x.shape
+    y = _picture(batch, taps.shape[3], height + 2 * padding - 2, width + 2 * padding - 2)
+    sizes = (batch, channels, taps.shape[3], height, width, padding)
+    _C.conv3x3(sizes, address(x), address(taps), flipped, address(bias), address(y))
+    return y
