@@ -100,7 +100,9 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.precision", description=__doc__, allow_abbrev=False
+    )
     made.add_argument("--seeds", type=int, default=3, help="runs of each precision")
     made.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the report goes")
     args, options = made.parse_known_args(arguments)

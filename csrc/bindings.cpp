@@ -144,7 +144,6 @@ LayerNormActBackward layer_norm_act_backward_arguments(const Layout& layout, uin
             eps};
 }
 
-// `sizes`: streams, elements of a stream, channels, pixels, Crossing, element types of prediction and target
 // (batch, in_channels, out_channels, height, width, padding)
 using Conv3x3Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
@@ -164,6 +163,7 @@ Conv3x3TapsGradient conv3x3_taps_gradient_arguments(const Conv3x3Sizes& sizes, u
     return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(grad_y), pointer<float>(grad_taps)};
 }
 
+// `sizes`: streams, elements of a stream, channels, pixels, Crossing, element types of prediction and target
 LossL1Forward loss_l1_forward_arguments(
     const std::tuple<int64_t, int64_t, int64_t, int64_t, int, int, int>& sizes, uintptr_t prediction,
     uintptr_t target, uintptr_t means, uintptr_t signs) {

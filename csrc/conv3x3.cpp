@@ -378,13 +378,13 @@ void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
     const int64_t left_channels = up_to_panel(in), right_channels = up_to_panel(out);
     const int64_t chunk =
         std::min(patches_together(patches.count, left_channels + right_channels, 1), kLongestChunk);
-    // (points, channels / kPanel, chunk, kPanel) both; what lies beyond the channels is never read
+    // (points, channels / kPanel, chunk, kPanel) both; beyond the channels `right` is zero and `left` is never read
     const Buffer left = buffer(kPoints * left_channels * chunk);
     const Buffer right = buffer(kPoints * right_channels * chunk);
     const Buffer sums = buffer(kPoints * left_channels * right_channels);
     const Buffer zeros = buffer(std::max(in, out));
     std::fill_n(zeros.get(), std::max(in, out), 0.f);
-    std::fill_n(right.get(), kPoints * right_channels * chunk, 0.f);
+    if (out < right_channels) std::fill_n(right.get(), kPoints * right_channels * chunk, 0.f);
     for (int64_t first = 0; first < patches.count; first += chunk) {
         const int64_t terms = std::min(chunk, patches.count - first);
         const auto offset = [=](int64_t c) { return c / kPanel * chunk * kPanel + c % kPanel; };

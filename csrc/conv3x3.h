@@ -3,14 +3,12 @@
 // only.
 //
 // Pictures are dense in (batch, height, width, channels) order. `taps` is (3, 3, in_channels, out_channels).
-// Both channel counts are multiples of kConv3x3Channels.
+// Both channel counts are multiples of 8.
 #pragma once
 
 #include "common.h"
 
 namespace dgnet_fast {
-
-constexpr int64_t kConv3x3Channels = 8;
 
 // Values that this build multiplies and adds in one instruction; below 8 the direct form is faster.
 int conv3x3_lanes();

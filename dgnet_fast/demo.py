@@ -12,6 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 from dgnet_fast.cli import Parser, chunks_progress, run_command
 from dgnet_fast.config import ConfigError
 from dgnet_fast.demo_app import Demo, create_app
@@ -67,7 +69,12 @@ def body(argv: list[str] | None) -> int:
     gallery = None
     if source != "none":
         gallery = open_pictures(source, source_config(model.config, source, args))
-    demo = Demo(model.to(device), gallery, nearest=args.nearest, progress=chunks_progress("gallery"))
+    demo = Demo(
+        model.to(device, memory_format=torch.channels_last),
+        gallery,
+        nearest=args.nearest,
+        progress=chunks_progress("gallery"),
+    )
     app = create_app(demo, f"{known['source']}, step {known['step']}")
     from werkzeug.serving import make_server  # comes with Flask
 

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_fast.data import ReidDataset, Split, cached_pictures, decode_split, denormalize, normalize
+from dgnet_fast.data import (
+    ChosenPictures,
+    ReidDataset,
+    Split,
+    cached_pictures,
+    decode_split,
+    denormalize,
+    normalize,
+)
 from dgnet_fast.metrics import (
     RetrievalScores,
     SingleShotScores,
@@ -141,7 +149,7 @@ class LabelledFeatures(NamedTuple):
 
 
 def labelled_features(
-    encoder: AppearanceEncoder, split: Split | _Chosen, height: int, width: int, **options
+    encoder: AppearanceEncoder, split: Split, height: int, width: int, **options
 ) -> LabelledFeatures:
     """`split_features` of a split with their labels."""
     features = split_features(encoder, split, height, width, **options)
@@ -204,14 +212,13 @@ def retrieval_sets(
     encoder = fold_batch_norms(encoder)  # once for all splits
     asked, more = dataset.query, dataset.multi_query
     if max_queries is not None and max_queries < len(asked):
-        asked = _Chosen(asked, np.arange(max_queries))
+        asked = ChosenPictures.of(asked, np.arange(max_queries))
         if more is not None:
             wanted = set(zip(asked.ids.tolist(), asked.cameras.tolist(), strict=True))
             labels = zip(more.ids.tolist(), more.cameras.tolist(), strict=True)
             theirs = [k for k, one in enumerate(labels) if one in wanted]
-            more = (
-                _Chosen(more, np.array(theirs)) if theirs else more
-            )  # with none at all the error is as for all
+            if theirs:  # with none the error is that of the whole set
+                more = ChosenPictures.of(more, np.array(theirs))
     sets = {"gallery": labelled_features(encoder, dataset.gallery, height, width, **options)}
     sets["single"] = query = labelled_features(encoder, asked, height, width, **options)
     if multi_query and more is not None:
@@ -278,20 +285,6 @@ def rank_list_rows(
 def ranking_for(encoder: AppearanceEncoder, ranking: Ranking) -> Ranking:
     """`ranking` with a weight that fits the encoder: 1 for styles whose feature has no two halves."""
     return ranking if encoder.style == "AB" else replace(ranking, weight=1.0)
-
-
-class _Chosen:
-    """Some pictures of a split with their labels."""
-
-    def __init__(self, split: Split, indices: np.ndarray) -> None:
-        self.split, self.indices = split, indices
-        self.ids, self.cameras = split.ids[indices], split.cameras[indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
-        return self.split.load_resized(int(self.indices[index]), height, width)
 
 
 def score_pictures(

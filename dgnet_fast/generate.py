@@ -225,7 +225,7 @@ def body(argv: list[str] | None) -> int:
     _check(args)
     device = resolve_device(args.device)
     model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
     start = time.perf_counter()
     if args.mode in ("cross", "set"):
         appearances, structures = _sources(args, model.config)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dgnet_fast.config import DATASETS, SEVERAL, Config
-from dgnet_fast.data import Split, decode_split, denormalize, normalize
+from dgnet_fast.data import ChosenPictures, Split, decode_split, denormalize, normalize
 from dgnet_fast.data.base import UNKNOWN_CAMERA
 from dgnet_fast.data.files import FileSplit, picture_files
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, upsample_small
@@ -51,30 +51,11 @@ class Pictures:
     def choose(self, indices: Sequence[int]) -> Pictures:
         """Only these pictures, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Pictures(self.label, _Chosen.of(self.split, chosen), self.people[chosen])
+        return Pictures(self.label, ChosenPictures.of(self.split, chosen), self.people[chosen])
 
     def decode(self, height: int, width: int, workers: int | None = None) -> Tensor:
         """All of them, uint8 (N, 3, height, width)."""
         return decode_split(self.split, height, width, workers=workers)
-
-
-@dataclass(frozen=True)
-class _Chosen(Split):
-    """Pictures of another split, by index."""
-
-    source: Split
-    indices: np.ndarray
-
-    @classmethod
-    def of(cls, source: Split, indices: np.ndarray) -> _Chosen:
-        names = [source.names[i] for i in indices]
-        return cls(source.ids[indices], source.cameras[indices], names, source, indices)
-
-    def load(self, index: int) -> np.ndarray:
-        return self.source.load(int(self.indices[index]))
-
-    def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
-        return self.source.load_resized(int(self.indices[index]), height, width)
 
 
 def open_pictures(source: str, config: Config) -> Pictures:

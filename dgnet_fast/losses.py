@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgnet_fast import ops
 from dgnet_fast.models.discriminator import Discriminator
+from dgnet_fast.ops.conv3x3 import gradient_of_input_alone
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -114,7 +115,8 @@ def real_scores_and_penalty(discriminator: Discriminator, real: Tensor) -> tuple
         else:
             pictures = real.detach().requires_grad_()
             output, score = penalised(pictures)
-            (gradient,) = torch.autograd.grad(output.sum(), pictures, create_graph=True)
+            with gradient_of_input_alone():
+                (gradient,) = torch.autograd.grad(output.sum(), pictures, create_graph=True)
         penalty = penalty + gradient.square().flatten(1).sum(dim=1)
         scores.append(score)
     return tuple(scores), penalty

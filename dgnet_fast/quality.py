@@ -264,7 +264,8 @@ def body(argv: list[str] | None) -> int:
     device = resolve_device(args.device)
     model = None
     if args.checkpoint:
-        model = load_generator(args.checkpoint, config_file=args.config)[0].to(device)
+        model = load_generator(args.checkpoint, config_file=args.config)[0]
+        model.to(device, memory_format=torch.channels_last)
     config = model.config if model is not None else Config()
     generated, size = open_generated(args.generated)
     size = size or (config.crop_image_height, config.crop_image_width)

@@ -146,7 +146,7 @@ def body(argv: list[str] | None) -> int:
     changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern}
     dataset = dataset_of(model.config.replace(**{k: v for k, v in changes.items() if v is not None}))
     folder.mkdir(parents=True, exist_ok=True)
-    table = draw(model.eval().to(device), dataset, folder, args)
+    table = draw(model.eval().to(device, memory_format=torch.channels_last), dataset, folder, args)
     print_tables([table])
     for name in FILES[:2]:
         print(folder / name)

@@ -1,7 +1,7 @@
 """Data: datasets by name, synthetic pedestrians, decoding, sampling and augmentation."""
 
 from dgnet_fast.data.augment import denormalize, erase, normalize
-from dgnet_fast.data.base import ReidDataset, Split
+from dgnet_fast.data.base import ChosenPictures, ReidDataset, Split
 from dgnet_fast.data.cache import MappedPictures, cache_folder, cached_pictures, load_pictures
 from dgnet_fast.data.datasets import load_dataset
 from dgnet_fast.data.decode import decode_split
@@ -11,6 +11,7 @@ from dgnet_fast.data.synthetic import SyntheticPedestrians
 
 __all__ = [
     "Batch",
+    "ChosenPictures",
     "MappedPictures",
     "ReidDataset",
     "Split",

@@ -44,6 +44,25 @@ class Split(ABC):
 
 
 @dataclass(frozen=True)
+class ChosenPictures(Split):
+    """Pictures of another split, by index."""
+
+    source: Split
+    indices: np.ndarray
+
+    @classmethod
+    def of(cls, source: Split, indices: np.ndarray) -> ChosenPictures:
+        names = [source.names[i] for i in indices]
+        return cls(source.ids[indices], source.cameras[indices], names, source, indices)
+
+    def load(self, index: int) -> np.ndarray:
+        return self.source.load(int(self.indices[index]))
+
+    def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
+        return self.source.load_resized(int(self.indices[index]), height, width)
+
+
+@dataclass(frozen=True)
 class ReidDataset:
     """A re-id dataset: `train` to learn from, `query` and `gallery` (and perhaps `multi_query`) of other
     people to test on.

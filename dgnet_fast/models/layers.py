@@ -111,7 +111,7 @@ class ConvBlock(nn.Module):
         if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
         conv = self.conv
-        # PyTorch's function transforms, which the penalty needs where it is compiled, refuse ops of one's own
+        # PyTorch's function transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
         if not self.is_3x3 or (self.twice_differentiable and torch.compiler.is_compiling()):
             return conv(x)
         return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])

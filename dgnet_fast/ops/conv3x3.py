@@ -2,11 +2,16 @@
 
 Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2015, arXiv 1509.09308) for the forward pass and both gradients.
 PyTorch's own convolutions run at the machine's multiplication rate already, so only fewer multiplications are faster:
-1.4 to 3.3 times the faster one of both memory orders at every such shape of G, E_s and E_a (csrc/conv3x3.cpp has the
-method, `pytest benchmarks/ --op conv3x3` measures). On a GPU, in another dtype and under autocast PyTorch's serves.
+1.2 to 3.3 times the faster one of both memory orders at every such shape of E_s, G, D and E_a (csrc/conv3x3.cpp has
+the method, `pytest benchmarks/ --full --op conv3x3` measures). On a GPU, in another dtype and under autocast PyTorch's
+serves.
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +23,8 @@ from dgnet_fast.ops.arguments import check_pictures
 
 KERNEL = 3
 
-#: The fused body takes channels by eights. Without eight multiply-adds an instruction (an extension built for any CPU:
-#: DGNET_FAST_NATIVE=0) it would be the slower one.
+#: The fused body takes channels by eights. With fewer than eight multiply-adds an instruction (an extension built for
+#: any CPU: DGNET_FAST_NATIVE=0) it would be the slower one.
 CHANNELS = 8
 _FAST_ENOUGH = _C.conv3x3_lanes() >= 8
 
@@ -41,7 +46,13 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         gradients = torch.ops.aten.convolution_backward(
             grad_y, x, weight, [weight.shape[0]], pair, [padding] * 2, pair, False, [0, 0], 1, needed
         )
-        return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+        like = (x, weight, weight.new_empty(weight.shape[0]))
+        return tuple(
+            x.new_empty(0)
+            if gradient is None
+            else torch.empty_like(one).copy_(gradient)  # in its memory order
+            for gradient, one in zip(gradients, like, strict=True)
+        )
 
 
 def conv3x3_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: int = 0) -> Tensor:
@@ -62,16 +73,17 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: i
         (B, O, H + 2·padding - 2, W + 2·padding - 2) in x's dtype.
 
     On a CPU a float32 x in channels_last order with C and O multiples of 8 and padding up to 2 takes the fused op,
-    outside autocast: its error against float64 is about 2.5 times that of ``F.conv2d`` (1e-6 of the largest value over
-    128 channels), and a value that is not finite reaches every pixel of its 4×4 patches of the result, not only those
-    whose taps meet it. Equal inputs give equal bits whatever the number of threads. All else is ``F.conv2d``
-    itself. Differentiable to any order.
+    outside autocast: its error against float64 is about 5 times that of ``F.conv2d`` (up to 3e-6 of the largest value
+    over 128 channels, 5e-6 over 512), and a value that is not finite reaches every pixel of its 4×4 patches of the
+    result, not only those whose taps meet it. Equal inputs give equal bits whatever the number of threads.
+    Differentiable to any order by autograd, but not under the transforms of torch.func. All else is ``F.conv2d`` itself;
+    DGNET_FAST_IMPL chooses the body of the fused op alone.
 
     Raises:
-        ValueError: shapes other than these; DGNET_FAST_IMPL forces a body that cannot serve.
+        ValueError: shapes other than these; DGNET_FAST_IMPL forces a body that the fused op has not.
     """
     _check(x, weight, bias, padding)
-    if _fused(x, weight, padding):
+    if _fused(x, weight, bias, padding):
         return _forward_op(x, weight, bias, padding)
     return F.conv2d(x, weight, bias, padding=padding)
 
@@ -88,16 +100,38 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> None
         )
 
 
-def _fused(x: Tensor, weight: Tensor, padding: int) -> bool:
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool:
+    given = (x, weight) if bias is None else (x, weight, bias)
     return (
         _FAST_ENOUGH
-        and x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
         and padding < KERNEL
         and x.shape[1] % CHANNELS == weight.shape[0] % CHANNELS == 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+@contextmanager
+def gradient_of_input_alone() -> Iterator[None]:
+    """Within it the fused op's backward leaves out the gradients of weight and bias.
+
+    For ``torch.autograd.grad`` to an input: PyTorch's own nodes see which gradients are asked for, those written in
+    Python do not, and each of the two costs as much as the one wanted. Backward passes on a CPU run in the thread that
+    asks for them.
+    """
+    _SCOPE.input_alone = True
+    try:
+        yield
+    finally:
+        _SCOPE.input_alone = False
+
+
+class _Scope(threading.local):
+    input_alone = False
+
+
+_SCOPE = _Scope()
 
 
 # ---- the op: schema, bodies, fake, autograd
@@ -106,7 +140,7 @@ def _fused(x: Tensor, weight: Tensor, padding: int) -> bool:
 @torch.library.custom_op("dgnet_fast::conv3x3", mutates_args=(), device_types="cpu")
 def _forward_op(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     _check(x, weight, bias, padding)
-    return registry.implementation("conv3x3", "cpu", x.dtype).forward(x, weight, bias, padding)
+    return registry.implementation("conv3x3", "cpu", x.dtype).forward(_in_order(x), weight, bias, padding)
 
 
 @torch.library.custom_op("dgnet_fast::conv3x3_backward", mutates_args=(), device_types="cpu")
@@ -114,7 +148,7 @@ def _backward_op(
     grad_y: Tensor, x: Tensor, weight: Tensor, padding: int, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     body = registry.implementation("conv3x3", "cpu", x.dtype)
-    return body.backward(_in_order(grad_y), x, weight, padding, needed)
+    return body.backward(_in_order(grad_y), _in_order(x), weight, padding, needed)
 
 
 @_forward_op.register_fake
@@ -135,10 +169,14 @@ def _(grad_y, x, weight, padding, needed):
 def _setup_context(ctx, inputs, output) -> None:
     x, weight, _, ctx.padding = inputs
     ctx.save_for_backward(x, weight)
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_y):
-    needed = list(ctx.needs_input_grad[:3])
+    needs_x, *others = ctx.needs_input_grad[:3]
+    needed = [needs_x, *(need and not _SCOPE.input_alone for need in others)]
+    if grad_y is None or not any(needed):
+        return None, None, None, None
     gradients = _backward_op(grad_y, *ctx.saved_tensors, ctx.padding, needed)
     return *(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)), None
 
@@ -146,11 +184,12 @@ def _backward(ctx, grad_y):
 def _setup_backward_context(ctx, inputs, output) -> None:
     grad_y, x, weight, ctx.padding, ctx.needed = inputs
     ctx.save_for_backward(grad_y, x, weight)
+    ctx.set_materialize_grads(False)
 
 
 def _double_backward(ctx, *cotangents):
-    """grad_x = K*(weight) grad_y and grad_weight = W*(x) grad_y are linear in both factors, and so are the gradients
-    to them: convolutions of the cotangents.
+    """The gradients of x and weight are linear in grad_y and in weight or x: theirs are convolutions of the
+    cotangents.
     """
     grad_y, x, weight = ctx.saved_tensors
     to_x, to_weight, to_bias = (
@@ -161,7 +200,7 @@ def _double_backward(ctx, *cotangents):
     if needs_grad_y:
         parts = []
         if to_x is not None:
-            parts.append(_forward_op(_in_order(to_x), weight, None, ctx.padding))
+            parts.append(_forward_op(to_x, weight, None, ctx.padding))
         if to_weight is not None:
             parts.append(_forward_op(x, to_weight, None, ctx.padding))
         if to_bias is not None:
@@ -170,7 +209,7 @@ def _double_backward(ctx, *cotangents):
     if needs_x and to_weight is not None:
         of_x = _backward_op(grad_y, x, to_weight, ctx.padding, [True, False, False])[0]
     if needs_weight and to_x is not None:
-        of_weight = _backward_op(grad_y, _in_order(to_x), weight, ctx.padding, [False, True, False])[1]
+        of_weight = _backward_op(grad_y, to_x, weight, ctx.padding, [False, True, False])[1]
     return of_grad_y, of_x, of_weight, None, None
 
 

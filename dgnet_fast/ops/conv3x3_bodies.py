@@ -12,15 +12,11 @@ from dgnet_fast import _C
 from dgnet_fast.ops.launch import address
 
 
-def _picture(batch: int, channels: int, height: int, width: int) -> Tensor:
-    """Uninitialised, in channels_last order whatever the sizes."""
-    return torch.empty(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
 class cpp:  # noqa: N801
     """C++ with OpenMP, for float32 CPU tensors in channels_last order: csrc/conv3x3.cpp.
 
-    Works in blocks of 24 patches whose matrices stay in the cache: memory sees x, y and the taps' 36 matrices.
+    Works on so many patches at a time that their matrices stay in the cache; memory sees x, y, and the 36 matrices of
+    the taps, 4 to 38 times the size of the weight where there are many channels.
     """
 
     @staticmethod
@@ -39,18 +35,20 @@ class cpp:  # noqa: N801
             grad_x = _convolve(grad_y, taps, None, 2 - padding, flipped=True)
         if needed[1]:
             out, channels = weight.shape[:2]
-            grad_taps = torch.empty(3, 3, channels, out)
+            grad_taps = x.new_empty(3, 3, channels, out)
             sizes = (x.shape[0], channels, out, *x.shape[2:], padding)
             _C.conv3x3_taps_gradient(sizes, *map(address, (x, grad_y, grad_taps)))
             grad_weight = torch.empty_like(weight).copy_(grad_taps.permute(3, 2, 0, 1))
         if needed[2]:
             grad_bias = grad_y.sum(dim=(0, 2, 3))
-        return tuple(torch.empty(0) if g is None else g for g in (grad_x, grad_weight, grad_bias))
+        return tuple(x.new_empty(0) if g is None else g for g in (grad_x, grad_weight, grad_bias))
 
 
 def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, padding: int, *, flipped: bool) -> Tensor:
     batch, channels, height, width = x.shape
-    y = _picture(batch, taps.shape[3], height + 2 * padding - 2, width + 2 * padding - 2)
+    y = x.new_empty(batch, height + 2 * padding - 2, width + 2 * padding - 2, taps.shape[3]).permute(
+        0, 3, 1, 2
+    )
     sizes = (batch, channels, taps.shape[3], height, width, padding)
     _C.conv3x3(sizes, address(x), address(taps), flipped, address(bias), address(y))
     return y

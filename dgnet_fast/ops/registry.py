@@ -90,8 +90,13 @@ TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
     },
     "conv3x3": {
         "cpu": (
-            Body("cpp", "dgnet_fast.ops.conv3x3_bodies:cpp", (torch.float32,), automatic=(torch.float32,)),
-            Body("aten", "dgnet_fast.ops.conv3x3:reference", FAST_DTYPES, (torch.bfloat16, torch.float16)),
+            Body(
+                "cpp",
+                "dgnet_fast.ops.conv3x3_bodies:cpp",
+                (torch.float32,),
+                automatic=(torch.float32,) if _C.conv3x3_lanes() >= 8 else (),
+            ),
+            _fast("aten", "dgnet_fast.ops.conv3x3:reference"),
             _reference("dgnet_fast.ops.conv3x3:reference"),
         ),
         "cuda": (

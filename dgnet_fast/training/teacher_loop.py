@@ -53,7 +53,7 @@ def train_teacher(
     teacher = build_teacher(config, config.teacher_stride, generator)
     if config.pretrained not in ("", "teacher"):
         load_imagenet(teacher, config.pretrained)
-    teacher.to(device)
+    teacher.to(device, memory_format=torch.channels_last)
     optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
     base = [group["lr"] for group in optimiser.param_groups]
     scaler = precision.scalers["gen"]
