@@ -110,6 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
         made.error(f"--seeds is {args.seeds}; allowed: at least 1")
     head = machine(full=True)
     runs: list[dict[str, Any]] = []
+    name = f"{head['name']}-{head['date']}-precision".lower().replace(" ", "-")
+    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             for precision, amp in PRECISIONS.items():
@@ -125,25 +127,25 @@ def main(arguments: list[str] | None = None) -> int:
                     stdout=subprocess.DEVNULL,
                     cwd=Path(__file__).resolve().parents[1],
                 )
-                if done.returncode:
-                    print(f"benchmarks.precision: the {precision} run of seed {seed} failed", file=sys.stderr)
+                if done.returncode or not (out / "results.json").is_file():
+                    why = "failed" if done.returncode else "ended without scores; is there a --max-steps?"
+                    print(f"benchmarks.precision: the {precision} run of seed {seed} {why}", file=sys.stderr)
                     return 1
                 seconds = time.perf_counter() - begin
                 runs.append({"precision": precision, "seed": seed, "seconds": seconds, "scores": scores(out)})
+                # after every run: a session cut short keeps what it measured
+                (args.out / f"{name}.json").write_text(json.dumps({"machine": head, "runs": runs}, indent=1))
                 print(
                     f"{precision} seed {seed}: {seconds:.0f} s, mAP {runs[-1]['scores'].get('DG-Net: mAP')}",
                     flush=True,
                 )
-    name = f"{head['name']}-{head['date']}-precision".lower().replace(" ", "-")
     lines = [f"# bf16 against fp32: {head['name']}, {head['date']}", ""]
     lines += [f"- {key}: {head[key]}" for key in ("cpu", "versions", "commit")]
     lines += [f"- command: python -m benchmarks.precision --seeds {args.seeds} {' '.join(options)}".rstrip()]
     if not (torch.cuda.is_available() or cpu_is_fast_at_bf16()):
         lines += ["- bf16 products computed in float32 and rounded: this CPU has no bf16 arithmetic"]
     lines += ["", f"Mean ± standard deviation of {args.seeds} seeds (their values).", "", *table(runs), ""]
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{name}.md").write_text("\n".join(lines))
-    (args.out / f"{name}.json").write_text(json.dumps({"machine": head, "runs": runs}, indent=1))
     print("\n".join(table(runs)))
     return 0
 
