@@ -121,39 +121,8 @@ def batch_norm_act_inputs(
     return x, weight, bias, residual
 
 
-class UpsampleConvCase(NamedTuple):
-    """Where the decoder uses upsample_conv: shape of the small x (B, C, H, W) and channels of the result."""
-
-    name: str
-    shape: tuple[int, int, int, int]
-    out_channels: int
-
-
-UPSAMPLE_CONV = (
-    UpsampleConvCase("decoder_up1", (8, 128, 64, 32), 64),
-    UpsampleConvCase("decoder_up2", (8, 64, 128, 64), 32),
-    UpsampleConvCase("decoder_up1_step", (48, 128, 64, 32), 64),
-)
-
-
-def upsample_conv_inputs(
-    case: UpsampleConvCase,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    channels_last: bool = False,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, weight (O, C, 5, 5), bias (O,)) for a case, all in `dtype`; results of about unit deviation."""
-    draw = _Draw(seed, device, dtype, channels_last)
-    channels = case.shape[1]
-    x = draw.picture(draw.normal(*case.shape))
-    weight = draw.picture(draw.normal(case.out_channels, channels, 5, 5) / (5 * channels**0.5))
-    return x, weight, 0.1 * draw.normal(case.out_channels).to(device, dtype)
-
-
-class Conv3x3Case(NamedTuple):
-    """Where a network convolves 3×3 at stride 1: shape of x (B, C, H, W), channels of the result, zero padding."""
+class ConvCase(NamedTuple):
+    """Where a network convolves at stride 1: shape of x (B, C, H, W), channels of the result, zero padding."""
 
     name: str
     shape: tuple[int, int, int, int]
@@ -161,28 +130,34 @@ class Conv3x3Case(NamedTuple):
     padding: int = 0
 
 
+UPSAMPLE_CONV = (  # x is the small picture
+    ConvCase("decoder_up1", (8, 128, 64, 32), 64),
+    ConvCase("decoder_up2", (8, 64, 128, 64), 32),
+    ConvCase("decoder_up1_step", (48, 128, 64, 32), 64),
+)
 CONV3X3 = (
-    Conv3x3Case("decoder_residual", (8, 128, 66, 34), 128),
-    Conv3x3Case("decoder_refine", (8, 32, 258, 130), 32),
-    Conv3x3Case("structure_residual", (16, 64, 66, 34), 64),
-    Conv3x3Case("layer1", (16, 64, 64, 32), 64, 1),
-    Conv3x3Case("layer4", (16, 512, 16, 8), 512, 1),
+    ConvCase("decoder_residual", (8, 128, 66, 34), 128),
+    ConvCase("decoder_refine", (8, 32, 258, 130), 32),
+    ConvCase("structure_residual", (16, 64, 66, 34), 64),
+    ConvCase("layer1", (16, 64, 64, 32), 64, 1),
+    ConvCase("layer4", (16, 512, 16, 8), 512, 1),
 )
 
 
-def conv3x3_inputs(
-    case: Conv3x3Case,
+def conv_inputs(
+    case: ConvCase,
+    kernel: int,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     channels_last: bool = False,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, weight (O, C, 3, 3), bias (O,)) for a case, all in `dtype`; results of about unit deviation."""
+    """(x, weight (O, C, kernel, kernel), bias (O,)) for a case, all in `dtype`; results of about unit deviation."""
     draw = _Draw(seed, device, dtype, channels_last)
     channels = case.shape[1]
     x = draw.picture(draw.normal(*case.shape))
-    weight = draw.picture(draw.normal(case.out_channels, channels, 3, 3) / (3 * channels**0.5))
+    weight = draw.picture(draw.normal(case.out_channels, channels, kernel, kernel) / (kernel * channels**0.5))
     return x, weight, 0.1 * draw.normal(case.out_channels).to(device, dtype)
 
 

@@ -32,19 +32,17 @@ from benchmarks.cases import (
     AdainActCase,
     AppearanceMlpCase,
     BatchNormActCase,
-    Conv3x3Case,
+    ConvCase,
     LayerNormActCase,
     LossCase,
-    UpsampleConvCase,
     adain_act_inputs,
     appearance_mlp_inputs,
     batch_norm_act_inputs,
-    conv3x3_inputs,
+    conv_inputs,
     layer_norm_act_inputs,
     loss_adversarial_inputs,
     loss_identity_inputs,
     loss_l1_inputs,
-    upsample_conv_inputs,
 )
 from dgnet_fast.ops import registry
 
@@ -209,16 +207,19 @@ def _batch_norm_act(case: BatchNormActCase, **flags: bool) -> OpCase:
     )
 
 
-def _upsample_conv(case: UpsampleConvCase, **flags: bool) -> OpCase:
-    batch, channels, height, width = case.shape
-    forward = 2 * 9 * channels * case.out_channels * batch * 4 * height * width
+def _conv(
+    op: str, case: ConvCase, kernel: int, pixels: int, options: dict[str, Any], **flags: bool
+) -> OpCase:
+    """A convolution that makes `pixels` pixels with nine taps each."""
+    forward = 2 * 9 * case.shape[1] * case.out_channels * pixels
     return OpCase(
-        "upsample_conv",
+        op,
         f"{case.name} {_shape(case.shape)} to {case.out_channels}",
-        lambda dtype, device, channels_last: upsample_conv_inputs(
-            case, dtype=dtype, device=device, channels_last=channels_last
+        lambda dtype, device, channels_last: conv_inputs(
+            case, kernel, dtype=dtype, device=device, channels_last=channels_last
         ),
         {"forward": forward, "backward": 2 * forward},
+        options,
         reread=(0, 1),
         differentiable=(0, 1, 2),
         products=True,
@@ -226,23 +227,15 @@ def _upsample_conv(case: UpsampleConvCase, **flags: bool) -> OpCase:
     )
 
 
-def _conv3x3(case: Conv3x3Case, **flags: bool) -> OpCase:
-    batch, channels, height, width = case.shape
+def _upsample_conv(case: ConvCase, **flags: bool) -> OpCase:
+    batch, _, height, width = case.shape
+    return _conv("upsample_conv", case, 5, batch * 4 * height * width, {}, **flags)
+
+
+def _conv3x3(case: ConvCase, **flags: bool) -> OpCase:
+    batch, _, height, width = case.shape
     pixels = batch * (height + 2 * case.padding - 2) * (width + 2 * case.padding - 2)
-    forward = 2 * 9 * channels * case.out_channels * pixels
-    return OpCase(
-        "conv3x3",
-        f"{case.name} {_shape(case.shape)} to {case.out_channels}",
-        lambda dtype, device, channels_last: conv3x3_inputs(
-            case, dtype=dtype, device=device, channels_last=channels_last
-        ),
-        {"forward": forward, "backward": 2 * forward},
-        {"padding": case.padding},
-        reread=(0, 1),
-        differentiable=(0, 1, 2),
-        products=True,
-        **flags,
-    )
+    return _conv("conv3x3", case, 3, pixels, {"padding": case.padding}, **flags)
 
 
 def _separate_mlps(

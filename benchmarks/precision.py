@@ -4,8 +4,8 @@
 
 Writes MACHINE-DATE-precision.md (and .json): every final score by seed, mean and deviation of both precisions. On a CPU
 without bf16 arithmetic matrix products and convolutions of bf16 tensors are computed in float32 and rounded to bf16,
-which is what bf16 hardware does (exact products, float32 sums) and a hundred times faster than PyTorch's emulation; all
-else runs as it is. Minutes a run: the seeds of both precisions are run one after the other, each in its own process.
+which is what bf16 hardware does (exact products, float32 sums), because PyTorch's emulation takes seconds a call; all else
+runs as it is. Minutes a run: the seeds of both precisions are run one after the other, each in its own process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def train(options: list[str]) -> int:
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
-    """Rows of Markdown: score, each precision's values, mean ± deviation, difference in deviations."""
+    """Rows of Markdown: score, each precision's values, mean ± deviation, their difference, also in its standard errors."""
     lines = [
         "| score | fp32 | bf16 | difference of the means | in standard errors |",
         "|---|---|---|--:|--:|",

@@ -46,6 +46,13 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
     return F.pad(x, (amount, amount, amount, amount), mode=mode)
 
 
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x), by the op `conv3x3` where it is of that kind."""
+    if (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+        return conv(x)
+    return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])
+
+
 class LayerNorm2d(nn.Module):
     """The decoder's LayerNorm: per sample over C, H, W, then a per-channel affine.
 
@@ -99,7 +106,6 @@ class ConvBlock(nn.Module):
         self.activation = activation_module(activ)
         self.twice_differentiable = twice_differentiable
         self.adain_act = adain_act_reference if twice_differentiable else adain_act
-        self.is_3x3 = (kernel, stride, dilation) == (3, 1, 1)
 
     @property
     def reflection(self) -> int:
@@ -112,9 +118,8 @@ class ConvBlock(nn.Module):
             x = pad2d(x, self.padding, self.pad_type)
         conv = self.conv
         # PyTorch's function transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
-        if not self.is_3x3 or (self.twice_differentiable and torch.compiler.is_compiling()):
-            return conv(x)
-        return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])
+        plain = self.twice_differentiable and torch.compiler.is_compiling()
+        return conv(x) if plain else convolve(conv, x)
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)

@@ -14,21 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.models.batch_norm import BatchNormMode, GroupedBatchNorm
+from dgnet_fast.models.layers import convolve
 from dgnet_fast.models.recompute import recomputed_block
-from dgnet_fast.ops import conv3x3
 
 EXPANSION = 4
 
 
 def _conv(n_in: int, n_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
-
-
-def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x) of a 3×3 convolution, which is the op `conv3x3` at stride 1."""
-    if conv.stride != (1, 1):
-        return conv(x)
-    return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])
 
 
 class Bottleneck(nn.Module):
@@ -50,7 +43,7 @@ class Bottleneck(nn.Module):
             conv, norm = self.downsample
             identity = norm(conv(x), mode)
         y = self.bn1(self.conv1(x), mode, relu=True)
-        y = self.bn2(_convolve(self.conv2, y), mode, relu=True)
+        y = self.bn2(convolve(self.conv2, y), mode, relu=True)
         return self.bn3(self.conv3(y), mode, identity, relu=True)
 
 

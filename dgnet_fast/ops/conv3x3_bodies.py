@@ -16,7 +16,7 @@ class cpp:  # noqa: N801
     """C++ with OpenMP, for float32 CPU tensors in channels_last order: csrc/conv3x3.cpp.
 
     Works on so many patches at a time that their matrices stay in the cache; memory sees x, y, and the 36 matrices of
-    the taps, 4 to 38 times the size of the weight where there are many channels.
+    the taps, 4 times the size of the weight.
     """
 
     @staticmethod

@@ -84,7 +84,7 @@ def test_error_is_a_small_multiple_of_pytorchs():
     ours, theirs = (
         (f(x, weight).double() - exact).square().mean().sqrt() for f in (conv3x3, conv3x3_reference)
     )
-    assert ours <= 6 * theirs  # 2.4 times the naive sum's, 4.6 times that of oneDNN's blocks, seen
+    assert ours <= 4 * theirs  # 2.5 to 2.7 times seen, over 32 to 512 channels
 
 
 @fused
@@ -150,8 +150,11 @@ def needed_of(calls, monkeypatch):
 @fused
 def test_only_the_gradients_asked_for(monkeypatch):
     x, weight, bias = draw((2, 16, 8, 8), 16)
-    pairs = [((x.detach(), weight, bias), (weight, bias)), ((x, weight.detach(), None), (x,))]
-    for given, leaves in pairs:
+    asked = [
+        ((x.detach(), weight, bias), (weight, bias), [False, True, True]),
+        ((x, weight.detach(), None), (x,), [True, False, False]),
+    ]
+    for given, leaves, needed in asked:
         exact = torch.autograd.grad(conv3x3_reference(*given).square().sum(), leaves)
 
         def calls(given=given, leaves=leaves, exact=exact):
@@ -160,9 +163,7 @@ def test_only_the_gradients_asked_for(monkeypatch):
             ):
                 assert (got - wanted).abs().max() <= 2 * BOUND * wanted.abs().max()
 
-        assert needed_of(calls, monkeypatch) == [
-            [leaf in (0,) for leaf in range(3)] if len(leaves) == 1 else [False, True, True]
-        ]
+        assert needed_of(calls, monkeypatch) == [needed]
 
     def penalty():
         with gradient_of_input_alone():
