@@ -222,7 +222,7 @@ class Config:
         "mixed precision; auto: bf16 where the device is fast at it",
         choices=("auto", "bf16", "fp16", "off"),
     )
-    compile: bool = option(False, "torch.compile the step's forward pass and both phases, one graph each")
+    compile: bool = option(False, "torch.compile the step's passes and parts, one graph each")
     cuda_graphs: str = option(
         "auto", "record steps as CUDA graphs; auto: where it can be done", choices=("auto", "on", "off")
     )

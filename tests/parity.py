@@ -42,7 +42,7 @@ from dgnet_fast.models.reference_layout import (
     import_state,
 )
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.step import STREAMS, TrainingStep
+from dgnet_fast.training.step import STREAMS, Encoded, Forward, TrainingStep
 
 BOUND = 1e-8
 NOISE_FACTOR = 10
@@ -175,17 +175,17 @@ class Comparison:
         return max(scored, default=(0.0, "nothing recorded"))
 
 
-def forward_tensors(forward, count: int) -> dict[str, Tensor]:  # noqa: ANN001 - training.step.Forward
+def forward_tensors(encoded: Encoded, forward: Forward, count: int) -> dict[str, Tensor]:
     """The recorded names of the forward pass's tensors."""
     named = {}
     for k, s in enumerate("ab"):
         named |= {f"s_{s}": forward.structure[k], f"f_{s}": forward.code[k]}
         named |= {f"x_{s}_recon": forward.self_recon[k], f"x_{s}_recon_p": forward.same_id_recon[k]}
-        for prefix, logits in (("p", forward.logits), ("pp", forward.positive_logits)):
-            for head, one in enumerate(logits):
-                rows = one[k * count : (k + 1) * count]
+        for prefix, first in (("p", 0), ("pp", 2)):
+            for head, one in enumerate(encoded.logits):
+                rows = one[(first + k) * count : (first + k + 1) * count]
                 named[f"{prefix}_{s}[{head}]"] = rows
-                if len(logits) == 1:
+                if len(encoded.logits) == 1:
                     named[f"{prefix}_{s}"] = rows
     return named | {"x_ba": forward.swapped[0], "x_ab": forward.swapped[1]}
 
@@ -225,14 +225,16 @@ def compare_step(step: TrainingStep, batch: Batch, recorded: dict, unused: dict)
 
         hooks.append(optimiser.register_step_pre_hook(collect))
     seen = []
-    plain_forward = step.forward_pass
-    step.forward_pass = lambda *a, **k: seen.append(plain_forward(*a, **k)) or seen[-1]
+    passes = step.encode_appearance, step.forward_pass
+    step.encode_appearance, step.forward_pass = (
+        lambda *a, call=call, **k: seen.append(call(*a, **k)) or seen[-1] for call in passes
+    )
     result = step([batch], 0)  # rates undecayed and ramps held still, as recorded
-    step.forward_pass = plain_forward
+    step.encode_appearance, step.forward_pass = passes
     for hook in hooks:
         hook.remove()
 
-    ours = forward_tensors(seen[0], batch.x.shape[1])
+    ours = forward_tensors(*seen, batch.x.shape[1])
     for name, record in recorded["forward"].items():
         if name not in ours:
             groups["forward"].add_missing(name)

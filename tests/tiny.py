@@ -11,7 +11,18 @@ from dgnet_fast.data import Batch
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.step import TrainingStep
+from dgnet_fast.training.schedule import Weights
+from dgnet_fast.training.step import (
+    DISCRIMINATOR_PARTS,
+    GENERATOR_PARTS,
+    Encoded,
+    Forward,
+    Terms,
+    TrainingStep,
+    encode_appearance,
+    forward_pass,
+    identity_part,
+)
 
 BATCH, IDS = 3, 5
 NETWORK: dict[str, Any] = {
@@ -79,6 +90,42 @@ def tiny_step(model: DGNet, amp: torch.dtype | None = None, *, dropout: bool = F
     """The training step of ``model`` with fresh optimisers, on the CPU."""
     precision = Precision(amp, torch.device("cpu"))
     return TrainingStep(model, Optimisers(model, model.config), precision, dropout=dropout)
+
+
+def both_passes(model: DGNet, batch: Batch, *, dropout: bool = False) -> tuple[Encoded, Forward]:
+    """The two passes that the parts of a step share."""
+    encoded = encode_appearance(model, batch, dropout=dropout)
+    return encoded, forward_pass(model, batch, encoded.code)
+
+
+def added(parts: list[Terms]) -> Terms:
+    """The terms of all parts of a phase, those that several of them have added up."""
+    terms: Terms = {}
+    for part in parts:
+        for name, value in part.items():
+            terms[name] = terms[name] + value if name in terms else value
+    return terms
+
+
+def discriminator_terms(model: DGNet, swapped: torch.Tensor, real: torch.Tensor) -> Terms:
+    """D's terms in one graph."""
+    return added([part(model, swapped, real) for part in DISCRIMINATOR_PARTS])
+
+
+def generator_terms(
+    model: DGNet,
+    passes: tuple[Encoded, Forward],
+    batch: Batch,
+    weights: Weights,
+    *,
+    train_encoder: bool,
+    dropout: bool = False,
+) -> Terms:
+    """The terms of E_s, G and E_a in one graph with both passes."""
+    encoded, forward = passes
+    first = identity_part(model, encoded, batch, weights, dropout=dropout)
+    options = {"train_encoder": train_encoder, "dropout": dropout}
+    return added([first, *(part(model, forward, batch, weights, **options) for part in GENERATOR_PARTS)])
 
 
 def arguments(options: dict[str, Any]) -> list[str]:

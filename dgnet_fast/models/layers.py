@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.ops import adain_act, adain_act_reference, conv3x3, layer_norm_act
-from dgnet_fast.ops.padding import interior
+from dgnet_fast.ops.padding import interior, reflect_pad, replicate_pad
 
 LRELU_SLOPE = 0.2
 INSTANCE_EPS = 1e-5
@@ -21,16 +21,20 @@ LAYER_EPS = 1e-5
 
 
 def activation_module(name: str) -> nn.Module | None:
-    """The activation called ``name`` (relu, lrelu, prelu, selu, tanh or none), or None for none."""
+    """The activation called ``name`` (relu, lrelu, prelu, selu, tanh or none), or None for none.
+
+    In place where the backward pass can do with the result: the input, a layer's result, is nobody else's and one
+    tensor less is kept.
+    """
     match name:
         case "relu":
-            return nn.ReLU()
+            return nn.ReLU(inplace=True)
         case "lrelu":
-            return nn.LeakyReLU(LRELU_SLOPE)
+            return nn.LeakyReLU(LRELU_SLOPE, inplace=True)
         case "prelu":
             return nn.PReLU()
         case "selu":
-            return nn.SELU()
+            return nn.SELU(inplace=True)
         case "tanh":
             return nn.Tanh()
         case "none":
@@ -40,10 +44,9 @@ def activation_module(name: str) -> nn.Module | None:
 
 def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
     """Pad H and W by ``amount`` on each side; kind is zero, reflect or replicate."""
-    if amount == 0:
-        return x
-    mode = "constant" if kind == "zero" else kind
-    return F.pad(x, (amount, amount, amount, amount), mode=mode)
+    if kind == "replicate":
+        return replicate_pad(x, amount)
+    return reflect_pad(x, amount) if kind == "reflect" else F.pad(x, (amount,) * 4)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:

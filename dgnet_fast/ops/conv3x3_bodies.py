@@ -46,9 +46,9 @@ class cpp:  # noqa: N801
 
 def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, padding: int, *, flipped: bool) -> Tensor:
     batch, channels, height, width = x.shape
-    y = x.new_empty(batch, height + 2 * padding - 2, width + 2 * padding - 2, taps.shape[3]).permute(
-        0, 3, 1, 2
-    )
+    # not a permuted view: PyTorch refuses to change those in place behind an op
+    shape = (batch, taps.shape[3], height + 2 * padding - 2, width + 2 * padding - 2)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     sizes = (batch, channels, taps.shape[3], height, width, padding)
     _C.conv3x3(sizes, address(x), address(taps), flipped, address(bias), address(y))
     return y

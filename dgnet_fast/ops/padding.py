@@ -45,6 +45,21 @@ def reflect_pad(y: Tensor, padding: int) -> Tensor:
     return F.pad(y, (padding,) * 4, mode="reflect") if padding else y
 
 
+def replicate_pad(y: Tensor, padding: int) -> Tensor:
+    """y (B, C, H, W) padded on every side by its border values; differentiable at any order.
+
+    Compiled without `F.pad`: Inductor expects the gradient of that in another memory order than it comes (PyTorch 2.13).
+    """
+    if padding == 0:
+        return y
+    if not torch.compiler.is_compiling():
+        return F.pad(y, (padding,) * 4, mode="replicate")
+    for dim in (2, 3):
+        first, last = y.narrow(dim, 0, 1), y.narrow(dim, y.shape[dim] - 1, 1)
+        y = torch.cat([first] * padding + [y] + [last] * padding, dim=dim)
+    return y
+
+
 def fold_reflection(grad: Tensor, padding: int) -> Tensor:
     """Adjoint of `reflect_pad`: (B, C, H + 2p, W + 2p) to (B, C, H, W), each border value added to its source.
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_fast.ops.conv3x3 import conv3x3
+from dgnet_fast.ops.padding import replicate_pad
 
 KERNEL = 5
 
@@ -60,28 +61,56 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
     if pad_type == "zero":
         small = conv3x3(x, phase_weights(weight), phases, padding=1)
     else:
-        small = conv3x3(F.pad(x, (1, 1, 1, 1), mode="replicate"), phase_weights(weight), phases)
+        small = conv3x3(replicate_pad(x, 1), phase_weights(weight), phases)
     y = F.pixel_shuffle(small, 2)
-    if pad_type == "reflect":
-        _add_reflection(y, x, weight)
-    return y
+    if pad_type != "reflect":
+        return y
+    lines = _reflection(x, weight)
+    # compiled, PyTorch's own in-place additions are part of the graph; as they are, each of the four would have
+    # autograd copy the whole gradient
+    return _add_border(y, *lines) if torch.compiler.is_compiling() else _AddBorder.apply(y, *lines)
 
 
-def _add_reflection(y: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add to ``y``, in place, what reflection changes against replication: the four outermost lines.
+def _reflection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What reflection changes against replication: the outermost lines, top, bottom, left and right.
 
     Two lines beyond the border reflection shows the second value where replication shows the first. Rows are corrected
     along the reflected width, columns along the replicated height, so that the corners come out once.
     """
-    rows = torch.cat(
-        [x[:, :, 1:2] - x[:, :, :1], x[:, :, -2:-1] - x[:, :, -1:]]
-    )  # for the top, then the bottom
+    rows = torch.cat([x[:, :, 1:2] - x[:, :, :1], x[:, :, -2:-1] - x[:, :, -1:]])  # top, then bottom
     columns = torch.cat([x[..., 1:2] - x[..., :1], x[..., -2:-1] - x[..., -1:]])
-    top, bottom = F.pad(rows.repeat_interleave(2, dim=3), (2, 2, 0, 0), mode="reflect").unflatten(0, (2, -1))
-    left, right = F.pad(columns.repeat_interleave(2, dim=2), (0, 0, 2, 2), mode="replicate").unflatten(
-        0, (2, -1)
+    rows, columns = rows.repeat_interleave(2, dim=3), columns.repeat_interleave(2, dim=2)
+    # not F.pad: Inductor expects the gradient of a single column in another memory order than it comes (PyTorch 2.13)
+    rows = torch.cat([rows[..., 2:3], rows[..., 1:2], rows, rows[..., -2:-1], rows[..., -3:-2]], dim=3)
+    first, last = columns[:, :, :1], columns[:, :, -1:]
+    columns = torch.cat([first, first, columns, last, last], dim=2)
+    top, bottom = rows.chunk(2)
+    left, right = columns.chunk(2)
+    return (
+        F.conv2d(top, weight[:, :, :1]),
+        F.conv2d(bottom, weight[:, :, -1:]),
+        F.conv2d(left, weight[..., :1]),
+        F.conv2d(right, weight[..., -1:]),
     )
-    y[:, :, :1] += F.conv2d(top, weight[:, :, :1])
-    y[:, :, -1:] += F.conv2d(bottom, weight[:, :, -1:])
-    y[..., :1] += F.conv2d(left, weight[..., :1])
-    y[..., -1:] += F.conv2d(right, weight[..., -1:])
+
+
+def _add_border(y: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Add to ``y``, in place, its outermost lines."""
+    y[:, :, :1] += top
+    y[:, :, -1:] += bottom
+    y[..., :1] += left
+    y[..., -1:] += right
+    return y
+
+
+class _AddBorder(torch.autograd.Function):
+    """`_add_border`, whose gradient needs no copy."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, *lines: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        return _add_border(y, *lines)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad, grad[:, :, :1], grad[:, :, -1:], grad[..., :1], grad[..., -1:]

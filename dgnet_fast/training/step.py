@@ -1,8 +1,10 @@
 """One training step of DG-Net: the flow of the paper's figure 2, as plain functions.
 
-A step has three parts: the shared forward pass (`forward_pass`), the discriminator phase
-(`discriminator_phase`) and the generator phase (`generator_phase`: E_s, G and E_a together). `TrainingStep`
-runs them with the optimisers.
+A step has two passes that others build on, E_a's over the real pictures (`encode_appearance`) and E_s and G's
+(`forward_pass`); D's phase (`DISCRIMINATOR_PARTS`); and the phase of E_s, G and E_a (`identity_part` and
+`GENERATOR_PARTS`). `TrainingStep` runs them with the optimisers. The parts share nothing but the results of the two
+passes: each part's backward pass follows at once, down to those results, so that the activations of one part live at a
+time (`Shared`); what they left there goes on through the two passes at the end.
 
 Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is
 ``flip(0)``. E_s, G and D mix no samples, so all their inputs of a phase go through in one batch; E_a's passes
@@ -11,15 +13,17 @@ are groups of one batch (see `dgnet_fast.models.batch_norm`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dgnet_fast import losses
+from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, erase
-from dgnet_fast.models.appearance_encoder import Appearance, upsample_small
+from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.discriminator import Discriminator
@@ -33,13 +37,26 @@ from dgnet_fast.training.seeds import derive_seed
 
 STREAMS = 2
 
+Terms = dict[str, Tensor]
+"""Terms by name, (S,) each, absent where their weight is 0 (a weight that is a tensor is taken to be above 0); and
+``total``, their weighted sum."""
+
+
+class Encoded(NamedTuple):
+    """What E_a makes of x_a, x_b, xp_a, xp_b, in that order: code (2·S·B, 4·C) and logits (2·S·B, ids) per head.
+
+    No logits with random erasing, which takes those of erased copies (`identity_part`).
+    """
+
+    code: Tensor
+    logits: tuple[Tensor, ...]
+
 
 class Forward(NamedTuple):
-    """What both phases share; every tensor starts (S, B, ...), stream a first.
+    """What E_s and G make of x; every tensor starts (S, B, ...), stream a first.
 
     structure, code: of x. swapped[k]: appearance of stream k in the structure of the other (x_ba, x_ab).
     self_recon, same_id_recon: x decoded with its own code and with its positive's.
-    logits, positive_logits: per head, (S·B, ids).
     """
 
     structure: Tensor
@@ -47,8 +64,39 @@ class Forward(NamedTuple):
     swapped: Tensor
     self_recon: Tensor
     same_id_recon: Tensor
-    logits: tuple[Tensor, ...]
-    positive_logits: tuple[Tensor, ...]
+
+
+Results = TypeVar("Results", Encoded, Forward)
+
+
+class Shared(Generic[Results]):
+    """The results of a pass that several parts of the step use, as leaves of the graph, where the parts' backward
+    passes end and their gradients add up.
+    """
+
+    def __init__(self, results: Results) -> None:
+        tensors = flat(results)
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
+        self._pairs = list(zip(tensors, leaves, strict=True))
+        rest = iter(leaves)
+        self.leaves: Results = type(results)(
+            *(next(rest) if isinstance(x, Tensor) else tuple(islice(rest, len(x))) for x in results)
+        )
+
+    def backward(self) -> None:
+        """Take what the leaves have gathered back through the pass, whose activations are free after it; once."""
+        reached = [(x, leaf.grad) for x, leaf in self._pairs if leaf.grad is not None]
+        self._pairs = []
+        if reached:
+            torch.autograd.backward(*zip(*reached, strict=True))
+
+
+def flat(results: Encoded | Forward) -> list[Tensor]:
+    """All tensors of a pass's results."""
+    return [x for one in results for x in ([one] if isinstance(one, Tensor) else one)]
+
+
+Passes = tuple[Shared[Encoded], Shared[Forward]]
 
 
 def detached(module: nn.Module) -> dict[str, Tensor]:
@@ -68,46 +116,31 @@ def split_streams(x: Tensor, parts: int = STREAMS) -> Tensor:
     return x.unflatten(0, (parts, -1))
 
 
-def encode_appearance(
-    model: DGNet, batch: Batch, dropout: bool, statistics: str = "update"
-) -> tuple[Appearance, Appearance]:
-    """E_a on x_a, x_b, xp_a, xp_b in that order, each a batch of its own to BatchNorm.
-
-    Returns (codes, logits): two views of the same pass, or, with random erasing, the plain pass for the codes
-    and a second one over the erased copies for the logits. Where no gradient can flow the plain pass keeps no
-    graph.
-    """
-    config = model.config
-    mode = BatchNormMode(2 * STREAMS, statistics)
-    pictures = upsample_small(torch.cat([batch.x.flatten(0, 1), batch.xp.flatten(0, 1)]), config.ID_upsample)
-    erasing = batch.erasing_boxes is not None
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not (erasing and config.ID_style == "AB")):
-        plain = model.appearance_encoder(pictures, mode, dropout=dropout)
-    if not erasing:
-        return plain, plain
-    return plain, model.appearance_encoder(
-        erase(pictures, batch.erasing_boxes.flatten(0, 1)), mode, dropout=dropout
+def appearance_pictures(model: DGNet, batch: Batch) -> Tensor:
+    """x_a, x_b, xp_a, xp_b one after the other as E_a sees them, each a batch of its own to BatchNorm."""
+    return upsample_small(
+        torch.cat([batch.x.flatten(0, 1), batch.xp.flatten(0, 1)]), model.config.ID_upsample
     )
 
 
-def forward_pass(model: DGNet, batch: Batch, *, dropout: bool = True) -> Forward:
-    """Codes of both streams, the six decodes in one batch, identity logits."""
-    count = batch.x.shape[0] * batch.x.shape[1]
+def encode_appearance(model: DGNet, batch: Batch, *, dropout: bool = True) -> Encoded:
+    """E_a on `appearance_pictures`; where no gradient can flow (style AB with random erasing) without a graph."""
+    erasing = batch.erasing_boxes is not None
+    codes_alone = erasing and model.config.ID_style == "AB"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not codes_alone):
+        mode = BatchNormMode(2 * STREAMS, "update")
+        seen = model.appearance_encoder(appearance_pictures(model, batch), mode, dropout=dropout)
+    return Encoded(seen.code, () if erasing else seen.logits)
+
+
+def forward_pass(model: DGNet, batch: Batch, code: Tensor) -> Forward:
+    """Structure of both streams and the six decodes in one batch; ``code`` of `Encoded`."""
+    code, positive_code = code.chunk(2)
     structure = model.structure_encoder(structure_input(batch.x.flatten(0, 1), model.config.single))
-    codes, identities = encode_appearance(model, batch, dropout)
-    code, positive_code = codes.code[:count], codes.code[count:]
     crossed = split_streams(structure).flip(0).flatten(0, 1)
     decoded = model.decode(torch.cat([crossed, structure, structure]), torch.cat([code, code, positive_code]))
     swapped, self_recon, same_id_recon = decoded.unflatten(0, (3, STREAMS, -1))
-    return Forward(
-        structure=split_streams(structure),
-        code=split_streams(code),
-        swapped=swapped,
-        self_recon=self_recon,
-        same_id_recon=same_id_recon,
-        logits=tuple(one[:count] for one in identities.logits),
-        positive_logits=tuple(one[count:] for one in identities.logits),
-    )
+    return Forward(split_streams(structure), split_streams(code), swapped, self_recon, same_id_recon)
 
 
 @torch.no_grad()
@@ -123,89 +156,102 @@ def swapped_only(model: DGNet, batch: Batch) -> Tensor:
 
 
 def streams_apart(discriminator: Discriminator, pictures: Tensor) -> list[Tensor]:
-    """Batches (N, 3, H, W) of pictures (S, B, 3, H, W) as D sees them: all streams in one, or one each where D's
-    BatchNorm ties a batch together.
+    """Pictures (S, B, 3, H, W) as D sees them: all streams in one pass, or one each where D's BatchNorm ties a batch
+    together.
     """
-    return list(pictures) if discriminator.mixes_samples else [pictures.flatten(0, 1)]
+    return list(pictures.split(1 if discriminator.mixes_samples else STREAMS))
 
 
-def joined(parts: list[list[Tensor]]) -> list[Tensor]:
-    """What D made of each of `streams_apart`'s batches, together: every result (S, B, ...)."""
-    return [split_streams(torch.cat(one)) for one in zip(*parts, strict=True)]
+def fake_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
+    """D's terms of generated pictures (S, B, 3, H, W); ``total`` is weighted by gan_w."""
+    scores = model.discriminator(swapped.detach().flatten(0, 1))
+    scores = [split_streams(one, len(swapped)) for one in scores]
+    adversarial = losses.discriminator_term(scores, [], model.config.dis.gan_type)
+    return {"dis": adversarial, "total": model.config.gan_w * adversarial.sum()}
 
 
-def discriminator_phase(model: DGNet, swapped: Tensor, real: Tensor) -> dict[str, Tensor]:
-    """D's terms: per stream adversarial loss plus gradient penalty; ``total`` is weighted by gan_w."""
-    discriminator, config = model.discriminator, model.config
-    parts = []
-    for fake, true in zip(
-        streams_apart(discriminator, swapped.detach()), streams_apart(discriminator, real), strict=True
-    ):
-        fake_scores = discriminator(fake)
-        true_scores, penalty = losses.real_scores_and_penalty(discriminator, true)
-        parts.append([*fake_scores, *true_scores, penalty])
-    *scores, penalty = joined(parts)
-    scales = len(scores) // 2
-    adversarial = losses.discriminator_term(scores[:scales], scores[scales:], config.dis.gan_type)
-    penalty = config.dis.LAMBDA * penalty.mean(dim=1)
+def real_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
+    """D's terms of real pictures (S, B, 3, H, W), gradient penalty included; ``total`` is weighted by gan_w."""
+    config = model.config
+    scores, penalty = losses.real_scores_and_penalty(model.discriminator, real.flatten(0, 1))
+    scores = [split_streams(one, len(real)) for one in scores]
+    penalty = config.dis.LAMBDA * split_streams(penalty, len(real)).mean(dim=1)
+    value = losses.discriminator_term([], scores, config.dis.gan_type) + penalty
+    return {"dis": value, "penalty": penalty, "total": config.gan_w * value.sum()}
+
+
+def streamwise_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
+    """D's terms where its BatchNorm ties a batch together: fake before real, stream after stream, as the public code
+    moves the running statistics.
+    """
+    streams = []
+    for pictures in zip(swapped.split(1), real.split(1), strict=True):
+        fake, true = fake_part(model, *pictures), real_part(model, *pictures)
+        streams.append(true | {name: fake[name] + true[name] for name in fake})
     return {
-        "dis": adversarial + penalty,
-        "penalty": penalty,
-        "total": config.gan_w * (adversarial + penalty).sum(),
+        name: sum(found) if name == "total" else torch.cat(found)
+        for name, found in ((name, [one[name] for one in streams]) for name in streams[0])
     }
 
 
-def teacher_pairs(model: DGNet, generated: Tensor, labels: Tensor, dropout: bool) -> dict[str, list]:
-    """(logits, target) of primary (KL to the teacher's label) and, in style AB, fine-grained (the structure
-    provider's id) learning.
-
-    ``generated`` are the swapped pictures without gradient; E_a sees them in train mode, which updates its
-    running statistics.
-    """
+def identity_part(model: DGNet, encoded: Encoded, batch: Batch, weights: Weights, *, dropout: bool) -> Terms:
+    """E_a tells real people apart; with random erasing from erased copies of the pictures, in a pass of their own."""
     config = model.config
-    other = labels.flip(0)
-    upsampled = upsample_small(generated.flatten(0, 1), config.ID_upsample)
-    target = teacher_labels(
-        model.teachers,
-        split_streams(upsampled),
-        labels,
-        other,
-        ids=config.ID_class,
-        style=config.teacher_style,
-        batch_statistics=config.train_bn,
-    )
-    student = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "update"), dropout=dropout)
-    pairs = {"teacher_kl": [(student.logits[0], target)]}
+    logits = encoded.logits
+    if batch.erasing_boxes is not None:
+        pictures = erase(appearance_pictures(model, batch), batch.erasing_boxes.flatten(0, 1))
+        mode = BatchNormMode(2 * STREAMS, "update")
+        logits = model.appearance_encoder(pictures, mode, dropout=dropout).logits
+    real, positive = zip(*(one.chunk(2) for one in logits), strict=True)
+    heads = identity_heads(config, logits)
+    identities = {
+        "id": [(one, batch.labels) for one in real[:heads]],
+        "pid": [(one, batch.labels) for one in positive[:heads]],
+    }
     if config.ID_style == "AB":
-        pairs["teacher_fine"] = [(one, other) for one in student.logits[1:]]
-    return pairs
+        identities["fine"] = [(one, batch.labels) for one in real[1:]]
+    terms = losses.mean_identity_terms(identities)
+    if config.ID_style == "AB":
+        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None)
+        # gives it
+        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * terms.pop("fine")
+    return with_total(model, weights, terms)
 
 
-def generator_phase(
-    model: DGNet,
-    forward: Forward,
-    batch: Batch,
-    weights: Weights,
-    *,
-    train_encoder: bool,
-    dropout: bool = True,
-) -> dict[str, Tensor]:
-    """All terms of E_s, G and E_a, each (S,), and their weighted sum ``total``. A term whose weight is 0 is
-    absent; a weight may be a 0-d tensor, which is taken to be above 0.
+def identity_heads(config: Config, logits: Sequence[Tensor]) -> int:
+    """How many of E_a's heads learn the identity: in style AB the first; the second is the fine-grained one."""
+    return 1 if config.ID_style == "AB" else len(logits)
+
+
+def adversarial_part(
+    model: DGNet, forward: Forward, batch: Batch, weights: Weights, *, train_encoder: bool, dropout: bool
+) -> Terms:
+    """What D makes of the swapped pictures."""
+    scores = [
+        [split_streams(one, len(part)) for one in frozen(model.discriminator, part.flatten(0, 1))]
+        for part in streams_apart(model.discriminator, forward.swapped)
+    ]
+    scores = [torch.cat(one) for one in zip(*scores, strict=True)]
+    term = losses.generator_term(scores, model.config.dis.gan_type)
+    return {"adv": term, "total": model.config.gan_w * term.sum()}
+
+
+def reconstruction_part(
+    model: DGNet, forward: Forward, batch: Batch, weights: Weights, *, train_encoder: bool, dropout: bool
+) -> Terms:
+    """Pictures and codes come back: x from its own codes and from the positive's; codes, identity and x again from the
+    swapped pictures.
 
     ``train_encoder``: structure reconstruction trains E_s on the generated picture held fixed; otherwise a
     frozen E_s passes the gradient on to the picture.
     """
-    config, style = model.config, model.config.ID_style
+    config = model.config
     swapped = forward.swapped.flatten(0, 1)
-    heads = 1 if style == "AB" else len(forward.logits)
-    labels = batch.labels
 
     # structure again: stream k's structure is in the other stream's swap
-    fixed = swapped.detach()
     if is_present(weights.recon_s_w) or is_present(weights.recon_x_cyc_w):
         if train_encoder:
-            structure_again = model.structure_encoder(structure_input(fixed, config.single))
+            structure_again = model.structure_encoder(structure_input(swapped.detach(), config.single))
         else:
             structure_again = frozen(model.structure_encoder, structure_input(swapped, config.single))
         structure_again = split_streams(structure_again).flip(0)
@@ -226,41 +272,60 @@ def generator_phase(
         cycled = model.decode(structure_again.flatten(0, 1), again.code)
         pictures["recon_x_cyc"] = split_streams(cycled), batch.x
 
-    identities = {
-        "id": [(one, labels) for one in forward.logits[:heads]],
-        "pid": [(one, labels) for one in forward.positive_logits[:heads]],
-        "recon_id": [(one, labels) for one in again.logits[:heads]],
-    }
-    if style == "AB":
-        identities["fine"] = [(one, labels) for one in forward.logits[1:]]
-    if is_present(weights.teacher_w) and config.teacher and style != "PCB":
-        identities |= teacher_pairs(model, split_streams(fixed), labels, dropout)
-
     terms = dict(zip(pictures, losses.l1_terms(list(pictures.values())), strict=True))
-    terms |= losses.mean_identity_terms(identities)
-    if style == "AB":
-        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None)
-        # gives it
-        terms["id"] = terms["id"] + weights.teacher_w * config.B_w * terms.pop("fine")
-    if "teacher_kl" in terms:
-        terms["teacher"] = terms["teacher_kl"]
-        if style == "AB":
-            terms["teacher"] = config.T_w * terms["teacher_kl"] + config.B_w * terms["teacher_fine"]
-    scores = [
-        frozen(model.discriminator, part) for part in streams_apart(model.discriminator, forward.swapped)
-    ]
-    terms["adv"] = losses.generator_term(joined(scores), config.dis.gan_type)
+    heads = again.logits[: identity_heads(config, again.logits)]
+    terms |= losses.mean_identity_terms({"recon_id": [(one, batch.labels) for one in heads]})
+    return with_total(model, weights, terms)
 
-    total = 0
-    for name, weight in term_weights(model, weights).items():
-        if name in terms:
-            total = total + weight * terms[name].sum()
-    terms["total"] = total
-    return terms
+
+def teacher_part(
+    model: DGNet, forward: Forward, batch: Batch, weights: Weights, *, train_encoder: bool, dropout: bool
+) -> Terms:
+    """E_a learns from generated pictures, held fixed: the teacher's labels (primary) and, in style AB, the structure
+    provider's identity (fine-grained). Its BatchNorms see them in train mode, which updates the running statistics.
+    """
+    config = model.config
+    if not is_present(weights.teacher_w) or not config.teacher or config.ID_style == "PCB":
+        return {}
+    other = batch.labels.flip(0)
+    upsampled = upsample_small(forward.swapped.detach().flatten(0, 1), config.ID_upsample)
+    target = teacher_labels(
+        model.teachers,
+        split_streams(upsampled),
+        batch.labels,
+        other,
+        ids=config.ID_class,
+        style=config.teacher_style,
+        batch_statistics=config.train_bn,
+    )
+    student = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "update"), dropout=dropout)
+    pairs = {"teacher_kl": [(student.logits[0], target)]}
+    if config.ID_style == "AB":
+        pairs["teacher_fine"] = [(one, other) for one in student.logits[1:]]
+    terms = losses.mean_identity_terms(pairs)
+    terms["teacher"] = terms["teacher_kl"]
+    if config.ID_style == "AB":
+        terms["teacher"] = config.T_w * terms["teacher_kl"] + config.B_w * terms["teacher_fine"]
+    return with_total(model, weights, terms)
+
+
+DISCRIMINATOR_PARTS = (fake_part, real_part)
+"""What D learns from, each (model, swapped, real) → `Terms`; see `streamwise_part` for a D with BatchNorm."""
+GENERATOR_PARTS = (adversarial_part, reconstruction_part, teacher_part)
+"""What E_s, G and E_a learn from generated pictures, each (model, forward, batch, weights, train_encoder, dropout) →
+`Terms`. The teacher's comes last: the frozen E_a of the reconstruction may read the running statistics that it moves.
+"""
+
+
+def with_total(model: DGNet, weights: Weights, terms: Terms) -> Terms:
+    """The terms and their weighted sum ``total``."""
+    weighted = term_weights(model, weights)
+    total = sum(weighted[name] * value.sum() for name, value in terms.items() if name in weighted)
+    return terms | {"total": total}
 
 
 def term_weights(model: DGNet, weights: Weights) -> dict[str, float | Tensor]:
-    """Weight in force of every term of the generator phase's total."""
+    """Weight in force of every term in the total of E_s, G and E_a."""
     config = model.config
     return {
         "adv": config.gan_w,
@@ -305,10 +370,13 @@ class TrainingStep:
         if recorder is None and graphs_wanted(model.config, precision):
             recorder = CudaRecorder(first.device)
         self.graphs = StepGraphs(self.update, recorder) if recorder else None
-        compiled = compile_phase if model.config.compile else (lambda function: function)
+        compiled = compile_part if model.config.compile else (lambda function: function)
+        self.encode_appearance = compiled(encode_appearance)
+        self.identity_part = compiled(identity_part)
         self.forward_pass = compiled(forward_pass)
-        self.discriminator_phase = compiled(discriminator_phase)
-        self.generator_phase = compiled(generator_phase)
+        parts = (streamwise_part,) if model.discriminator.mixes_samples else DISCRIMINATOR_PARTS
+        self.discriminator_parts = [compiled(part) for part in parts]
+        self.generator_parts = [compiled(part) for part in GENERATOR_PARTS]
 
     def __call__(self, batches: list[Batch], step: int) -> StepResult:
         """One update from one or, with gradient accumulation, several batches."""
@@ -328,13 +396,15 @@ class TrainingStep:
 
     def update(self, batches: list[Batch], weights: Weights, train_encoder: bool) -> list[str]:
         """The step's work on the device, all that a CUDA graph records; returns the names of its terms."""
-        sums: dict[str, Tensor] = {}
+        sums: Terms = {}
+        of_generator: Terms = {}
         self.guard.begin()
-        forwards = self._train_discriminator(batches, sums)
+        passes = self._train_discriminator(batches, weights, sums, of_generator)
         failed = self.guard.failed(sums)
         if not failed:
             self._apply("dis", [self.optimisers.dis])
-            self._train_generator(batches, forwards, weights, train_encoder, sums)
+            self._train_generator(batches, passes, weights, train_encoder, of_generator)
+            sums |= of_generator
             failed = self.guard.failed(sums)
         if not failed:
             self._apply("gen", [self.optimisers.gen, self.optimisers.id])
@@ -343,45 +413,65 @@ class TrainingStep:
             optimiser.zero_grad(set_to_none=True)
         return list(sums)
 
-    def _train_discriminator(self, batches: list[Batch], sums: dict[str, Tensor]) -> list[Forward]:
-        """D's gradients; the forward passes that the generator phase can go on with."""
-        forwards = []
+    def _passes(self, batch: Batch, weights: Weights, sums: Terms, batches: int) -> Passes:
+        """The two shared passes over a batch; between them, when nothing else is kept, E_a learns from real pictures."""
+        with self.precision.autocast():
+            encoded = Shared(self.encode_appearance(self.model, batch, dropout=self.dropout))
+        arguments = self.model, encoded.leaves, batch, weights
+        self._learn("gen", self.identity_part, arguments, sums, batches, dropout=self.dropout)
+        if not encoded.leaves.code.requires_grad:
+            encoded.backward()
+        with self.precision.autocast():
+            return encoded, Shared(self.forward_pass(self.model, batch, encoded.leaves.code))
+
+    def _train_discriminator(
+        self, batches: list[Batch], weights: Weights, sums: Terms, of_generator: Terms
+    ) -> list[Passes]:
+        """D's gradients; the passes that the generator phase can go on with."""
+        found = []
         for batch in batches:
-            with self.precision.autocast():
-                if len(batches) == 1:
-                    forwards.append(self.forward_pass(self.model, batch, dropout=self.dropout))
-                    swapped = forwards[0].swapped
-                else:
+            if len(batches) == 1:
+                found.append(self._passes(batch, weights, of_generator, 1))
+                swapped = found[0][1].leaves.swapped.detach()
+            else:
+                with self.precision.autocast():
                     swapped = swapped_only(self.model, batch)
-                terms = self.discriminator_phase(self.model, swapped, batch.x)
-            self._backward("dis", terms, len(batches))
-            named = {"dis_" + n if n in ("total", "penalty") else n: t for n, t in terms.items()}
-            _add(sums, named, len(batches))
-        return forwards
+            for part in self.discriminator_parts:
+                self._learn("dis", part, (self.model, swapped, batch.x), sums, len(batches))
+        return found
 
     def _train_generator(
-        self,
-        batches: list[Batch],
-        forwards: list[Forward],
-        weights: Weights,
-        train_encoder: bool,
-        sums: dict[str, Tensor],
+        self, batches: list[Batch], found: list[Passes], weights: Weights, train_encoder: bool, sums: Terms
     ) -> None:
         """Gradients of E_s, G and E_a."""
+        options = {"train_encoder": train_encoder, "dropout": self.dropout}
         for batch in batches:
-            with self.precision.autocast():
-                forward = (
-                    forwards.pop() if forwards else self.forward_pass(self.model, batch, dropout=self.dropout)
-                )
-                terms = self.generator_phase(
-                    self.model, forward, batch, weights, train_encoder=train_encoder, dropout=self.dropout
-                )
-            self._backward("gen", terms, len(batches))
-            del forward
-            _add(sums, terms, len(batches))
+            encoded, forward = found.pop() if found else self._passes(batch, weights, sums, len(batches))
+            for part in self.generator_parts:
+                arguments = self.model, forward.leaves, batch, weights
+                self._learn("gen", part, arguments, sums, len(batches), **options)
+            forward.backward()
+            encoded.backward()
 
-    def _backward(self, phase: str, terms: dict[str, Tensor], parts: int) -> None:
-        self.precision.scalers[phase].scale(terms["total"] / parts).backward()
+    def _learn(
+        self,
+        phase: str,
+        part: Callable[..., Terms],
+        arguments: tuple,
+        sums: Terms,
+        batches: int,
+        **options: bool,
+    ) -> None:
+        """One part's terms, added to ``sums``, and its backward pass, outside of autocast as PyTorch wants it."""
+        with self.precision.autocast():
+            terms = part(*arguments, **options)
+        if not terms:
+            return
+        self.precision.scalers[phase].scale(terms["total"] / batches).backward()
+        for name, value in terms.items():
+            known = f"dis_{name}" if phase == "dis" and name != "dis" else name
+            share = value.detach() / batches
+            sums[known] = sums[known] + share if known in sums else share
 
     def _apply(self, phase: str, optimisers: list[torch.optim.Optimizer]) -> None:
         scaler = self.precision.scalers[phase]
@@ -390,12 +480,6 @@ class TrainingStep:
         scaler.update()
 
 
-def compile_phase(function: Callable) -> Callable:
-    """torch.compile of a phase: one graph or an error, static shapes."""
+def compile_part(function: Callable) -> Callable:
+    """torch.compile of a part of the step: one graph or an error, static shapes."""
     return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def _add(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
-    for name, value in terms.items():
-        share = value.detach() / parts
-        sums[name] = sums[name] + share if name in sums else share

@@ -14,13 +14,23 @@ from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import (
-    discriminator_phase,
+    encode_appearance,
     forward_pass,
-    generator_phase,
+    identity_part,
     swapped_only,
     term_weights,
 )
-from tests.tiny import ALL_TERMS, BATCH, tiny_batch, tiny_config, tiny_model, tiny_step
+from tests.tiny import (
+    ALL_TERMS,
+    BATCH,
+    both_passes,
+    discriminator_terms,
+    generator_terms,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+    tiny_step,
+)
 
 ALWAYS = {"adv", "recon_x", "recon_xp", "id", "pid", "recon_id", "total"}
 IMAGE_TERMS = ("adv", "recon_x", "recon_xp", "recon_f", "recon_s", "recon_x_cyc", "recon_id")
@@ -30,11 +40,10 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 def phase(model, batch, *, train_encoder=True, dropout=False):
     """(forward, terms) of the generator phase at step 0."""
-    forward = forward_pass(model, batch, dropout=dropout)
+    passes = both_passes(model, batch, dropout=dropout)
     weights = weights_at(model.config, 0)
-    return forward, generator_phase(
-        model, forward, batch, weights, train_encoder=train_encoder, dropout=dropout
-    )
+    terms = generator_terms(model, passes, batch, weights, train_encoder=train_encoder, dropout=dropout)
+    return passes[1], terms
 
 
 def gradients(value, module):
@@ -217,8 +226,8 @@ def test_the_frozen_encoder_uses_running_statistics_without_train_bn():
 def test_the_discriminators_terms():
     config = tiny_config(gan_w=0.7, dis__LAMBDA=0.3)
     model, batch = tiny_model(config, dtype=F64), tiny_batch(config, dtype=F64)
-    forward = forward_pass(model, batch, dropout=False)
-    terms = discriminator_phase(model, forward.swapped, batch.x)
+    _, forward = both_passes(model, batch)
+    terms = discriminator_terms(model, forward.swapped, batch.x)
     for k in range(2):
         real = batch.x[k].clone().requires_grad_()
         value = penalty = 0
@@ -243,24 +252,22 @@ def test_with_erasing_the_logits_come_from_erased_copies(style):
     config = tiny_config(erasing_p=0.5, ID_style=style)
     model, batch = tiny_model(config, dtype=F64), tiny_batch(config, dtype=F64)
     plain = copy.deepcopy(model)
-    forward = forward_pass(model, batch, dropout=False)
+    encoded = encode_appearance(model, batch, dropout=False)
+    assert encoded.logits == ()
+    terms = identity_part(model, encoded, batch, weights_at(config, 0), dropout=False)
     pictures = [upsample_small(x) for x in (*batch.x, *batch.xp)]
     passes = [plain.appearance_encoder(x, BatchNormMode(1, "update")) for x in pictures]
     erased = [erase(x, box) for x, box in zip(pictures, batch.erasing_boxes, strict=True)]
     assert all((a != b).any() for a, b in zip(pictures, erased, strict=True))
     passes += [plain.appearance_encoder(x, BatchNormMode(1, "update")) for x in erased]
-    torch.testing.assert_close(forward.code, torch.stack([p.code for p in passes[:2]]), **EXACT)
-    for head in range(len(forward.logits)):
-        torch.testing.assert_close(
-            forward.logits[head], torch.cat([p.logits[head] for p in passes[4:6]]), **EXACT
-        )
-        torch.testing.assert_close(
-            forward.positive_logits[head], torch.cat([p.logits[head] for p in passes[6:]]), **EXACT
-        )
+    torch.testing.assert_close(encoded.code, torch.cat([p.code for p in passes[:4]]), **EXACT)
+    for name, seen in (("id", passes[4:6]), ("pid", passes[6:])):
+        logits = torch.cat([p.logits[0] for p in seen])
+        torch.testing.assert_close(terms[name], losses.cross_entropy([logits], batch.labels), **EXACT)
     for name, buffer in plain.appearance_encoder.named_buffers():  # eight passes in this order
         torch.testing.assert_close(model.appearance_encoder.get_buffer(name), buffer, **EXACT)
     assert model.appearance_encoder.backbone.bn1.num_batches_tracked == 8
-    assert forward.code.requires_grad == (style == "normal")
+    assert encoded.code.requires_grad == (style == "normal")
 
 
 def test_order_of_the_running_statistics_within_a_step():
@@ -288,4 +295,4 @@ def test_swapped_only_is_the_forward_passs_and_changes_nothing(style):
     got = swapped_only(model, batch)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not got.requires_grad
-    torch.testing.assert_close(got, forward_pass(model, batch, dropout=False).swapped, **EXACT)
+    torch.testing.assert_close(got, both_passes(model, batch)[1].swapped, **EXACT)

@@ -10,8 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from dgnet_fast.training.schedule import weights_at
-from dgnet_fast.training.step import TrainingStep, discriminator_phase, forward_pass, generator_phase
-from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
+from dgnet_fast.training.step import TrainingStep
+from tests.tiny import (
+    ALL_TERMS,
+    both_passes,
+    discriminator_terms,
+    generator_terms,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+    tiny_step,
+)
 
 F64 = torch.float64
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -67,8 +76,8 @@ def test_accumulated_gradients_are_the_average():
     result = step(batches, 0)
 
     reference = tiny_step(plain)
-    forwards = [forward_pass(plain, b, dropout=False) for b in batches]
-    parts = [discriminator_phase(plain, f.swapped, b.x) for f, b in zip(forwards, batches, strict=True)]
+    forwards = [both_passes(plain, b)[1] for b in batches]
+    parts = [discriminator_terms(plain, f.swapped, b.x) for f, b in zip(forwards, batches, strict=True)]
     mean = sum(p["total"] for p in parts) / 2
     expected = torch.autograd.grad(mean, list(plain.discriminator.parameters()))
     for one, two in zip(found["dis"], expected, strict=True):
@@ -79,12 +88,7 @@ def test_accumulated_gradients_are_the_average():
     reference.optimisers.dis.step()
 
     weights = weights_at(config, 0)
-    terms = [
-        generator_phase(
-            plain, forward_pass(plain, b, dropout=False), b, weights, train_encoder=True, dropout=False
-        )
-        for b in batches
-    ]
+    terms = [generator_terms(plain, both_passes(plain, b), b, weights, train_encoder=True) for b in batches]
     mean = sum(t["total"] for t in terms) / 2
     for name in ("gen", "id"):
         optimiser = dict(reference.optimisers.named())[name]
@@ -131,15 +135,13 @@ def test_how_often_e_s_is_trained_again(share):
     model = tiny_model(config)
     step, drawn = tiny_step(model), []
     batch = tiny_batch(config)
-    step.forward_pass = lambda *_a, **_k: forward
-    step.discriminator_phase = lambda *_: {"total": model.discriminator.scales[0].to_score.bias.sum()}
+    step.discriminator_parts = [lambda *_: {"total": model.discriminator.scales[0].to_score.bias.sum()}]
 
-    def generator(*_a, train_encoder, **_k):
+    def generator(_model, leaves, *_, train_encoder, **_k):
         drawn.append(train_encoder)
-        return {"total": model.decoder.to_rgb.conv.bias.sum()}
+        return {"total": leaves.swapped.sum()}
 
-    step.generator_phase = generator
-    forward = forward_pass(model, batch)
+    step.generator_parts = [generator]
     for number in range(100):
         step([batch], number)
     low, high = {1.0: (100, 100), -1.0: (0, 0), 0.5: (35, 65)}[share]
