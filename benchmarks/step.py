@@ -3,7 +3,7 @@
     python -m benchmarks.step --batch 8 --rounds 3              # ours, as the trainer runs it
     python -m benchmarks.step --plain                           # the plain step
     python -m benchmarks.step --public DIR                      # a checkout of the public implementation
-    python -m benchmarks.step --profile                         # on a GPU: launches and idle time of our step
+    python -m benchmarks.step --profile                         # where its time goes; on a GPU launches and idle time
     DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
 
 All sides have the same weights and inputs: 751 identities, one teacher, random erasing, dropout; the branch that
@@ -40,7 +40,7 @@ from dgnet_fast.presets import preset
 from dgnet_fast.training.graphs import WARM_UP
 from dgnet_fast.training.guard import StepResult
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
-from dgnet_fast.training.step import TrainingStep
+from dgnet_fast.training.step import LABEL, TrainingStep
 
 IDS = 751
 RAMPS = {
@@ -131,6 +131,30 @@ class Plain:
             return self.plain.step(batch, index, train_encoder=train_encoder)
 
 
+KINDS = {
+    "conv3x3": ("dgnet_fast::conv3x3",),
+    "other convolutions": ("aten::mkldnn_conv", "aten::convolution", "aten::_slow_conv", "aten::thnn_conv"),
+    "norms": ("dgnet_fast::", "aten::native_batch_norm", "aten::native_group_norm", "aten::var", "aten::std"),
+    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"),
+    "activations": ("aten::leaky_relu", "aten::relu", "aten::threshold"),
+    "padding, resizing, pooling": ("aten::reflection_pad", "aten::replication_pad", "aten::upsample", "aten::max_pool",
+        "aten::avg_pool", "aten::adaptive", "aten::pixel_", "aten::repeat_interleave", "aten::constant_pad"),
+    "copies and fills": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::clone"),
+    "sums and products": ("aten::add", "aten::mul", "aten::sum", "aten::sub", "aten::div", "aten::mean"),
+    "optimisers": ("aten::_foreach", "aten::_fused", "Optimizer."),
+}  # fmt: skip
+"""Kind of work → how the profiler's names of it begin, the first that fits."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of work of a profiler's event, "other" where `KINDS` has none. An op of ours that keeps something for its
+    gradient runs under the name of the node that PyTorch makes for it.
+    """
+    name = name.removeprefix("GeneratedBackwardFor_").replace("dgnet_fast_", "dgnet_fast::")
+    fitting = (kind for kind, begins in KINDS.items() if name.startswith(begins))
+    return next(fitting, "other")
+
+
 def busy_time(intervals: list[tuple[int, int]]) -> int:
     """Time covered by at least one of the (begin, end) intervals."""
     covered, reached = 0, -math.inf
@@ -182,13 +206,30 @@ class Runner:
         self.side.step(self.batches[self.count % 2], self.count, train_encoder=self.count % 2 == 0)
         self.count += 1
 
+    def shares(self, steps: int = 2) -> dict[str, dict[str, float]]:
+        """Seconds of a step on a CPU, the mean of both branches: of ours by part of the step, forward and backward, and
+        of any side by kind of work.
+        """
+        self.step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+            for _ in range(steps):
+                self.step()
+        parts: dict[str, float] = {}
+        kinds: dict[str, float] = {}
+        for event in recorded.key_averages():
+            if event.key.startswith(LABEL):
+                parts[event.key.removeprefix(LABEL)] = event.cpu_time_total / steps / 1e6
+            kind = kind_of(event.key)
+            kinds[kind] = kinds.get(kind, 0) + event.self_cpu_time_total / steps / 1e6
+        return {"part": parts, "kind": kinds}
+
     def profile(self, steps: int = 10) -> dict[str, float]:
         """Per step, of ours on a GPU, losses unread: calls of the host that launch work, kernels and copies on the
         device, milliseconds, and the share of them in which the device does nothing.
         """
         if self.args.device != "cuda" or not isinstance(self.side, Ours):
             raise ValueError(
-                "a profile is of our step on a CUDA device; allowed: --device cuda, no --plain or --public"
+                "on a GPU a profile is of our step; allowed: no --plain or --public, or --device cpu"
             )
         for _ in range(2):
             self.step()
@@ -252,7 +293,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
     made.add_argument("--compile", action="store_true", help="torch.compile")
     made.add_argument("--cuda-graphs", choices=("auto", "on", "off"), default="auto", help="record our step")
-    made.add_argument("--profile", action="store_true", help="launches and idle time of our step on a GPU")
+    made.add_argument("--profile", action="store_true", help="where the time of a step goes")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up")
     made.add_argument("--serve", action="store_true", help="answer commands on standard input")
@@ -271,6 +312,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if args.serve:
         serve(runner)
+        return 0
+    if args.profile and args.device == "cpu":
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = runner.shares()
+        for column, seconds in found.items():
+            total = sum(seconds.values())
+            print(f"| {column} | seconds | share |\n|---|--:|--:|")
+            for name, value in sorted(seconds.items(), key=lambda row: -row[1]):
+                print(f"| {name} | {value:.2f} | {value / total:.1%} |")
+            print()
         return 0
     if args.profile:
         try:

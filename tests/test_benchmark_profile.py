@@ -1,10 +1,10 @@
-"""The profile of the step benchmark: what counts as busy, and where it is refused."""
+"""The profile of the step benchmark: what counts as busy, and what it says of a step on a CPU."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.step import busy_time, main
+from benchmarks.step import busy_time, kind_of, main
 
 
 def test_busy_time_counts_overlaps_once():
@@ -13,8 +13,23 @@ def test_busy_time_counts_overlaps_once():
     assert busy_time([]) == 0
 
 
+def test_kinds_of_work():
+    names = {
+        "dgnet_fast::conv3x3_backward": "conv3x3",
+        "dgnet_fast::adain_act": "norms",
+        "aten::copy_": "copies and fills",
+        "GeneratedBackwardFor_dgnet_fast_conv3x3_default": "conv3x3",
+    }
+    assert {name: kind_of(name) for name in names} == names
+    assert kind_of("aten::something_new") == "other"
+
+
 @pytest.mark.slow
-def test_a_profile_needs_a_gpu(capsys):
-    small = ["--batch", "2", "--height", "144", "--width", "72"]
-    assert main(["--profile", "--device", "cpu", *small]) == 2
-    assert "allowed: --device cuda" in capsys.readouterr().err
+def test_where_the_time_of_a_step_goes(capsys):
+    assert main(["--profile", "--device", "cpu", "--batch", "2", "--height", "80", "--width", "40"]) == 0
+    parts, kinds = capsys.readouterr().out.strip().split("\n\n")
+    rows = [line.split(" | ") for table in (parts, kinds) for line in table.splitlines()[2:]]
+    assert all(float(seconds) >= 0 for _, seconds, _ in rows)
+    named = {name.removeprefix("| ") for name, *_ in rows}
+    assert named >= {"identity_part", "reconstruction_part", "forward_pass", "real_part", "optimisers"}
+    assert named >= {"other convolutions", "norms", "copies and fills"}

@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dgnet_fast import losses
 from dgnet_fast.config import Config
@@ -415,13 +416,14 @@ class TrainingStep:
 
     def _passes(self, batch: Batch, weights: Weights, sums: Terms, batches: int) -> Passes:
         """The two shared passes over a batch; between them, when nothing else is kept, E_a learns from real pictures."""
-        with self.precision.autocast():
+        with labelled("encode_appearance"), self.precision.autocast():
             encoded = Shared(self.encode_appearance(self.model, batch, dropout=self.dropout))
         arguments = self.model, encoded.leaves, batch, weights
         self._learn("gen", self.identity_part, arguments, sums, batches, dropout=self.dropout)
         if not encoded.leaves.code.requires_grad:
-            encoded.backward()
-        with self.precision.autocast():
+            with labelled("encode_appearance"):
+                encoded.backward()
+        with labelled("forward_pass"), self.precision.autocast():
             return encoded, Shared(self.forward_pass(self.model, batch, encoded.leaves.code))
 
     def _train_discriminator(
@@ -434,7 +436,7 @@ class TrainingStep:
                 found.append(self._passes(batch, weights, of_generator, 1))
                 swapped = found[0][1].leaves.swapped.detach()
             else:
-                with self.precision.autocast():
+                with labelled("swapped_only"), self.precision.autocast():
                     swapped = swapped_only(self.model, batch)
             for part in self.discriminator_parts:
                 self._learn("dis", part, (self.model, swapped, batch.x), sums, len(batches))
@@ -450,8 +452,10 @@ class TrainingStep:
             for part in self.generator_parts:
                 arguments = self.model, forward.leaves, batch, weights
                 self._learn("gen", part, arguments, sums, len(batches), **options)
-            forward.backward()
-            encoded.backward()
+            with labelled("forward_pass"):
+                forward.backward()
+            with labelled("encode_appearance"):
+                encoded.backward()
 
     def _learn(
         self,
@@ -463,11 +467,12 @@ class TrainingStep:
         **options: bool,
     ) -> None:
         """One part's terms, added to ``sums``, and its backward pass, outside of autocast as PyTorch wants it."""
-        with self.precision.autocast():
-            terms = part(*arguments, **options)
-        if not terms:
-            return
-        self.precision.scalers[phase].scale(terms["total"] / batches).backward()
+        with labelled(part.__name__):
+            with self.precision.autocast():
+                terms = part(*arguments, **options)
+            if not terms:
+                return
+            self.precision.scalers[phase].scale(terms["total"] / batches).backward()
         for name, value in terms.items():
             known = f"dis_{name}" if phase == "dis" and name != "dis" else name
             share = value.detach() / batches
@@ -475,9 +480,18 @@ class TrainingStep:
 
     def _apply(self, phase: str, optimisers: list[torch.optim.Optimizer]) -> None:
         scaler = self.precision.scalers[phase]
-        for optimiser in optimisers:
-            scaler.step(optimiser)
-        scaler.update()
+        with labelled("optimisers"):
+            for optimiser in optimisers:
+                scaler.step(optimiser)
+            scaler.update()
+
+
+LABEL = "step: "
+
+
+def labelled(name: str) -> record_function:
+    """Time spent within goes by this name in a profile of PyTorch's profiler."""
+    return record_function(LABEL + name)
 
 
 def compile_part(function: Callable) -> Callable:
