@@ -62,6 +62,7 @@ def step_config(args: argparse.Namespace) -> Config:
         amp={"fp32": "off"}.get(args.precision, args.precision),
         compile=args.compile,
         cuda_graphs=args.cuda_graphs,
+        checkpoint_activations=args.checkpoint_activations,
         device=args.device,
         **RAMPS[args.ramps],
     )
@@ -134,9 +135,11 @@ class Plain:
 KINDS = {
     "conv3x3": ("dgnet_fast::conv3x3",),
     "other convolutions": ("aten::mkldnn_conv", "aten::convolution", "aten::_slow_conv", "aten::thnn_conv"),
-    "norms": ("dgnet_fast::", "aten::native_batch_norm", "aten::native_group_norm", "aten::var", "aten::std"),
-    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"),
-    "activations": ("aten::leaky_relu", "aten::relu", "aten::threshold"),
+    "norms": ("dgnet_fast::adain_act", "dgnet_fast::layer_norm_act", "dgnet_fast::batch_norm_act",
+        "aten::native_batch_norm", "aten::native_group_norm", "aten::var", "aten::std"),
+    "losses": ("dgnet_fast::loss_", "aten::_log_softmax", "aten::nll_loss", "aten::abs", "aten::sgn", "aten::mse"),
+    "matrix products": ("dgnet_fast::appearance_mlp", "aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"),
+    "activations": ("aten::leaky_relu", "aten::relu", "aten::threshold", "aten::elu", "aten::tanh"),
     "padding, resizing, pooling": ("aten::reflection_pad", "aten::replication_pad", "aten::upsample", "aten::max_pool",
         "aten::avg_pool", "aten::adaptive", "aten::pixel_", "aten::repeat_interleave", "aten::constant_pad"),
     "copies and fills": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::clone"),
@@ -210,7 +213,8 @@ class Runner:
         """Seconds of a step on a CPU, the mean of both branches: of ours by part of the step, forward and backward, and
         of any side by kind of work.
         """
-        self.step()
+        for _ in range(2):
+            self.step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
             for _ in range(steps):
                 self.step()
@@ -229,7 +233,7 @@ class Runner:
         """
         if self.args.device != "cuda" or not isinstance(self.side, Ours):
             raise ValueError(
-                "on a GPU a profile is of our step; allowed: no --plain or --public, or --device cpu"
+                f"a profile of launches on {self.args.device} is asked for; allowed: ours (no --plain or --public) on cuda"
             )
         for _ in range(2):
             self.step()
@@ -293,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
     made.add_argument("--compile", action="store_true", help="torch.compile")
     made.add_argument("--cuda-graphs", choices=("auto", "on", "off"), default="auto", help="record our step")
+    made.add_argument("--checkpoint-activations", action="store_true", help="the trainer's option, for ours")
     made.add_argument("--profile", action="store_true", help="where the time of a step goes")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up")
@@ -318,7 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
             found = runner.shares()
         for column, seconds in found.items():
             total = sum(seconds.values())
-            print(f"| {column} | seconds | share |\n|---|--:|--:|")
+            if not seconds:  # only our step names its parts
+                continue
+            print(f"| {column} | seconds | share of {total:.2f} s |\n|---|--:|--:|")
             for name, value in sorted(seconds.items(), key=lambda row: -row[1]):
                 print(f"| {name} | {value:.2f} | {value / total:.1%} |")
             print()

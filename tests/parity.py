@@ -42,7 +42,8 @@ from dgnet_fast.models.reference_layout import (
     import_state,
 )
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.step import STREAMS, Encoded, Forward, TrainingStep
+from dgnet_fast.training.parts import STREAMS, Encoded, Forward
+from dgnet_fast.training.step import TrainingStep
 
 BOUND = 1e-8
 NOISE_FACTOR = 10

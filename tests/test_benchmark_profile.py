@@ -17,6 +17,7 @@ def test_kinds_of_work():
     names = {
         "dgnet_fast::conv3x3_backward": "conv3x3",
         "dgnet_fast::adain_act": "norms",
+        "dgnet_fast::loss_l1_backward": "losses",
         "aten::copy_": "copies and fills",
         "GeneratedBackwardFor_dgnet_fast_conv3x3_default": "conv3x3",
     }

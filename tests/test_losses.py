@@ -111,7 +111,7 @@ def test_losses_are_computed_in_at_least_float32():
     assert losses.wide(x.double()).dtype == torch.float64
 
 
-# --- all terms of a phase at once
+# --- all terms of a part at once
 
 
 def same_with_gradients(one, other, leaves, exact=True):

@@ -11,18 +11,19 @@ from dgnet_fast.data import Batch
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.schedule import Weights
-from dgnet_fast.training.step import (
-    DISCRIMINATOR_PARTS,
+from dgnet_fast.training.parts import (
     GENERATOR_PARTS,
     Encoded,
     Forward,
+    Settings,
     Terms,
-    TrainingStep,
+    discriminator_parts,
     encode_appearance,
     forward_pass,
     identity_part,
 )
+from dgnet_fast.training.schedule import Weights
+from dgnet_fast.training.step import TrainingStep
 
 BATCH, IDS = 3, 5
 NETWORK: dict[str, Any] = {
@@ -109,7 +110,7 @@ def added(parts: list[Terms]) -> Terms:
 
 def discriminator_terms(model: DGNet, swapped: torch.Tensor, real: torch.Tensor) -> Terms:
     """D's terms in one graph."""
-    return added([part(model, swapped, real) for part in DISCRIMINATOR_PARTS])
+    return added([part(model, swapped, real) for part in discriminator_parts(model.discriminator)])
 
 
 def generator_terms(
@@ -123,9 +124,9 @@ def generator_terms(
 ) -> Terms:
     """The terms of E_s, G and E_a in one graph with both passes."""
     encoded, forward = passes
-    first = identity_part(model, encoded, batch, weights, dropout=dropout)
-    options = {"train_encoder": train_encoder, "dropout": dropout}
-    return added([first, *(part(model, forward, batch, weights, **options) for part in GENERATOR_PARTS)])
+    settings = Settings(weights, train_encoder, dropout)
+    first = identity_part(model, encoded, batch, settings)
+    return added([first, *(part(model, forward, batch, settings) for part in GENERATOR_PARTS)])
 
 
 def arguments(options: dict[str, Any]) -> list[str]:

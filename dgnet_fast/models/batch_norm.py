@@ -58,8 +58,8 @@ class GroupedBatchNorm(nn.Module):
         if mode.statistics == "running":
             mean, var = self.running_mean, self.running_var
             if torch.is_grad_enabled():
-                # The backward reads them again, and a later pass of the step may have updated them by then:
-                # PyTorch's batch_norm changes them without autograd's notice, so no error would tell.
+                # The backward reads them again, and another pass may have updated them by then: PyTorch's batch_norm
+                # changes them without autograd's notice, so no error would tell.
                 mean, var = mean.clone(), var.clone()
             y = F.batch_norm(x, mean, var, self.weight, self.bias, False, self.momentum, self.eps)
             return _finish(y, residual, relu)

@@ -46,7 +46,9 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
     """Pad H and W by ``amount`` on each side; kind is zero, reflect or replicate."""
     if kind == "replicate":
         return replicate_pad(x, amount)
-    return reflect_pad(x, amount) if kind == "reflect" else F.pad(x, (amount,) * 4)
+    if kind == "reflect":
+        return reflect_pad(x, amount)
+    return F.pad(x, (amount,) * 4) if amount else x
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The compiled step: one graph a phase, the eager numbers, and no recompilation along the ramps."""
+"""The compiled step: one graph a part, the eager numbers, and no recompilation along the ramps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dgnet_fast.config import ConfigError
+from dgnet_fast.training import parts
 from dgnet_fast.training import step as step_module
 from dgnet_fast.training.schedule import Weights, WeightTensors
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
@@ -45,9 +46,15 @@ def test_parts_compile_whole_and_static():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
         tiny_step(tiny_model(tiny_config(compile=True)))
-    parts = [step_module.encode_appearance, step_module.identity_part, step_module.forward_pass]
-    parts += [*step_module.DISCRIMINATOR_PARTS, *step_module.GENERATOR_PARTS]
-    assert asked == [(part, {"fullgraph": True, "dynamic": False}) for part in parts]
+    whole = [
+        parts.encode_appearance,
+        parts.identity_part,
+        parts.forward_pass,
+        parts.fake_part,
+        parts.real_part,
+    ]
+    whole += [parts.adversarial_part, parts.reconstruction_part, parts.teacher_part]
+    assert asked == [(part, {"fullgraph": True, "dynamic": False}) for part in whole]
 
 
 @pytest.mark.slow

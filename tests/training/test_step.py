@@ -12,14 +12,15 @@ from dgnet_fast import losses
 from dgnet_fast.data import erase
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
-from dgnet_fast.training.schedule import weights_at
-from dgnet_fast.training.step import (
+from dgnet_fast.training.parts import (
+    Settings,
     encode_appearance,
     forward_pass,
     identity_part,
     swapped_only,
     term_weights,
 )
+from dgnet_fast.training.schedule import weights_at
 from tests.tiny import (
     ALL_TERMS,
     BATCH,
@@ -254,7 +255,7 @@ def test_with_erasing_the_logits_come_from_erased_copies(style):
     plain = copy.deepcopy(model)
     encoded = encode_appearance(model, batch, dropout=False)
     assert encoded.logits == ()
-    terms = identity_part(model, encoded, batch, weights_at(config, 0), dropout=False)
+    terms = identity_part(model, encoded, batch, Settings(weights_at(config, 0), True, False))
     pictures = [upsample_small(x) for x in (*batch.x, *batch.xp)]
     passes = [plain.appearance_encoder(x, BatchNormMode(1, "update")) for x in pictures]
     erased = [erase(x, box) for x, box in zip(pictures, batch.erasing_boxes, strict=True)]

@@ -1,0 +1,308 @@
+"""What a training step of DG-Net computes (the paper's figure 2), as plain functions: two passes that others build on,
+E_a's over the real pictures (`encode_appearance`) and E_s and G's (`forward_pass`), and the terms of the objective in
+parts that share nothing but the results of the two passes: D's (`discriminator_parts`), and those of E_s, G and E_a
+(`identity_part` and `GENERATOR_PARTS`). `dgnet_fast.training.step` runs them.
+
+Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is
+``flip(0)``. E_s, G and D mix no samples, so all their inputs of a pass go through in one batch; E_a's passes
+are groups of one batch (see `dgnet_fast.models.batch_norm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_fast import losses
+from dgnet_fast.config import Config
+from dgnet_fast.data import Batch, erase
+from dgnet_fast.models.appearance_encoder import upsample_small
+from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.discriminator import Discriminator
+from dgnet_fast.models.structure_input import structure_input
+from dgnet_fast.models.teacher import teacher_labels
+from dgnet_fast.training.schedule import Weights, is_present
+
+STREAMS = 2
+
+Terms = dict[str, Tensor]
+"""Terms by name, (S,) each, and ``total``, their weighted sum. A term whose ramped weight is 0 is absent (a weight that
+is a tensor is taken to be above 0)."""
+
+
+class Settings(NamedTuple):
+    """What a step's parts go by: loss weights, whether structure reconstruction trains E_s (`reconstruction_part`), and
+    whether E_a's heads drop out.
+    """
+
+    weights: Weights
+    train_encoder: bool
+    dropout: bool
+
+
+class Encoded(NamedTuple):
+    """What E_a makes of x_a, x_b, xp_a, xp_b, in that order: code (2·S·B, 4·C) and logits (2·S·B, ids) per head.
+
+    No logits with random erasing, which takes those of erased copies (`identity_part`).
+    """
+
+    code: Tensor
+    logits: tuple[Tensor, ...]
+
+
+class Forward(NamedTuple):
+    """What E_s and G make of x; every tensor starts (S, B, ...), stream a first.
+
+    structure, code: of x. swapped[k]: appearance of stream k in the structure of the other (x_ba, x_ab).
+    self_recon, same_id_recon: x decoded with its own code and with its positive's.
+    """
+
+    structure: Tensor
+    code: Tensor
+    swapped: Tensor
+    self_recon: Tensor
+    same_id_recon: Tensor
+
+
+def detached(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters as constants: with ``torch.func.functional_call`` a frozen view of the module, no copy."""
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def frozen(module: nn.Module, *args, **kwargs):  # noqa: ANN201 - returns what the module returns
+    """Call a module with its parameters as constants: gradient reaches the inputs only, no weight gradients
+    are made.
+    """
+    return torch.func.functional_call(module, detached(module), args, kwargs)
+
+
+def split_streams(x: Tensor, parts: int = STREAMS) -> Tensor:
+    """(parts·B, ...) → (parts, B, ...)."""
+    return x.unflatten(0, (parts, -1))
+
+
+def appearance_pictures(model: DGNet, batch: Batch) -> Tensor:
+    """x_a, x_b, xp_a, xp_b one after the other as E_a sees them, each a batch of its own to BatchNorm."""
+    return upsample_small(
+        torch.cat([batch.x.flatten(0, 1), batch.xp.flatten(0, 1)]), model.config.ID_upsample
+    )
+
+
+def encode_appearance(model: DGNet, batch: Batch, *, dropout: bool = True) -> Encoded:
+    """E_a on `appearance_pictures`; where no gradient can flow (style AB with random erasing) without a graph."""
+    erasing = batch.erasing_boxes is not None
+    codes_alone = erasing and model.config.ID_style == "AB"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not codes_alone):
+        mode = BatchNormMode(2 * STREAMS, "update")
+        seen = model.appearance_encoder(appearance_pictures(model, batch), mode, dropout=dropout)
+    return Encoded(seen.code, () if erasing else seen.logits)
+
+
+def forward_pass(model: DGNet, batch: Batch, code: Tensor) -> Forward:
+    """Structure of both streams and the six decodes in one batch; ``code`` of `Encoded`."""
+    code, positive_code = code.chunk(2)
+    structure = model.structure_encoder(structure_input(batch.x.flatten(0, 1), model.config.single))
+    crossed = split_streams(structure).flip(0).flatten(0, 1)
+    decoded = model.decode(torch.cat([crossed, structure, structure]), torch.cat([code, code, positive_code]))
+    swapped, self_recon, same_id_recon = decoded.unflatten(0, (3, STREAMS, -1))
+    return Forward(split_streams(structure), split_streams(code), swapped, self_recon, same_id_recon)
+
+
+@torch.no_grad()
+def swapped_only(model: DGNet, batch: Batch) -> Tensor:
+    """The swapped pictures alone, without a graph or a change of running statistics (for accumulated D
+    updates).
+    """
+    pictures = batch.x.flatten(0, 1)
+    structure = model.structure_encoder(structure_input(pictures, model.config.single))
+    upsampled = upsample_small(pictures, model.config.ID_upsample)
+    code = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "batch")).code
+    return split_streams(model.decode(split_streams(structure).flip(0).flatten(0, 1), code))
+
+
+def streams_apart(discriminator: Discriminator, pictures: Tensor) -> list[Tensor]:
+    """Pictures (S, B, 3, H, W) as D sees them: all streams in one pass, or one each where D's BatchNorm ties a batch
+    together.
+    """
+    return list(pictures.split(1 if discriminator.mixes_samples else STREAMS))
+
+
+def fake_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
+    """D's terms of generated pictures (S, B, 3, H, W); ``total`` is weighted by gan_w."""
+    scores = model.discriminator(swapped.detach().flatten(0, 1))
+    scores = [split_streams(one, len(swapped)) for one in scores]
+    adversarial = losses.discriminator_term(scores, [], model.config.dis.gan_type)
+    return {"dis": adversarial, "total": model.config.gan_w * adversarial.sum()}
+
+
+def real_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
+    """D's terms of real pictures (S, B, 3, H, W), gradient penalty included; ``total`` is weighted by gan_w."""
+    config = model.config
+    scores, penalty = losses.real_scores_and_penalty(model.discriminator, real.flatten(0, 1))
+    scores = [split_streams(one, len(real)) for one in scores]
+    penalty = config.dis.LAMBDA * split_streams(penalty, len(real)).mean(dim=1)
+    value = losses.discriminator_term([], scores, config.dis.gan_type) + penalty
+    return {"dis": value, "penalty": penalty, "total": config.gan_w * value.sum()}
+
+
+def streamwise_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
+    """D's terms where its BatchNorm ties a batch together: fake before real, stream after stream, as the public code
+    moves the running statistics.
+    """
+    streams = []
+    for pictures in zip(swapped.split(1), real.split(1), strict=True):
+        fake, true = fake_part(model, *pictures), real_part(model, *pictures)
+        streams.append(true | {name: fake[name] + true[name] for name in fake})
+    return {
+        name: sum(found) if name == "total" else torch.cat(found)
+        for name, found in ((name, [one[name] for one in streams]) for name in streams[0])
+    }
+
+
+def discriminator_parts(discriminator: Discriminator) -> tuple[Callable[..., Terms], ...]:
+    """What D learns from, each (model, swapped, real) → `Terms`."""
+    return (streamwise_part,) if discriminator.mixes_samples else (fake_part, real_part)
+
+
+def identity_part(model: DGNet, encoded: Encoded, batch: Batch, settings: Settings) -> Terms:
+    """E_a tells real people apart; with random erasing from erased copies of the pictures, in a pass of their own."""
+    config = model.config
+    logits = encoded.logits
+    if batch.erasing_boxes is not None:
+        pictures = erase(appearance_pictures(model, batch), batch.erasing_boxes.flatten(0, 1))
+        mode = BatchNormMode(2 * STREAMS, "update")
+        logits = model.appearance_encoder(pictures, mode, dropout=settings.dropout).logits
+    real, positive = zip(*(one.chunk(2) for one in logits), strict=True)
+    heads = identity_heads(config, logits)
+    identities = {
+        "id": [(one, batch.labels) for one in real[:heads]],
+        "pid": [(one, batch.labels) for one in positive[:heads]],
+    }
+    if config.ID_style == "AB":
+        identities["fine"] = [(one, batch.labels) for one in real[1:]]
+    terms = losses.mean_identity_terms(identities)
+    if config.ID_style == "AB":
+        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None)
+        # gives it
+        terms["id"] = terms["id"] + settings.weights.teacher_w * config.B_w * terms.pop("fine")
+    return with_total(model, settings.weights, terms)
+
+
+def identity_heads(config: Config, logits: Sequence[Tensor]) -> int:
+    """How many of E_a's heads learn the identity: in style AB the first; the second is the fine-grained one."""
+    return 1 if config.ID_style == "AB" else len(logits)
+
+
+def adversarial_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
+    """What D makes of the swapped pictures."""
+    scores = [
+        [split_streams(one, len(part)) for one in frozen(model.discriminator, part.flatten(0, 1))]
+        for part in streams_apart(model.discriminator, forward.swapped)
+    ]
+    scores = [torch.cat(one) for one in zip(*scores, strict=True)]
+    term = losses.generator_term(scores, model.config.dis.gan_type)
+    return {"adv": term, "total": model.config.gan_w * term.sum()}
+
+
+def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
+    """Pictures and codes come back: x from its own codes and from the positive's; codes, identity and x again from the
+    swapped pictures.
+
+    ``settings.train_encoder``: structure reconstruction trains E_s on the generated picture held fixed; otherwise a
+    frozen E_s passes the gradient on to the picture.
+    """
+    config, weights = model.config, settings.weights
+    swapped = forward.swapped.flatten(0, 1)
+
+    # structure again: stream k's structure is in the other stream's swap
+    if is_present(weights.recon_s_w) or is_present(weights.recon_x_cyc_w):
+        if settings.train_encoder:
+            structure_again = model.structure_encoder(structure_input(swapped.detach(), config.single))
+        else:
+            structure_again = frozen(model.structure_encoder, structure_input(swapped, config.single))
+        structure_again = split_streams(structure_again).flip(0)
+
+    # appearance again: a frozen view of E_a, batch statistics in its BatchNorms when train_bn
+    mode = BatchNormMode(STREAMS, "batch") if config.train_bn else BatchNormMode()
+    again = frozen(model.appearance_encoder, upsample_small(swapped, config.ID_upsample), mode)
+
+    pictures = {
+        "recon_x": (forward.self_recon, batch.x),
+        "recon_xp": (forward.same_id_recon, batch.x),
+    }
+    if is_present(weights.recon_s_w):
+        pictures["recon_s"] = structure_again, forward.structure
+    if is_present(weights.recon_f_w):
+        pictures["recon_f"] = split_streams(again.code), forward.code
+    if is_present(weights.recon_x_cyc_w):
+        cycled = model.decode(structure_again.flatten(0, 1), again.code)
+        pictures["recon_x_cyc"] = split_streams(cycled), batch.x
+
+    terms = dict(zip(pictures, losses.l1_terms(list(pictures.values())), strict=True))
+    heads = again.logits[: identity_heads(config, again.logits)]
+    terms |= losses.mean_identity_terms({"recon_id": [(one, batch.labels) for one in heads]})
+    return with_total(model, settings.weights, terms)
+
+
+def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
+    """E_a learns from generated pictures, held fixed: the teacher's labels (primary) and, in style AB, the structure
+    provider's identity (fine-grained). Its BatchNorms see them in train mode, which updates the running statistics.
+    """
+    config = model.config
+    if not is_present(settings.weights.teacher_w) or not config.teacher or config.ID_style == "PCB":
+        return {}
+    other = batch.labels.flip(0)
+    upsampled = upsample_small(forward.swapped.detach().flatten(0, 1), config.ID_upsample)
+    target = teacher_labels(
+        model.teachers,
+        split_streams(upsampled),
+        batch.labels,
+        other,
+        ids=config.ID_class,
+        style=config.teacher_style,
+        batch_statistics=config.train_bn,
+    )
+    student = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "update"), dropout=settings.dropout)
+    pairs = {"teacher_kl": [(student.logits[0], target)]}
+    if config.ID_style == "AB":
+        pairs["teacher_fine"] = [(one, other) for one in student.logits[1:]]
+    terms = losses.mean_identity_terms(pairs)
+    terms["teacher"] = terms["teacher_kl"]
+    if config.ID_style == "AB":
+        terms["teacher"] = config.T_w * terms["teacher_kl"] + config.B_w * terms["teacher_fine"]
+    return with_total(model, settings.weights, terms)
+
+
+GENERATOR_PARTS = (adversarial_part, reconstruction_part, teacher_part)
+"""What E_s, G and E_a learn from generated pictures, each (model, forward, batch, settings) → `Terms`.
+
+The teacher's comes last: the frozen E_a of the reconstruction may read the running statistics that it moves.
+"""
+
+
+def with_total(model: DGNet, weights: Weights, terms: Terms) -> Terms:
+    """The terms and their weighted sum ``total``."""
+    weighted = term_weights(model, weights)
+    total = sum(weighted[name] * value.sum() for name, value in terms.items() if name in weighted)
+    return terms | {"total": total}
+
+
+def term_weights(model: DGNet, weights: Weights) -> dict[str, float | Tensor]:
+    """Weight in force of every term in the total of E_s, G and E_a."""
+    config = model.config
+    return {
+        "adv": config.gan_w,
+        "recon_x": config.recon_x_w,
+        "recon_xp": config.recon_xp_w,
+        "recon_f": weights.recon_f_w,
+        "recon_s": weights.recon_s_w,
+        "recon_x_cyc": weights.recon_x_cyc_w,
+        "id": config.id_w,
+        "pid": config.pid_w,
+        "recon_id": config.recon_id_w,
+        "teacher": weights.teacher_w,
+    }
