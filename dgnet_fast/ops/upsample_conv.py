@@ -85,8 +85,9 @@ def _reflection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     rows = torch.cat([rows[..., 2:3], rows[..., 1:2], rows, rows[..., -2:-1], rows[..., -3:-2]], dim=3)
     first, last = columns[:, :, :1], columns[:, :, -1:]
     columns = torch.cat([first, first, columns, last, last], dim=2)
-    top, bottom = rows.chunk(2)
-    left, right = columns.chunk(2)
+    # not chunk, which an exported program with a dynamic batch cannot follow
+    top, bottom = rows.unflatten(0, (2, -1))
+    left, right = columns.unflatten(0, (2, -1))
     return (
         F.conv2d(top, weight[:, :, :1]),
         F.conv2d(bottom, weight[:, :, -1:]),

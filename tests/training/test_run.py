@@ -190,7 +190,10 @@ def test_a_signal_while_the_teacher_trains(whole, tmp_path, capsys, monkeypatch)
     assert_same_outcome(folder, whole)
 
 
-def test_the_second_signal_acts_at_once():
+def test_the_second_signal_acts_at_once(request):
+    # started in the background a process may find SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), loop.StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.requested
