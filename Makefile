@@ -7,9 +7,10 @@ RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: install test train gpu sanitize lint format
 
-# pip rebuilds the extension when called, so C++ changes are always in.
+# pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
 install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt torch
 	$(BIN)/pip install -c constraints.txt -e .$(EXTRAS)
 
 # With everything optional, so that no test is left out for want of a package. Two processes of one thread each: most
@@ -32,7 +33,7 @@ gpu:
 	$(RUN) -m pytest benchmarks/ || status=$$?; exit $$status
 
 # The C++ bodies under AddressSanitizer and UndefinedBehaviorSanitizer, in a build folder of its own.
-BODIES = $(filter-out csrc/bindings.cpp csrc/malloc_thresholds.cpp,$(wildcard csrc/*.cpp))
+BODIES = $(filter-out csrc/bindings.cpp csrc/cpu_allocator.cpp csrc/malloc_thresholds.cpp,$(wildcard csrc/*.cpp))
 SANITIZED = build/sanitize/bodies
 
 sanitize: $(SANITIZED)

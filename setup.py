@@ -1,4 +1,7 @@
-"""Build of dgnet_fast._C: CMake + ninja + pybind11 over csrc/, without torch. Metadata is in pyproject.toml.
+"""Build of dgnet_fast's extensions: CMake + ninja + pybind11 over csrc/. Metadata is in pyproject.toml.
+
+`_C`, the operators' bodies, needs no torch. `_allocator` (csrc/cpu_allocator.cpp) is for one version of torch and built
+where the environment that is installed into has torch already; without it tensors come from torch's own allocator.
 
 Environment read at build time:
     DGNET_FAST_NATIVE=0        no -march=native: for wheels that travel to other CPUs (default 1)
@@ -8,11 +11,13 @@ Environment read at build time:
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -34,13 +39,26 @@ def tool(name: str, folder_attribute: str) -> str:
     return path
 
 
+def installed_torch() -> tuple[Path, str] | None:
+    """Folder and version of the torch that dgnet_fast will find; pip's isolated build cannot import it."""
+    spec = importlib.util.find_spec("torch")
+    folder = Path(sysconfig.get_path("platlib")) / "torch"
+    if spec and spec.origin:
+        folder = Path(spec.origin).parent
+    needed = [folder / "include/c10/core/CPUAllocator.h", folder / "lib/libc10.so", folder / "version.py"]
+    if not all(path.is_file() for path in needed):
+        return None
+    version = re.search(r"^__version__ = '([^']+)'", needed[2].read_text(), re.MULTILINE)
+    return (folder, version[1]) if version else None
+
+
 class CMakeBuild(build_ext):
     """Builds every extension of this package by the one CMake project in csrc/."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         import pybind11
 
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve()
         # Not self.build_temp: pip makes that a new folder each time, and every build would start from
         # nothing.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
@@ -63,8 +81,18 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         if architectures := os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
             arguments.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        if TORCH:
+            arguments += [f"-DDGNET_FAST_TORCH={TORCH[0]}", f"-DDGNET_FAST_TORCH_VERSION={TORCH[1]}"]
         subprocess.run([cmake, "-S", str(ROOT / "csrc"), "-B", str(build), *arguments], check=True)
-        subprocess.run([cmake, "--build", str(build)], check=True)
+        for ext in self.extensions:
+            name = ext.name.rpartition(".")[2]
+            subprocess.run([cmake, "--build", str(build), "--target", name], check=not ext.optional)
+
+
+TORCH = installed_torch()
+EXTENSIONS = [Extension("dgnet_fast._C", sources=[])]
+if TORCH:  # one whose headers it cannot read does not keep dgnet_fast from being installed
+    EXTENSIONS.append(Extension("dgnet_fast._allocator", sources=[], optional=True))
 
 
 setup(
@@ -72,7 +100,7 @@ setup(
     packages=[*find_packages(include=["dgnet_fast", "dgnet_fast.*"]), "dgnet_fast.kernels"],
     # A top-level package called `kernels` would clash with the one on PyPI.
     package_dir={"dgnet_fast.kernels": "kernels"},
-    ext_modules=[Extension("dgnet_fast._C", sources=[])],
+    ext_modules=EXTENSIONS,
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
 )

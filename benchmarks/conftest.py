@@ -122,14 +122,18 @@ def machine(full: bool) -> dict[str, object]:
         "versions": f"dgnet_fast {found['dgnet_fast']}, torch {found['torch']} (CUDA {found['torch_cuda']}), "
         f"Triton {found['triton']}, Python {found['python']}",
         "commit": found["git_commit"],
-        "allocator": "glibc malloc, large blocks kept"
-        if dgnet_fast.malloc_kept
-        else "malloc as the system has it",
+        "allocator": allocator(),
         "TF32": f"matmul {torch.backends.cuda.matmul.allow_tf32}, convolutions {torch.backends.cudnn.allow_tf32}"
         if gpu
         else "does not apply",
         "variables": found["variables"],
     }
+
+
+def allocator() -> str:
+    """Where the memory of CPU tensors comes from."""
+    malloc = "large blocks kept" if dgnet_fast.malloc_kept else "malloc as the system has it"
+    return f"{malloc}, {'dgnet_fast' if dgnet_fast.allocator_installed else 'torch'}'s allocator"
 
 
 def notes(device: str) -> list[str]:
@@ -151,8 +155,8 @@ def notes(device: str) -> list[str]:
     else:
         lines.append("Wall clock; caches are not flushed between rounds.")
         lines.append(
-            "Steps `malloc as is` ran with malloc as the system has it (DGNET_FAST_MALLOC=0), all others with large "
-            "blocks kept, whichever side."
+            "Steps `malloc as is` ran with malloc and torch's allocator as they come (DGNET_FAST_MALLOC=0), all others "
+            "with what importing dgnet_fast sets, whichever side."
         )
         if measure.emulates_bf16(device):
             lines.append(

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 import dgnet_fast
+from benchmarks.conftest import allocator
 from benchmarks.flops import step_flops
 from benchmarks.measure import synchronize
 from benchmarks.plain_step import PlainStep
@@ -345,10 +346,9 @@ def main(arguments: list[str] | None = None) -> int:
         runner.step()
         seconds = [runner.step() for _ in range(args.rounds)]
     median = statistics.median(seconds)
-    kept = "kept" if dgnet_fast.malloc_kept else "as the system has it"
     rate = step_flops(runner.config, args.ramps == "after") / median / 1e12
     print(f"median {1e3 * median:.1f} ms of {args.rounds}, {rate:.3f} TFLOP/s of least work, ", end="")
-    print(f"peak {runner.peak() / 1e9:.2f} GB, large blocks {kept}, {torch.get_num_threads()} threads")
+    print(f"peak {runner.peak() / 1e9:.2f} GB, {allocator()}, {torch.get_num_threads()} threads")
     return 0
 
 

@@ -39,7 +39,7 @@ ANSWER_LIMIT = 240 if CUDA else 3600  # seconds: `make gpu` has ten minutes in a
 
 
 class SideCase(NamedTuple):
-    """A side of the comparison: arguments of benchmarks.step and whether malloc keeps large blocks."""
+    """A side of the comparison: arguments of benchmarks.step and whether memory is as dgnet_fast sets it."""
 
     name: str
     arguments: tuple[str, ...]

@@ -66,6 +66,7 @@ def report() -> dict[str, Any]:
             "threads_torch": torch.get_num_threads(),
             "threads_extension": _C.openmp_threads(),
             "malloc_keeps_large_blocks": dgnet_fast.malloc_kept,
+            "allocator": "dgnet_fast" if dgnet_fast.allocator_installed else "torch",
         },
         "cuda": {"torch_built_for": torch.version.cuda, "devices": cuda},
         "caches": _cache_folders(),
@@ -86,7 +87,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines.append(
         f"cpu:       {cpu['capability']}, {cpu['threads_torch']} threads "
         f"(extension {cpu['threads_extension']}), "
-        f"malloc {'keeps' if cpu['malloc_keeps_large_blocks'] else 'maps'} large blocks"
+        f"malloc {'keeps' if cpu['malloc_keeps_large_blocks'] else 'maps'} large blocks, "
+        f"tensors by {cpu['allocator']}'s allocator"
     )
     devices = facts["cuda"]["devices"]
     for index, device in enumerate(devices):

@@ -18,6 +18,7 @@ def test_json_is_the_report(capsys):
     assert facts["extension"] == dict(_C.build)
     assert facts["cpu"]["threads_torch"] == facts["cpu"]["threads_extension"] == torch.get_num_threads()
     assert facts["cpu"]["malloc_keeps_large_blocks"] is dgnet_fast.malloc_kept
+    assert facts["cpu"]["allocator"] == ("dgnet_fast" if dgnet_fast.allocator_installed else "torch")
     assert len(facts["cuda"]["devices"]) == torch.cuda.device_count()
     cpu = {(row["op"], row["dtype"]): row["body"] for row in facts["ops"] if row["device"] == "cpu"}
     assert len(cpu) == len(registry.TABLE) * len(registry.DTYPES)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dgnet_fast.kernels
 import pytest
+import torch
 
 import dgnet_fast
 
@@ -131,6 +132,69 @@ def test_large_tensors_stay_on_the_heap(setting):
     faults, kept = done.stdout.split()
     assert kept == str(setting == "1")
     assert int(faults) < 1000 if setting == "1" else int(faults) > 60_000
+
+
+needs_allocator = pytest.mark.skipif(
+    not dgnet_fast.allocator_installed,
+    reason="_allocator is not built for this torch, or DGNET_FAST_MALLOC=0",
+)
+
+
+@needs_allocator
+def test_freed_tensors_make_room_for_tensors_of_their_size():
+    # torch's own allocator grows the heap by all 100 tensors of 8 MiB that are made again between small ones
+    code = (
+        "import ctypes, torch, dgnet_fast\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]\n"
+        "small = lambda: [torch.empty(n) for n in range(40)]\n"
+        "kept = [(torch.empty(2**21), small()) for _ in range(40)]\n"
+        "before = libc.sbrk(0)\n"
+        "for _ in range(5):\n"
+        "    for k in range(0, 40, 2):\n"
+        "        kept[k] = kept[k][1], small()\n"
+        "        kept[k] = torch.empty(2**21), kept[k]\n"
+        "print(libc.sbrk(0) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 16 * 2**20
+
+
+@needs_allocator
+def test_allocated_tensors_are_as_torch_wants_them():
+    assert all(torch.empty(n, dtype=torch.uint8).data_ptr() % 64 == 0 for n in range(300))
+    grown = torch.arange(5).resize_(100_000)
+    assert grown[:5].tolist() == [0, 1, 2, 3, 4]
+    assert torch.empty(0).data_ptr() == 0
+    with torch.profiler.profile(profile_memory=True) as recorded:
+        torch.ones(2**20)
+    assert sum(max(0, event.self_cpu_memory_usage) for event in recorded.key_averages()) >= 2**22
+    for bytes_wanted in (2**50, 2**63 - 1):
+        with pytest.raises(RuntimeError, match=f"not enough memory.*{bytes_wanted} bytes"):
+            torch.empty(bytes_wanted, dtype=torch.uint8)
+
+
+@needs_allocator
+def test_allocator_is_left_alone_where_malloc_is():
+    code = "import dgnet_fast; print(dgnet_fast.malloc_kept, dgnet_fast.allocator_installed)"
+    environment = {**os.environ, "DGNET_FAST_MALLOC": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_allocator_of_another_torch_is_not_used(monkeypatch):
+    class Built:
+        torch_version = "0.4.1"
+
+        @staticmethod
+        def install() -> bool:
+            raise AssertionError("installed into a torch it was not built for")
+
+    monkeypatch.setitem(sys.modules, "dgnet_fast._allocator", Built)
+    monkeypatch.setattr(dgnet_fast, "_allocator", Built, raising=False)
+    assert dgnet_fast._install_allocator() is False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
