@@ -124,13 +124,6 @@ def swapped_only(model: DGNet, batch: Batch) -> Tensor:
     return split_streams(model.decode(split_streams(structure).flip(0).flatten(0, 1), code))
 
 
-def streams_apart(discriminator: Discriminator, pictures: Tensor) -> list[Tensor]:
-    """Pictures (S, B, 3, H, W) as D sees them: all streams in one pass, or one each where D's BatchNorm ties a batch
-    together.
-    """
-    return list(pictures.split(1 if discriminator.mixes_samples else STREAMS))
-
-
 def fake_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
     """D's terms of generated pictures (S, B, 3, H, W); ``total`` is weighted by gan_w."""
     scores = model.discriminator(swapped.detach().flatten(0, 1))
@@ -198,10 +191,11 @@ def identity_heads(config: Config, logits: Sequence[Tensor]) -> int:
 
 
 def adversarial_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
-    """What D makes of the swapped pictures."""
+    """What D makes of the swapped pictures; stream after stream where its BatchNorm ties a batch together."""
+    apart = 1 if model.discriminator.mixes_samples else STREAMS
     scores = [
         [split_streams(one, len(part)) for one in frozen(model.discriminator, part.flatten(0, 1))]
-        for part in streams_apart(model.discriminator, forward.swapped)
+        for part in forward.swapped.split(apart)
     ]
     scores = [torch.cat(one) for one in zip(*scores, strict=True)]
     term = losses.generator_term(scores, model.config.dis.gan_type)

@@ -41,7 +41,7 @@ from dgnet_fast.training.checkpoint import (
 )
 from dgnet_fast.training.generated import load_generated
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
-from dgnet_fast.training.log import RunLog
+from dgnet_fast.training.log import RunLog, format_duration
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
 from dgnet_fast.training.seeds import derive_seed
@@ -293,12 +293,14 @@ def run_training(
             )
             with RunLog(folder, config.max_iter, every=_every(config.max_iter)) as log:
                 log.truncate_after(first)
+                begin = time.perf_counter()
                 train(
                     model, batches, optimisers, run.precision, log, folder, run.dataset.class_names,
                     first_step=first, last_step=last, sample=run.sampler(model), stop=stop,
                 )  # fmt: skip
+                seconds = time.perf_counter() - begin
                 say(
-                    f"{last - first} steps, {log.seconds_per_step:.3g} s a step, "
+                    f"{last - first} steps in {format_duration(seconds)}, {seconds / (last - first):.3g} s a step, "
                     f"peak memory {peak_memory(run.device) / 1e9:.2f} GB"
                 )
     tables = []
