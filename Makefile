@@ -17,6 +17,7 @@ install:
 # tests are small, and the recorded cases take 13 GB one at a time.
 test: EXTRAS = [test]
 test: install
+	$(BIN)/python -c "import torch; from dgnet_fast import _allocator"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: install

@@ -1,11 +1,13 @@
 """Build of dgnet_fast's extensions: CMake + ninja + pybind11 over csrc/. Metadata is in pyproject.toml.
 
 `_C`, the operators' bodies, needs no torch. `_allocator` (csrc/cpu_allocator.cpp) is for one version of torch and built
-where the environment that is installed into has torch already; without it tensors come from torch's own allocator.
+where pip finds torch in the environment that it installs into; without it tensors come from torch's own allocator.
 
 Environment read at build time:
     DGNET_FAST_NATIVE=0        no -march=native: for wheels that travel to other CPUs (default 1)
     DGNET_FAST_CUDA=0          leave the CUDA bodies out even where nvcc is found (default 1)
+    DGNET_FAST_TORCH           folder of the torch package that _allocator is built for, where the build itself does not
+                               find it (uv, python -m build)
     CMAKE_CUDA_ARCHITECTURES   compute capabilities, such as "80;90" (default)
 """
 
@@ -45,10 +47,14 @@ def installed_torch() -> tuple[Path, str] | None:
     folder = Path(sysconfig.get_path("platlib")) / "torch"
     if spec and spec.origin:
         folder = Path(spec.origin).parent
+    folder = Path(os.environ.get("DGNET_FAST_TORCH", folder))
     needed = [folder / "include/c10/core/CPUAllocator.h", folder / "lib/libc10.so", folder / "version.py"]
-    if not all(path.is_file() for path in needed):
-        return None
-    version = re.search(r"^__version__ = '([^']+)'", needed[2].read_text(), re.MULTILINE)
+    version = None
+    if all(path.is_file() for path in needed):
+        version = re.search(r"^__version__ = '([^']+)'", needed[2].read_text(), re.MULTILINE)
+    print(
+        f"dgnet_fast: _allocator is {f'for torch {version[1]}' if version else 'left out, no torch'} in {folder}"
+    )
     return (folder, version[1]) if version else None
 
 
@@ -86,7 +92,11 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "-S", str(ROOT / "csrc"), "-B", str(build), *arguments], check=True)
         for ext in self.extensions:
             name = ext.name.rpartition(".")[2]
-            subprocess.run([cmake, "--build", str(build), "--target", name], check=not ext.optional)
+            done = subprocess.run([cmake, "--build", str(build), "--target", name], check=not ext.optional)
+            if done.returncode:
+                self.warn(f"{ext.name} could not be built and is left out")
+                for old in (self.get_ext_fullpath(ext.name), ROOT / self.get_ext_filename(ext.name)):
+                    Path(old).unlink(missing_ok=True)
 
 
 TORCH = installed_torch()

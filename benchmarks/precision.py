@@ -133,21 +133,31 @@ def main(arguments: list[str] | None = None) -> int:
     name = f"{head['name']}-{head['date']}-precision".lower().replace(" ", "-")
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = [(seed, precision) for seed in range(args.seeds) for precision in PRECISIONS]
+    failed = False
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         calls = [pool.submit(one_run, Path(folder), seed, precision, options) for seed, precision in wanted]
-        for call in as_completed(calls):
-            run = call.result()
-            if isinstance(run, str):
-                print(f"benchmarks.precision: {run}", file=sys.stderr)
-                pool.shutdown(cancel_futures=True)
-                return 1
-            runs = sorted([*runs, run], key=lambda one: wanted.index((one["seed"], one["precision"])))
-            # after every run: a session cut short keeps what it measured
-            (args.out / f"{name}.json").write_text(json.dumps({"machine": head, "runs": runs}, indent=1))
-            print(
-                f"{run['precision']} seed {run['seed']}: {run['seconds']:.0f} s, mAP {run['scores'].get('DG-Net: mAP')}",
-                flush=True,
-            )
+        try:
+            for call in as_completed(calls):
+                if call.cancelled():
+                    continue
+                run = call.result()
+                if isinstance(run, str):
+                    print(f"benchmarks.precision: {run}", file=sys.stderr)
+                    failed = True
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    continue
+                runs = sorted([*runs, run], key=lambda one: wanted.index((one["seed"], one["precision"])))
+                # after every run: a session cut short keeps what it measured
+                (args.out / f"{name}.json").write_text(json.dumps({"machine": head, "runs": runs}, indent=1))
+                print(
+                    f"{run['precision']} seed {run['seed']}: {run['seconds']:.0f} s, mAP {run['scores'].get('DG-Net: mAP')}",
+                    flush=True,
+                )
+        except BaseException:  # Ctrl-C: the runs under way have had it too, and no other is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed:
+        return 1
     lines = [f"# bf16 against fp32: {head['name']}, {head['date']}", ""]
     lines += [f"- {key}: {head[key]}" for key in ("cpu", "versions", "commit")]
     lines += [

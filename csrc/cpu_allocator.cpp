@@ -2,14 +2,17 @@
 // because it is the one that knows torch: it is built where torch is installed, and used with that very
 // version only.
 //
-// posix_memalign of glibc before 2.38 cuts the block it took to size and frees the rest, 100 bytes that small
-// allocations then take: the freed block is too small for the next tensor of its size, and the heap grows in
-// holes.
+// glibc's posix_memalign (all but 2.38.0; measured with 2.36) takes a larger block, cuts it to size and frees
+// the rest, 100 bytes that small allocations then take: once freed, the block is too small for the next
+// tensor of its size, and the heap grows in holes.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/alignment.h>
+#include <c10/core/impl/alloc_cpu.h>
 #include <c10/util/Exception.h>
+#include <dlfcn.h>
+#include <gnu/libc-version.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -25,8 +28,16 @@ void release(void* data) {
     if (data == nullptr) {
         return;
     }
+    // oneDNN's tensors made before `install` come here too: their memory is posix_memalign's, before which
+    // glibc keeps a size, no address nearby.
+    void* block = static_cast<void**>(data)[-1];
+    const auto before = reinterpret_cast<std::uintptr_t>(data) - reinterpret_cast<std::uintptr_t>(block);
+    if (before > kOverhead) {
+        c10::free_cpu(data);
+        return;
+    }
     c10::profiledCPUMemoryReporter().Delete(data);
-    std::free(static_cast<void**>(data)[-1]);
+    std::free(block);
 }
 
 class MallocAllocator final : public c10::Allocator {
@@ -48,7 +59,9 @@ class MallocAllocator final : public c10::Allocator {
         void* block = possible ? std::malloc(bytes + kOverhead) : nullptr;
         if (block == nullptr) {
             c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
-            TORCH_CHECK(false, "not enough memory: you tried to allocate ", bytes, " bytes on the CPU");
+            // torch's own words, which tools that look for a fitting batch size know
+            TORCH_CHECK(false, "DefaultCPUAllocator: can't allocate memory: you tried to allocate ", bytes,
+                        " bytes");
         }
         const auto first = reinterpret_cast<std::uintptr_t>(block) + sizeof(void*);
         const auto aligned = (first + c10::gAlignment - 1) / c10::gAlignment * c10::gAlignment;
@@ -59,14 +72,24 @@ class MallocAllocator final : public c10::Allocator {
     }
 };
 
-// Above torch's own, which is 0. Tensors keep the deleter they were made with, so older ones stay as they
-// are.
-constexpr uint8_t kPriority = 1;
+constexpr uint8_t kPriority = 1;  // torch's own has 0
+
+// Another malloc (jemalloc, tcmalloc) has size classes that the overhead would overstep, and aligns well by
+// itself.
+bool malloc_is_glibcs() {
+    Dl_info of_malloc, of_libc;
+    return dladdr(dlsym(RTLD_DEFAULT, "malloc"), &of_malloc) != 0 &&
+           dladdr(reinterpret_cast<void*>(&gnu_get_libc_version), &of_libc) != 0 &&
+           of_malloc.dli_fbase == of_libc.dli_fbase;
+}
 
 bool install() {
-    static MallocAllocator allocator;
-    c10::SetCPUAllocator(&allocator, kPriority);
-    return c10::GetCPUAllocator() == &allocator;
+    static auto* const allocator = new MallocAllocator;  // never destroyed: tensors may outlive everything
+    if (!malloc_is_glibcs()) {
+        return false;
+    }
+    c10::SetCPUAllocator(allocator, kPriority);
+    return c10::GetCPUAllocator() == allocator;
 }
 
 }  // namespace
@@ -74,5 +97,7 @@ bool install() {
 PYBIND11_MODULE(_allocator, m) {
     m.doc() = "Memory of CPU tensors from malloc, aligned by hand.";
     m.attr("torch_version") = DGNET_FAST_TORCH_VERSION;
-    m.def("install", &install, "All CPU tensors from now on; False where something else holds the place.");
+    m.def(
+        "install", &install,
+        "All CPU tensors from now on; False where malloc is not glibc's or something else holds the place.");
 }

@@ -8,7 +8,7 @@ reused (`allocator_installed`); set DGNET_FAST_MALLOC=0 before the import to lea
 
 import os as _os
 
-import torch as _torch  # noqa: F401  (before _C: see above)
+import torch as _torch  # before _C: see above
 
 from dgnet_fast import _C
 
@@ -19,6 +19,10 @@ malloc_kept: bool = _os.environ.get("DGNET_FAST_MALLOC", "1") != "0" and _C.keep
 
 
 def _install_allocator() -> bool:
+    if (
+        _os.environ.get("THP_MEM_ALLOC_ENABLE", "0") != "0"
+    ):  # huge pages, which torch's own allocator then asks for
+        return False
     try:
         from dgnet_fast import _allocator
     except ImportError:  # built without torch, or for another one
@@ -26,8 +30,8 @@ def _install_allocator() -> bool:
     return _allocator.torch_version == _torch.__version__ and _allocator.install()
 
 
-#: Whether the memory of CPU tensors comes from `_allocator`. False where `malloc_kept` is, and where the package was
-#: built without torch or for another version of it.
+#: Whether the memory of CPU tensors comes from `_allocator`. False where `malloc_kept` is, where the package was built
+#: without torch or for another version of it, with another malloc than glibc's, and with torch's THP_MEM_ALLOC_ENABLE.
 allocator_installed: bool = malloc_kept and _install_allocator()
 
 
