@@ -19,9 +19,8 @@ malloc_kept: bool = _os.environ.get("DGNET_FAST_MALLOC", "1") != "0" and _C.keep
 
 
 def _install_allocator() -> bool:
-    if (
-        _os.environ.get("THP_MEM_ALLOC_ENABLE", "0") != "0"
-    ):  # huge pages, which torch's own allocator then asks for
+    # torch's own allocator then asks for huge pages
+    if _os.environ.get("THP_MEM_ALLOC_ENABLE", "0") != "0":
         return False
     try:
         from dgnet_fast import _allocator

@@ -111,6 +111,14 @@ def test_import_is_light():
     assert done.stdout == baseline.stdout
 
 
+def run_with_plain_malloc(code: str, **environment: str) -> str:
+    """What a process of its own prints, whatever malloc is told here."""
+    settings = {**os.environ, "GLIBC_TUNABLES": "", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout
+
+
 @pytest.mark.skipif(not dgnet_fast.malloc_kept, reason="malloc is not glibc's, or DGNET_FAST_MALLOC=0")
 @pytest.mark.parametrize("setting", ["1", "0"])
 def test_large_tensors_stay_on_the_heap(setting):
@@ -125,11 +133,7 @@ def test_large_tensors_stay_on_the_heap(setting):
         "for _ in range(4): torch.ones(2**24)\n"
         "print(faults() - before, dgnet_fast.malloc_kept)"
     )
-    environment = {**os.environ, "DGNET_FAST_MALLOC": setting, "GLIBC_TUNABLES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    faults, kept = done.stdout.split()
+    faults, kept = run_with_plain_malloc(code, DGNET_FAST_MALLOC=setting).split()
     assert kept == str(setting == "1")
     assert int(faults) < 1000 if setting == "1" else int(faults) > 60_000
 
@@ -138,14 +142,6 @@ needs_allocator = pytest.mark.skipif(
     not dgnet_fast.allocator_installed,
     reason="_allocator is not built for this torch, or DGNET_FAST_MALLOC=0",
 )
-
-
-def run_with_plain_malloc(code: str, **environment: str) -> str:
-    """What a process of its own prints, whatever malloc is told here."""
-    settings = {**os.environ, "GLIBC_TUNABLES": "", "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    return done.stdout
 
 
 @needs_allocator

@@ -21,7 +21,7 @@ class cpp:  # noqa: N801
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        # as a matrix: PyTorch transposes those 1.7 times as fast as the same thing in four dimensions
+        # as a matrix: PyTorch transposes 256×256 taps 1.7 times as fast as in four dimensions (one core, AMD EPYC, 2.13)
         out, channels = weight.shape[:2]
         taps = _matrix(weight).t().contiguous().view(3, 3, channels, out)
         bias = None if bias is None else bias.contiguous()
