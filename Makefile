@@ -33,26 +33,32 @@ gpu:
 	status=0; $(RUN) -m pytest -m gpu --continue-on-collection-errors || status=$$?; \
 	$(RUN) -m pytest benchmarks/ || status=$$?; exit $$status
 
-# The C++ bodies under AddressSanitizer and UndefinedBehaviorSanitizer, in a build folder of its own.
+# The C++ bodies under AddressSanitizer and UndefinedBehaviorSanitizer, in a build folder of its own; the CUDA ones
+# too, on the CPU, with tests/ops/cuda_on_cpu/ as CUDA's headers.
 BODIES = $(filter-out csrc/bindings.cpp csrc/cpu_allocator.cpp csrc/malloc_thresholds.cpp,$(wildcard csrc/*.cpp))
+CUDA_BODIES = $(wildcard csrc/*.cu)
 SANITIZED = build/sanitize/bodies
 
 sanitize: $(SANITIZED)
 	$(SANITIZED)
 
-$(SANITIZED): tests/ops/sanitize_bodies.cpp $(BODIES) $(wildcard csrc/*.h)
+$(SANITIZED): tests/ops/sanitize_bodies.cpp $(BODIES) $(CUDA_BODIES) $(wildcard csrc/*.h tests/ops/cuda_on_cpu/*.h)
 	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -fopenmp -fno-omit-frame-pointer -fsanitize=address,undefined \
-	    -fno-sanitize-recover=all -Icsrc $< $(BODIES) -o $@
+	for body in $(CUDA_BODIES); do \
+	    sed -E 's/([a-z_]+(<[A-Za-z0-9_, ]+>)?)<<<([^>]+)>>>\(([^;]*)\);/cuda_on_cpu::launch(\3, [\&] { \1(\4); });/' \
+	        $$body > $(@D)/$$(basename $$body).cpp || exit 1; done
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas -fopenmp -fno-omit-frame-pointer \
+	    -fsanitize=address,undefined -fno-sanitize-recover=all -DDGNET_FAST_WITH_CUDA -Icsrc -Itests/ops/cuda_on_cpu \
+	    $< $(BODIES) $(CUDA_BODIES:csrc/%=$(@D)/%.cpp) -o $@
 
 lint:
 	$(BIN)/pip install -q -c constraints.txt ruff clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp tests/ops/*/*.h
 
 format:
 	$(BIN)/pip install -q -c constraints.txt ruff clang-format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp tests/ops/*/*.h

@@ -280,8 +280,7 @@ __global__ void __launch_bounds__(kThreads) backward_sums(BatchNormActBackward a
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    backward_merge(BatchNormActBackward a, Cut cut, const float* parts, float* sums) {
+__global__ void __launch_bounds__(kThreads) backward_merge(Cut cut, const float* parts, float* sums) {
     const int64_t channel = blockIdx.x * 32 + threadIdx.x % 32, group = blockIdx.y, step = 2 * cut.channels;
     const bool inside = channel < cut.channels;
     const unsigned count = inside ? unsigned(cut.parts) : 0;
@@ -421,7 +420,7 @@ void batch_norm_act_backward_cuda(const BatchNormActBackward& a, float* workspac
             constexpr bool L = decltype(order)::value;
             const dim3 grid(unsigned(cut.slices * cut.columns(L, V)), unsigned(cut.groups * cut.units));
             backward_sums<T, V, L><<<grid, kThreads, 0, stream>>>(a, cut, space.parts);
-            backward_merge<<<merge, kThreads, 0, stream>>>(a, cut, space.parts, space.sums);
+            backward_merge<<<merge, kThreads, 0, stream>>>(cut, space.parts, space.sums);
             backward_apply<T, V, L><<<grid, kThreads, 0, stream>>>(a, cut, space.sums);
         });
     });

@@ -1,9 +1,11 @@
 // Calls every C++ body over odd sizes, layouts, paddings and element types; `make sanitize` builds it with
 // AddressSanitizer and UndefinedBehaviorSanitizer. Every buffer is an allocation of its exact size, so that a
 // value read or written beside one is reported. Results start as NaN, and none may stay so; they may not
-// depend on the number of threads.
+// depend on the number of threads. The CUDA bodies run on the CPU (cuda_on_cpu/): their results may not
+// depend on the order of threads, and are compared with those of C++.
 #include <omp.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -11,6 +13,7 @@
 #include "adain_act.h"
 #include "batch_norm_act.h"
 #include "conv3x3.h"
+#include "cuda_on_cpu/cuda_runtime.h"
 #include "layer_norm_act.h"
 #include "loss_l1.h"
 
@@ -53,14 +56,62 @@ void check_written(const char* what, const Bytes& bytes, const ImageShape& s) {
     }
 }
 
+// What a case computes: values of its element type, float32 values, anything else.
+struct Results {
+    std::vector<Bytes> pictures, sums, others = {};
+    bool operator!=(const Results& that) const {
+        return pictures != that.pictures || sums != that.sums || others != that.others;
+    }
+};
+
+template <class T>
+Results checked(const char* what, const ImageShape& s, const Results& results) {
+    for (const Bytes& picture : results.pictures) check_written<T>(what, picture, s);
+    for (const Bytes& sums : results.sums) check_written<float>(what, sums, s);
+    return results;
+}
+
 float* floats(Bytes& bytes) {
     return reinterpret_cast<float*>(bytes.data());
 }
 
-// All results of one case, one after the other. `within`: the residual lies within a padded buffer.
+// Whether the cases call the CUDA bodies.
+bool on_cuda = false;
+
+void forward(const AdainActForward& a) {
+    if (!on_cuda) return adain_act_forward(a);
+    Bytes workspace = unwritten(adain_act_workspace(a.shape), 4);
+    adain_act_forward_cuda(a, floats(workspace), 0, nullptr);
+}
+void backward(const AdainActBackward& a) {
+    if (!on_cuda) return adain_act_backward(a);
+    Bytes workspace = unwritten(adain_act_workspace(a.shape), 4);
+    adain_act_backward_cuda(a, floats(workspace), 0, nullptr);
+}
+void forward(const LayerNormActForward& a) {
+    if (!on_cuda) return layer_norm_act_forward(a);
+    Bytes workspace = unwritten(layer_norm_act_workspace(a.shape), 4);
+    layer_norm_act_forward_cuda(a, floats(workspace), 0, nullptr);
+}
+void backward(const LayerNormActBackward& a) {
+    if (!on_cuda) return layer_norm_act_backward(a);
+    Bytes workspace = unwritten(layer_norm_act_workspace(a.shape), 4);
+    layer_norm_act_backward_cuda(a, floats(workspace), 0, nullptr);
+}
+void forward(const BatchNormActForward& a) {
+    if (!on_cuda) return batch_norm_act_forward(a);
+    Bytes workspace = unwritten(batch_norm_act_workspace(a.shape, a.groups), 4);
+    batch_norm_act_forward_cuda(a, floats(workspace), 0, nullptr);
+}
+void backward(const BatchNormActBackward& a) {
+    if (!on_cuda) return batch_norm_act_backward(a);
+    Bytes workspace = unwritten(batch_norm_act_workspace(a.shape, a.groups), 4);
+    batch_norm_act_backward_cuda(a, floats(workspace), 0, nullptr);
+}
+
+// `within`: the residual lies within a padded buffer.
 template <class T>
-std::vector<Bytes> adain_act(Element element, const ImageShape& s, bool adaptive, bool residual,
-                             bool within) {
+Results adain_act(Element element, const ImageShape& s, bool adaptive, bool residual, bool within) {
     const int64_t codes = s.batch * s.channels, elements = codes * s.pixels, padded = codes * s.padded_pixels;
     Bytes x = values<T>(elements, 1), scale = values<float>(codes, 2), shift = values<float>(codes, 3);
     const int64_t border = within ? 2 : 0, row = s.width + border, plane = (s.height + border) * row;
@@ -75,21 +126,16 @@ std::vector<Bytes> adain_act(Element element, const ImageShape& s, bool adaptive
     Bytes grad_shift = unwritten(codes, 4);
     Bytes grad_residual = unwritten(residual && s.padding ? elements : 0, sizeof(T));
     const float *scales = adaptive ? floats(scale) : nullptr, *shifts = adaptive ? floats(shift) : nullptr;
-    adain_act_forward({s, element, x.data(), scales, shifts, residual ? added.data() : nullptr, strides,
-                       y.data(), floats(mean), floats(rstd), 0.2f, 1e-5f});
-    adain_act_backward({s, element, grad_y.data(), x.data(), scales, shifts, floats(mean), floats(rstd),
-                        grad_x.data(), floats(grad_scale), floats(grad_shift),
-                        grad_residual.empty() ? nullptr : grad_residual.data(), 0.2f});
-    check_written<T>("adain_act y", y, s);
-    check_written<T>("adain_act grad_x", grad_x, s);
-    check_written<T>("adain_act grad_residual", grad_residual, s);
-    for (const Bytes& code : {mean, rstd, grad_scale, grad_shift})
-        check_written<float>("adain_act code", code, s);
-    return {y, mean, rstd, grad_x, grad_scale, grad_shift, grad_residual};
+    forward(AdainActForward{s, element, x.data(), scales, shifts, residual ? added.data() : nullptr, strides,
+                            y.data(), floats(mean), floats(rstd), 0.2f, 1e-5f});
+    backward(AdainActBackward{s, element, grad_y.data(), x.data(), scales, shifts, floats(mean), floats(rstd),
+                              grad_x.data(), floats(grad_scale), floats(grad_shift),
+                              grad_residual.empty() ? nullptr : grad_residual.data(), 0.2f});
+    return checked<T>("adain_act", s, {{y, grad_x, grad_residual}, {mean, rstd, grad_scale, grad_shift}});
 }
 
 template <class T>
-std::vector<Bytes> layer_norm_act(Element element, const ImageShape& s) {
+Results layer_norm_act(Element element, const ImageShape& s) {
     const int64_t elements = s.batch * s.channels * s.pixels, padded = s.batch * s.channels * s.padded_pixels;
     Bytes x = values<T>(elements, 1), gamma = values<float>(s.channels, 2),
           beta = values<float>(s.channels, 3);
@@ -97,21 +143,16 @@ std::vector<Bytes> layer_norm_act(Element element, const ImageShape& s) {
           grad_x = unwritten(elements, sizeof(T));
     Bytes mean = unwritten(s.batch, 4), rdenom = unwritten(s.batch, 4);
     Bytes grad_gamma = unwritten(s.channels, 4), grad_beta = unwritten(s.channels, 4);
-    layer_norm_act_forward({s, element, x.data(), floats(gamma), floats(beta), y.data(), floats(mean),
-                            floats(rdenom), 0.2f, 1e-5});
-    layer_norm_act_backward({s, element, grad_y.data(), x.data(), floats(gamma), floats(beta), floats(mean),
-                             floats(rdenom), grad_x.data(), floats(grad_gamma), floats(grad_beta), 0.2f,
-                             1e-5});
-    check_written<T>("layer_norm_act y", y, s);
-    check_written<T>("layer_norm_act grad_x", grad_x, s);
-    for (const Bytes& sums : {mean, rdenom, grad_gamma, grad_beta})
-        check_written<float>("layer_norm_act sums", sums, s);
-    return {y, mean, rdenom, grad_x, grad_gamma, grad_beta};
+    forward(LayerNormActForward{s, element, x.data(), floats(gamma), floats(beta), y.data(), floats(mean),
+                                floats(rdenom), 0.2f, 1e-5});
+    backward(LayerNormActBackward{s, element, grad_y.data(), x.data(), floats(gamma), floats(beta),
+                                  floats(mean), floats(rdenom), grad_x.data(), floats(grad_gamma),
+                                  floats(grad_beta), 0.2f, 1e-5});
+    return checked<T>("layer_norm_act", s, {{y, grad_x}, {mean, rdenom, grad_gamma, grad_beta}});
 }
 
 template <class T>
-std::vector<Bytes> batch_norm_act(Element element, const ImageShape& s, int64_t groups, bool relu,
-                                  bool residual) {
+Results batch_norm_act(Element element, const ImageShape& s, int64_t groups, bool relu, bool residual) {
     const int64_t elements = s.batch * s.channels * s.pixels, codes = groups * s.channels;
     Bytes x = values<T>(elements, 1), weight = values<float>(s.channels, 2),
           bias = values<float>(s.channels, 3);
@@ -120,22 +161,18 @@ std::vector<Bytes> batch_norm_act(Element element, const ImageShape& s, int64_t 
           grad_residual = unwritten(residual ? elements : 0, sizeof(T));
     Bytes mean = unwritten(codes, 4), var = unwritten(codes, 4);
     Bytes grad_weight = unwritten(s.channels, 4), grad_bias = unwritten(s.channels, 4);
-    batch_norm_act_forward({s, element, groups, x.data(), floats(weight), floats(bias),
-                            residual ? added.data() : nullptr, y.data(), floats(mean), floats(var), relu,
-                            1e-5});
-    batch_norm_act_backward({s, element, groups, grad_y.data(), y.data(), x.data(), floats(weight),
-                             floats(mean), floats(var), grad_x.data(), floats(grad_weight), floats(grad_bias),
-                             residual ? grad_residual.data() : nullptr, relu, 1e-5});
-    for (const Bytes& picture : {y, grad_x, grad_residual})
-        check_written<T>("batch_norm_act picture", picture, s);
-    for (const Bytes& sums : {mean, var, grad_weight, grad_bias})
-        check_written<float>("batch_norm_act sums", sums, s);
-    return {y, mean, var, grad_x, grad_weight, grad_bias, grad_residual};
+    forward(BatchNormActForward{s, element, groups, x.data(), floats(weight), floats(bias),
+                                residual ? added.data() : nullptr, y.data(), floats(mean), floats(var), relu,
+                                1e-5});
+    backward(BatchNormActBackward{s, element, groups, grad_y.data(), y.data(), x.data(), floats(weight),
+                                  floats(mean), floats(var), grad_x.data(), floats(grad_weight),
+                                  floats(grad_bias), residual ? grad_residual.data() : nullptr, relu, 1e-5});
+    return checked<T>("batch_norm_act", s, {{y, grad_x, grad_residual}, {mean, var, grad_weight, grad_bias}});
 }
 
 // A batch as one stream a sample; the target's element and order differ from the prediction's.
 template <class P, class T>
-std::vector<Bytes> loss_l1(Element element, Element target_element, const ImageShape& s, Crossing crossing) {
+Results loss_l1(Element element, Element target_element, const ImageShape& s, Crossing crossing) {
     const int64_t elements = s.channels * s.pixels, count = s.batch * elements;
     const int64_t blocks = (elements + kSignBlock - 1) / kSignBlock;
     Bytes x = values<P>(count, 1), target = values<T>(count, 2), grad = values<float>(s.batch, 3);
@@ -144,18 +181,16 @@ std::vector<Bytes> loss_l1(Element element, Element target_element, const ImageS
     loss_l1_forward({s.batch, elements, s.channels, s.pixels, crossing, element, target_element, x.data(),
                      target.data(), floats(means), signs.data()});
     loss_l1_backward({s.batch, elements, element, floats(grad), signs.data(), grad_x.data()});
-    check_written<P>("loss_l1 grad_prediction", grad_x, s);
-    check_written<float>("loss_l1 means", means, s);
     for (unsigned char byte : signs)
         if (byte == 0xff) {  // both signs at once
             std::printf("loss_l1: signs of (%d, %d, %d, %d) are not written\n", int(s.batch), int(s.channels),
                         int(s.height), int(s.width));
             std::exit(1);
         }
-    return {means, signs, grad_x};
+    return checked<P>("loss_l1", s, {{grad_x}, {means}, {signs}});
 }
 
-std::vector<Bytes> convolution(const Conv3x3Shape& s) {
+Results convolution(const Conv3x3Shape& s) {
     const int64_t pixels = s.batch * s.height * s.width, kernel = 9 * s.in_channels * s.out_channels;
     const int64_t out_pixels = s.batch * (s.height + 2 * s.padding - 2) * (s.width + 2 * s.padding - 2);
     Bytes x = values<float>(pixels * s.in_channels, 1), taps = values<float>(kernel, 2);
@@ -164,9 +199,7 @@ std::vector<Bytes> convolution(const Conv3x3Shape& s) {
     conv3x3({s, floats(x), floats(taps), false, floats(bias), floats(y)});
     conv3x3_taps_gradient({s, floats(x), floats(grad_y), floats(grad_taps)});
     const ImageShape named{s.batch, s.in_channels, s.height, s.width, s.padding, true, 0, 0};
-    check_written<float>("conv3x3 y", y, named);
-    check_written<float>("conv3x3 grad_taps", grad_taps, named);
-    return {y, grad_taps};
+    return checked<float>("conv3x3", named, {{y, grad_taps}, {}});
 }
 
 template <class Run>
@@ -181,12 +214,91 @@ void on_threads(int& cases, Run run) {
     ++cases;
 }
 
+// The largest difference of two tensors, as a share of the largest value.
+template <class T>
+double difference(const Bytes& ours, const Bytes& expected) {
+    double most = 0, largest = 1e-30;
+    for (size_t i = 0; i < expected.size(); i += sizeof(T)) {
+        T a, b;
+        std::memcpy(&a, &ours[i], sizeof a);
+        std::memcpy(&b, &expected[i], sizeof b);
+        most = std::max(most, std::fabs(double(load(a)) - load(b)));
+        largest = std::max(largest, std::fabs(double(load(b))));
+    }
+    return most / largest;
+}
+
+// The CUDA bodies of a case against the C++ ones: equal but for the order of sums and, in `T`, one rounding.
+template <class T, class Run>
+void on_cuda_as_in_cpp(int& cases, Run run) {
+    const Results expected = run();
+    on_cuda = true;
+    const Results ours = run();
+    cuda_on_cpu::backwards = true;
+    if (std::is_same_v<T, float> && ours != run()) {  // other elements change nothing of the order
+        std::printf("CUDA case %d depends on the order of threads\n", cases);
+        std::exit(1);
+    }
+    on_cuda = cuda_on_cpu::backwards = false;
+    const double epsilon = sizeof(T) == 4 ? 0 : std::is_same_v<T, BFloat16> ? 0x1p-8 : 0x1p-11;
+    const auto compare = [&](const char* what, size_t i, double apart, double allowed) {
+        if (apart <= allowed) return;
+        std::printf("CUDA case %d: %s %zu is %.3g of its largest value from C++'s, allowed %.3g\n", cases,
+                    what, i, apart, allowed);
+        std::exit(1);
+    };
+    for (size_t i = 0; i < expected.pictures.size(); ++i)
+        compare("picture", i, difference<T>(ours.pictures[i], expected.pictures[i]), 2e-6 + 2 * epsilon);
+    for (size_t i = 0; i < expected.sums.size(); ++i)
+        compare("sum", i, difference<float>(ours.sums[i], expected.sums[i]), 1e-5);
+    ++cases;
+}
+
+struct Size {
+    int64_t batch, channels, height, width;
+};
+
+ImageShape shape_of(const Size& size, int64_t padding, bool channels_last) {
+    return {size.batch,
+            size.channels,
+            size.height,
+            size.width,
+            padding,
+            channels_last,
+            size.height * size.width,
+            (size.height + 2 * padding) * (size.width + 2 * padding)};
+}
+
+int cuda_cases() {
+    // Several slices of a plane and of a group, several blocks of channels, packs of 16 bytes, less than a
+    // warp.
+    const Size sizes[] = {{2, 5, 7, 3},  {1, 1, 1, 9},   {1, 33, 10, 12},
+                          {3, 70, 5, 6}, {1, 2, 70, 64}, {4, 64, 16, 9}};
+    int cases = 0;
+    for (const Size& size : sizes)
+        for (int64_t padding : {0, 1, 4})
+            for (bool channels_last : {false, true})
+                for (Element element : {Element::float32, Element::bfloat16, Element::float16}) {
+                    if (padding >= size.height || padding >= size.width) continue;
+                    if (element == Element::float16 && padding) continue;  // as bfloat16 but for conversions
+                    const ImageShape shape = shape_of(size, padding, channels_last);
+                    dispatch(element, [&](auto zero) {
+                        using T = decltype(zero);
+                        const auto compare = [&](auto run) { on_cuda_as_in_cpp<T>(cases, run); };
+                        compare([&] { return adain_act<T>(element, shape, true, true, padding == 1); });
+                        compare([&] { return layer_norm_act<T>(element, shape); });
+                        if (padding) return;
+                        compare([&] { return adain_act<T>(element, shape, false, false, false); });
+                        compare([&] { return batch_norm_act<T>(element, shape, 1, true, true); });
+                        compare([&] { return batch_norm_act<T>(element, shape, size.batch, false, false); });
+                    });
+                }
+    return cases;
+}
+
 }  // namespace
 
 int main() {
-    struct Size {
-        int64_t batch, channels, height, width;
-    };
     const Size sizes[] = {{2, 5, 7, 3},    {1, 33, 10, 12}, {1, 1, 1, 9},   {3, 70, 5, 6},  {1, 32, 20, 70},
                           {2, 64, 11, 10}, {2, 3, 2, 2},    {1, 2, 40, 61}, {1, 3, 67, 13}, {2, 31, 10, 65}};
     int cases = 0;
@@ -195,15 +307,7 @@ int main() {
             for (bool channels_last : {false, true})
                 for (Element element : {Element::float32, Element::bfloat16, Element::float16}) {
                     if (padding >= size.height || padding >= size.width) continue;
-                    const int64_t padded = (size.height + 2 * padding) * (size.width + 2 * padding);
-                    const ImageShape shape{size.batch,
-                                           size.channels,
-                                           size.height,
-                                           size.width,
-                                           padding,
-                                           channels_last,
-                                           size.height * size.width,
-                                           padded};
+                    const ImageShape shape = shape_of(size, padding, channels_last);
                     dispatch(element, [&](auto zero) {
                         using T = decltype(zero);
                         on_threads(cases, [&] { return adain_act<T>(element, shape, true, true, false); });
@@ -227,5 +331,6 @@ int main() {
                                          {3, 32, 32, 16, 8, 1},  {2, 8, 16, 5, 6, 2}, {1, 24, 56, 33, 9, 1},
                                          {1, 256, 264, 5, 3, 1}, {4, 8, 8, 40, 30, 1}};
     for (const Conv3x3Shape& shape : convolutions) on_threads(cases, [&] { return convolution(shape); });
-    std::printf("%d cases clean\n", cases);
+    std::printf("%d cases of the C++ bodies clean\n", cases);
+    std::printf("%d cases of the CUDA bodies clean\n", cuda_cases());
 }
