@@ -1,8 +1,8 @@
 // Enough of CUDA to run the kernels of csrc/*.cu on a CPU, one block after the other, each thread of a block
-// on a stack of its own. It shows what a compiler cannot: wrong indices (AddressSanitizer sees every
-// address), wrong sums, threads that wait in different places. `make sanitize` turns the launches
-// `kernel<<<...>>>(...)` into calls of cuda_on_cpu::launch. Not shown: speed, and what depends on a real
-// memory model.
+// on a stack of its own. It shows what a compiler cannot: wrong indices (AddressSanitizer sees every address
+// of global memory), wrong sums, misaligned packs, threads that wait in different places, impossible grids.
+// `make sanitize` turns the launches `kernel<<<...>>>(...)` into calls of cuda_on_cpu::launch. Not shown:
+// speed, races between blocks, shared memory that no thread of this block wrote.
 //
 // A warp runs on until all of its lanes wait for the block or are done, before the next warp begins: a value
 // of shared memory that is read without a barrier between is then missing for one warp, and in the opposite
