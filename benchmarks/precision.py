@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -135,24 +135,27 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [(seed, precision) for seed in range(args.seeds) for precision in PRECISIONS]
     failed = False
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        calls = [pool.submit(one_run, Path(folder), seed, precision, options) for seed, precision in wanted]
+        calls = {pool.submit(one_run, Path(folder), *one, options) for one in wanted}
         try:
-            for call in as_completed(calls):
-                if call.cancelled():
-                    continue
-                run = call.result()
-                if isinstance(run, str):
-                    print(f"benchmarks.precision: {run}", file=sys.stderr)
-                    failed = True
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    continue
-                runs = sorted([*runs, run], key=lambda one: wanted.index((one["seed"], one["precision"])))
-                # after every run: a session cut short keeps what it measured
-                (args.out / f"{name}.json").write_text(json.dumps({"machine": head, "runs": runs}, indent=1))
-                print(
-                    f"{run['precision']} seed {run['seed']}: {run['seconds']:.0f} s, mAP {run['scores'].get('DG-Net: mAP')}",
-                    flush=True,
-                )
+            while calls:
+                ended, calls = wait(calls, return_when=FIRST_COMPLETED)
+                for call in ended:
+                    run = call.result()
+                    if isinstance(run, str):
+                        print(f"benchmarks.precision: {run}", file=sys.stderr)
+                        failed = True
+                        continue
+                    runs = sorted([*runs, run], key=lambda one: wanted.index((one["seed"], one["precision"])))
+                    # after every run: a session cut short keeps what it measured
+                    (args.out / f"{name}.json").write_text(
+                        json.dumps({"machine": head, "runs": runs}, indent=1)
+                    )
+                    print(
+                        f"{run['precision']} seed {run['seed']}: {run['seconds']:.0f} s, mAP {run['scores'].get('DG-Net: mAP')}",
+                        flush=True,
+                    )
+                if failed:  # begin no other; those under way count
+                    calls = {call for call in calls if not call.cancel()}
         except BaseException:  # Ctrl-C: the runs under way have had it too, and no other is begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
