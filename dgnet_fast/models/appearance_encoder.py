@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.config import Config
-from dgnet_fast.models.batch_norm import BatchNormMode, GroupedBatchNorm
+from dgnet_fast.models.batch_norm import BatchNormMode, Found, GroupedBatchNorm, update_running_statistics
 from dgnet_fast.models.resnet import ResNet
 
 STRIPS = 4
@@ -106,7 +106,9 @@ class AppearanceEncoder(nn.Module):
         self.heads = nn.ModuleList(Head(channels, n, ids, p, generator) for n, p in sizes)
 
     def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
-        x = self.backbone(x, mode)
+        found: list[Found] = []
+        x = self.backbone(x, mode._replace(found=found))
+        update_running_statistics(found)
         average = self.style == "PCB" or self.pool == "avg"
         pool = F.adaptive_avg_pool2d if average else F.adaptive_max_pool2d
         strips = pool(x, (STRIPS, 1))

@@ -29,15 +29,15 @@ STRIPS = 4
 
 
 class AdainParameters(NamedTuple):
-    """Scale and shift of the AdaIN layers, (B, 8, C) each: layer k of the decoder takes column k."""
+    """Scale and shift of the AdaIN layers, (B, 8, C) each: layer k of the decoder takes column k of `layers`."""
 
     scale: Tensor
     shift: Tensor
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """(B, C) scale and shift of one layer; layers beyond the eighth share the last column."""
-        column = min(index, self.scale.shape[1] - 1)
-        return self.scale[:, column], self.shift[:, column]
+    def layers(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """(B, C) scale and shift of each of ``count`` layers; those beyond the eighth share the last column."""
+        pairs = list(zip(self.scale.unbind(1), self.shift.unbind(1), strict=True))
+        return [pairs[min(k, len(pairs) - 1)] for k in range(count)]
 
 
 class AppearanceMlp(nn.Module):
@@ -181,10 +181,11 @@ class Decoder(nn.Module):
 
     def forward(self, structure: Tensor, adain: AdainParameters) -> Tensor:
         x = self.dropout(structure)
+        layers = adain.layers(2 * len(self.residual))
         for k, block in enumerate(self.residual):
             last = k == len(self.residual) - 1
-            layers = (adain.layer(2 * k), adain.layer(2 * k + 1))
-            x = block(x, *layers, padded=k > 0, pad_result=0 if last else block.reflection)
+            pad_result = 0 if last else block.reflection
+            x = block(x, *layers[2 * k : 2 * k + 2], padded=k > 0, pad_result=pad_result)
         if self.attention is not None:
             x = self.attention(x)
         run = recomputed if self.checkpoint else (lambda stage, x: stage(x))

@@ -236,11 +236,14 @@ def _(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residu
 def _setup_context(ctx, inputs, output) -> None:
     x, scale, shift, _, ctx.negative_slope, _, ctx.padding = inputs
     _, mean, rstd = output
+    ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, shift, mean, rstd)
 
 
 def _backward(ctx, grad_y, _grad_mean, _grad_rstd):
+    if grad_y is None:
+        return (None,) * 7
     x, scale, shift, mean, rstd = ctx.saved_tensors
     needs_x, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
     grad_x = grad_scale = grad_shift = None

@@ -205,12 +205,15 @@ def _(grad_y, y, x, weight, mean, var, groups, relu, eps, needs_residual):
 def _setup_context(ctx, inputs, output) -> None:
     x, weight, bias, _, ctx.groups, ctx.relu, ctx.eps = inputs
     y, mean, var = output
+    ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, var)
     ctx.bias_dtype = bias.dtype
     ctx.save_for_backward(y, x, weight, mean, var)
 
 
 def _backward(ctx, grad_y, _grad_mean, _grad_var):
+    if grad_y is None:
+        return (None,) * 7
     y, x, weight, mean, var = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     grad_x, grad_weight, grad_bias, grad_residual = _backward_op(

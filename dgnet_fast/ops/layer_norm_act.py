@@ -208,11 +208,14 @@ def _(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding):
 def _setup_context(ctx, inputs, output) -> None:
     x, gamma, beta, ctx.negative_slope, ctx.eps, ctx.padding = inputs
     _, mean, rdenom = output
+    ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, rdenom)
     ctx.save_for_backward(x, gamma, beta, mean, rdenom)
 
 
 def _backward(ctx, grad_y, _grad_mean, _grad_rdenom):
+    if grad_y is None:
+        return (None,) * 6
     x, gamma, beta, mean, rdenom = ctx.saved_tensors
     grad_x, grad_gamma, grad_beta = _backward_op(
         grad_y, x, gamma, beta, mean, rdenom, ctx.negative_slope, ctx.eps, ctx.padding

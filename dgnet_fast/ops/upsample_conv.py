@@ -21,9 +21,6 @@ from dgnet_fast.ops.padding import replicate_pad
 
 KERNEL = 5
 
-# Row p holds, for output phase p, which of the three small-picture taps each of the five taps falls on.
-_PHASE_TAPS = ((0, 0, 1, 1, 2), (0, 1, 1, 2, 2))
-
 
 def upsample_conv_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str = "reflect"
@@ -37,10 +34,9 @@ def upsample_conv_reference(
 
 def phase_weights(weight: Tensor) -> Tensor:
     """(O, C, 5, 5) → (4·O, C, 3, 3): channel 4·o + 2·p + q serves output rows of phase p and columns of phase q."""
-    taps = torch.zeros(2, 3, KERNEL, dtype=weight.dtype, device=weight.device)
-    for phase, places in enumerate(_PHASE_TAPS):
-        for tap, place in enumerate(places):
-            taps[phase, place, tap] = 1
+    # Tap t of phase p falls on tap (t + p) // 2 of the small picture: 0 0 1 1 2 and 0 1 1 2 2.
+    places = torch.arange(KERNEL + 1, device=weight.device).div(2, rounding_mode="floor").unfold(0, KERNEL, 1)
+    taps = (places.unsqueeze(1) == places[0, ::2, None]).to(weight.dtype)
     return torch.einsum("pru,qsv,ocuv->opqcrs", taps, taps, weight).reshape(-1, weight.shape[1], 3, 3)
 
 
@@ -59,6 +55,10 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
     if pad_type == "reflect" and min(x.shape[2:]) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; reflection needs H and W of at least 2")
     phases = None if bias is None else bias.repeat_interleave(4)
+    # compiled, PyTorch's own slices and additions in place are part of the graph
+    whole = torch.compiler.is_compiling()
+    if pad_type == "reflect":
+        x, *outermost = _slices(x) if whole else _Slices.apply(x)
     if pad_type == "zero":
         small = conv3x3(x, phase_weights(weight), phases, padding=1)
     else:
@@ -66,33 +66,59 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
     y = F.pixel_shuffle(small, 2)
     if pad_type != "reflect":
         return y
-    lines = _reflection(x, weight)
-    # compiled, PyTorch's own in-place additions are part of the graph; as they are, each of the four would have
-    # autograd copy the whole gradient
-    return _add_border(y, *lines) if torch.compiler.is_compiling() else _AddBorder.apply(y, *lines)
+    lines = _reflection(*outermost, weight)
+    return _add_border(y, *lines) if whole else _AddBorder.apply(y, *lines)
 
 
-def _reflection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What reflection changes against replication: the outermost lines, top, bottom, left and right.
+def _slices(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, and its two outermost lines on each side: top, bottom, left and right."""
+    return x, x[:, :, :2], x[:, :, -2:], x[..., :2], x[..., -2:]
+
+
+class _Slices(torch.autograd.Function):
+    """`_slices`, whose gradient is x's with something added along its border; autograd would make a picture of zeros
+    for each slice and add them all up.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
+        _, *lines = _slices(x)
+        return x.view_as(x), *(line.clone() for line in lines)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *lines: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # a gradient that is differentiated again
+            grad = grad.clone()
+        _, *places = _slices(grad)  # of the padding's gradient, a tensor that nobody else has
+        for place, line in zip(places, lines, strict=True):
+            place += line
+        return grad
+
+
+def _reflection(
+    top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What reflection changes against replication: the outermost lines, top, bottom, left and right, from the two
+    outermost lines on each side.
 
     Two lines beyond the border reflection shows the second value where replication shows the first. Rows are corrected
     along the reflected width, columns along the replicated height, so that the corners come out once.
     """
-    rows = torch.cat([x[:, :, 1:2] - x[:, :, :1], x[:, :, -2:-1] - x[:, :, -1:]])  # top, then bottom
-    columns = torch.cat([x[..., 1:2] - x[..., :1], x[..., -2:-1] - x[..., -1:]])
+    rows = torch.cat([top[:, :, 1:] - top[:, :, :1], bottom[:, :, :1] - bottom[:, :, 1:]])
+    columns = torch.cat([left[..., 1:] - left[..., :1], right[..., :1] - right[..., 1:]])
     rows, columns = rows.repeat_interleave(2, dim=3), columns.repeat_interleave(2, dim=2)
     # not F.pad: Inductor expects the gradient of a single column in another memory order than it comes (PyTorch 2.13)
     rows = torch.cat([rows[..., 2:3], rows[..., 1:2], rows, rows[..., -2:-1], rows[..., -3:-2]], dim=3)
     first, last = columns[:, :, :1], columns[:, :, -1:]
     columns = torch.cat([first, first, columns, last, last], dim=2)
     # not chunk, which an exported program with a dynamic batch cannot follow
-    top, bottom = rows.unflatten(0, (2, -1))
-    left, right = columns.unflatten(0, (2, -1))
+    above, below = rows.unflatten(0, (2, -1))
+    before, behind = columns.unflatten(0, (2, -1))
     return (
-        F.conv2d(top, weight[:, :, :1]),
-        F.conv2d(bottom, weight[:, :, -1:]),
-        F.conv2d(left, weight[..., :1]),
-        F.conv2d(right, weight[..., -1:]),
+        F.conv2d(above, weight[:, :, :1]),
+        F.conv2d(below, weight[:, :, -1:]),
+        F.conv2d(before, weight[..., :1]),
+        F.conv2d(behind, weight[..., -1:]),
     )
 
 
@@ -106,7 +132,7 @@ def _add_border(y: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Ten
 
 
 class _AddBorder(torch.autograd.Function):
-    """`_add_border`, whose gradient needs no copy."""
+    """`_add_border`, whose gradient needs no copy; autograd would copy the whole of it four times."""
 
     @staticmethod
     def forward(ctx, y: Tensor, *lines: Tensor) -> Tensor:

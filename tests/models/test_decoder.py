@@ -86,8 +86,7 @@ def test_a_code_of_another_length_is_refused():
 
 def test_layers_take_their_columns_and_later_ones_share_the_last():
     adain = AdainParameters(noise(2, 8, 3), noise(2, 8, 3, seed=1))
-    for index in range(12):
-        scale, shift = adain.layer(index)
+    for index, (scale, shift) in enumerate(adain.layers(12)):
         column = min(index, 7)
         assert torch.equal(scale, adain.scale[:, column]) and torch.equal(shift, adain.shift[:, column])
 
@@ -124,8 +123,9 @@ def test_adain_blocks(kind):
 
 def decoder_formula(decoder, structure, adain, kind="basic"):
     x = structure
+    layers = adain.layers(2 * len(decoder.residual))
     for k, block in enumerate(decoder.residual):
-        x = block_formula(kind, block, x, adain.layer(2 * k), adain.layer(2 * k + 1))
+        x = block_formula(kind, block, x, *layers[2 * k : 2 * k + 2])
     if decoder.attention is not None:
         x = decoder.attention(x)
     for block in decoder.upsample:
