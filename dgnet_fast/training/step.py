@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from dgnet_fast.training.parts import (
 )
 from dgnet_fast.training.schedule import Weights, WeightTensors, is_present, weights_at
 from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.weight_copies import WeightCopies
 
 Results = TypeVar("Results", Encoded, Forward)
 
@@ -100,6 +101,9 @@ class TrainingStep:
         if recorder is None and graphs_wanted(model.config, precision):
             recorder = CudaRecorder(first.device)
         self.graphs = StepGraphs(self.update, recorder) if recorder else None
+        self.copies = None
+        if precision.dtype:
+            self.copies = WeightCopies(model, precision.dtype, without=model.decoder.upsample)
         compiled = compile_part if model.config.compile else (lambda function: function)
         self.encode_appearance = compiled(encode_appearance)
         self.identity_part = compiled(identity_part)
@@ -128,11 +132,15 @@ class TrainingStep:
         sums: Terms = {}
         of_generator: Terms = {}
         self.guard.begin()
+        if self.copies:
+            self.copies.refresh()
         settings = Settings(weights, train_encoder, self.dropout)
         passes = self._train_discriminator(batches, settings, sums, of_generator)
         failed = self.guard.failed(sums)
         if not failed:
             self._apply("dis", [self.optimisers.dis])
+            if self.copies:
+                self.copies.refresh("discriminator")
             self._train_generator(batches, passes, settings, of_generator)
             sums |= of_generator
             failed = self.guard.failed(sums)
@@ -143,16 +151,22 @@ class TrainingStep:
             optimiser.zero_grad(set_to_none=True)
         return list(sums)
 
+    def _run(self, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """``function(model, ...)``; under autocast with weights that are cast already."""
+        if self.copies is None:
+            return function(self.model, *arguments, **options)
+        return self.copies.run(function, self.copies.tensors(), *arguments, **options)
+
     def _passes(self, batch: Batch, settings: Settings, sums: Terms, batches: int) -> Passes:
         """The two shared passes over a batch; between them, when nothing else is kept, E_a learns from real pictures."""
         with labelled("encode_appearance"), self.precision.autocast():
-            encoded = Shared(self.encode_appearance(self.model, batch, dropout=self.dropout))
+            encoded = Shared(self._run(self.encode_appearance, batch, dropout=self.dropout))
         self._learn("gen", self.identity_part, (encoded.leaves, batch, settings), sums, batches)
         if not encoded.leaves.code.requires_grad:
             with labelled("encode_appearance"):
                 encoded.backward()
         with labelled("forward_pass"), self.precision.autocast():
-            return encoded, Shared(self.forward_pass(self.model, batch, encoded.leaves.code))
+            return encoded, Shared(self._run(self.forward_pass, batch, encoded.leaves.code))
 
     def _train_discriminator(
         self, batches: list[Batch], settings: Settings, sums: Terms, of_generator: Terms
@@ -165,7 +179,7 @@ class TrainingStep:
                 swapped = found[0][1].leaves.swapped
             else:
                 with labelled("swapped_only"), self.precision.autocast():
-                    swapped = swapped_only(self.model, batch)
+                    swapped = self._run(swapped_only, batch)
             for part in self.discriminator_parts:
                 self._learn("dis", part, (swapped, batch.x), sums, len(batches))
         return found
@@ -189,7 +203,7 @@ class TrainingStep:
         """One part's terms, added to ``sums``, and its backward pass, outside of autocast as PyTorch wants it."""
         with labelled(part.__name__):
             with self.precision.autocast():
-                terms = part(self.model, *arguments)
+                terms = self._run(part, *arguments)
             if not terms:
                 return
             self.precision.scalers[phase].scale(terms["total"] / batches).backward()

@@ -58,7 +58,8 @@ def test_parts_compile_whole_and_static():
 
 
 @pytest.mark.slow
-def test_no_recompilation_after_warm_up(compiled_with):
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_no_recompilation_after_warm_up(compiled_with, amp):
     """Before the ramps, along them, through both branches: eleven graphs in all, then none."""
     counter = compiled_with("eager")
     config = tiny_config(
@@ -70,7 +71,7 @@ def test_no_recompilation_after_warm_up(compiled_with):
         warm_scale=0.01,
         **SMALL,
     )
-    step = tiny_step(tiny_model(config, 1), dropout=True)
+    step = tiny_step(tiny_model(config, 1), amp, dropout=True)
     graphs, branches = [], set()
     plain = step.update
 
