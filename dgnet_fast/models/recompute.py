@@ -15,7 +15,8 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """``function(*tensors)`` without keeping what it computes on the way, where a gradient is wanted at all.
 
     ``function`` must give the same twice: nothing random, nothing updated, and weights taken from ``tensors``
-    where a frozen view of a module (`torch.func.functional_call`) may be gone by the time of the second call.
+    where a frozen view of a module (`torch.func.functional_call`) may be gone by the time of the second call. (Copies
+    in low precision, `training.weight_copies`, are gone too; autocast then makes them again of the same weights.)
     """
     if not torch.is_grad_enabled():
         return function(*tensors)
@@ -25,7 +26,8 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 def recomputed_block(block: nn.Module, x: Tensor, mode: BatchNormMode) -> Tensor:
     """``block(x, mode)`` of a residual block of E_a, its activations computed again in the backward pass.
 
-    The second time its running statistics are copies, so that nothing is updated twice; in mode ``running``, where
+    The second time its running statistics are copies and those it finds are thrown away, so that nothing is updated
+    twice; in mode ``running``, where
     they are read, they are copies of what the first time saw, since another pass may have changed them in between.
     Not for torch.compile, whose backward pass refuses buffers that changed in between.
     """

@@ -7,6 +7,7 @@ one part live at a time (`Shared`); what the parts left there goes on through th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -153,9 +154,8 @@ class TrainingStep:
 
     def _run(self, function: Callable, *arguments: Any, **options: Any) -> Any:
         """``function(model, ...)``; under autocast with weights that are cast already."""
-        if self.copies is None:
+        with self.copies.in_place() if self.copies else contextlib.nullcontext():
             return function(self.model, *arguments, **options)
-        return self.copies.run(function, self.copies.tensors(), *arguments, **options)
 
     def _passes(self, batch: Batch, settings: Settings, sums: Terms, batches: int) -> Passes:
         """The two shared passes over a batch; between them, when nothing else is kept, E_a learns from real pictures."""

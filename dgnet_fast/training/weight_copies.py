@@ -1,15 +1,15 @@
 """Weights in autocast's dtype, made with one call for all networks.
 
-Autocast casts a weight wherever a convolution or linear layer takes it, and casts its gradient back: 1 100 of a step's
-7 200 calls (`python -m benchmarks.launches`), on a GPU as many launches without work. Here copies of all weights are
-refreshed together when these have changed, a part of the step runs with the copies in their place, and its gradients
-go back to the weights together. The numbers are autocast's.
+Autocast casts a weight wherever a convolution or linear layer takes it, and casts its gradient back: 1 100 of the 7 200
+calls that a step had (counted by `python -m benchmarks.launches`), on a GPU as many launches without work. Here copies
+of all weights are refreshed together when these have changed, a part of the step runs with the copies in their place,
+and its gradients go back to the weights together. The numbers are autocast's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,56 +17,64 @@ from torch import Tensor, nn
 MULTIPLIED = (nn.Conv2d, nn.Linear)
 """Layers whose weight and bias autocast casts."""
 
+TOGETHER = 32
+"""Weights whose gradients are cast in one call; they wait for each other, so that more of them take more memory."""
+
 
 class WeightCopies:
-    """Copies in ``dtype`` of what the layers `MULTIPLIED` of ``model`` hold. Call `refresh` after weights changed.
+    """Copies in ``dtype`` of what the layers `MULTIPLIED` of ``model`` hold, 2 bytes a weight. Call `refresh` after
+    weights changed; those that ask for no gradient now are taken to stay as they are.
 
     ``without``: a part of the model whose weights are not taken whole (G's upsampling, `upsample_conv`): their
     gradients come in pieces, which add up in the weight's own dtype and not in this one.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, without: nn.Module | None = None) -> None:
-        self._model = _Holder(model)
         left_out = set(without.modules()) if without else set()
-        self._weights = {
-            f"model.{place}.{name}": weight
+        found = [
+            (f"{place}.", layer, name, weight)
             for place, layer in model.named_modules()
             if isinstance(layer, MULTIPLIED) and layer not in left_out
             for name, weight in layer.named_parameters(recurse=False)
-        }
-        self._copies = {name: torch.empty_like(w, dtype=dtype) for name, w in self._weights.items()}
-        self._learning = [name for name, weight in self._weights.items() if weight.requires_grad]
-        self.refresh()
+        ]
+        found.sort(key=lambda one: one[3].requires_grad)  # those that learn come last
+        self._paths = [path for path, *_ in found]
+        self._places = [(layer, name) for _, layer, name, _ in found]
+        self._weights = [weight for *_, weight in found]
+        self._copies = [torch.empty_like(weight, dtype=dtype) for weight in self._weights]
+        self._frozen = sum(not weight.requires_grad for weight in self._weights)
+        copy_all(self._copies, self._weights)
 
-    @torch.no_grad()
-    def refresh(self, part: str = "") -> None:
-        """Take over the weights, or those of the model's child ``part``."""
-        names = [name for name in self._weights if name.startswith(f"model.{part}")]
-        torch._foreach_copy_([self._copies[n] for n in names], [self._weights[n] for n in names])
+    def refresh(self, child: str = "") -> None:
+        """Take over the weights that learn, or those of the model's child of this name."""
+        begin = f"{child}." if child else ""
+        those = [k for k in range(self._frozen, len(self._paths)) if self._paths[k].startswith(begin)]
+        copy_all([self._copies[k] for k in those], [self._weights[k] for k in those])
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The copies, for one part of the step: gradients that reach them go on to the weights."""
-        copies = dict(self._copies)
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model's layers hold the copies; gradients that reach these go on to the weights."""
+        copies = self._copies
         if torch.is_grad_enabled():
-            learning = [self._weights[name] for name in self._learning]
-            passed = _Copied.apply([copies[name] for name in self._learning], *learning)
-            copies.update(zip(self._learning, passed, strict=True))
-        return copies
+            copies = copies[: self._frozen]
+            for k in range(self._frozen, len(self._copies), TOGETHER):
+                some = slice(k, k + TOGETHER)
+                copies += _Copied.apply(self._copies[some], *self._weights[some])
+        # by hand: torch.func.functional_call takes 6 to 12 ms for the paper's 800 parameters and buffers, this 0.1
+        try:
+            for (layer, name), copy in zip(self._places, copies, strict=True):
+                layer._parameters[name] = copy
+            yield
+        finally:
+            for (layer, name), weight in zip(self._places, self._weights, strict=True):
+                layer._parameters[name] = weight
 
-    def run(self, function: Callable, tensors: dict[str, Tensor], *args: Any, **options: Any) -> Any:
-        """``function(model, *args, **options)`` with ``tensors`` in the place of the weights."""
-        return torch.func.functional_call(self._model, tensors, (function, *args), options)
 
-
-class _Holder(nn.Module):
-    """Calls functions of a model as if they were its methods, which is what `torch.func.functional_call` calls."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable, *args: Any, **options: Any) -> Any:
-        return function(self.model, *args, **options)
+@torch.no_grad()
+def copy_all(to: list[Tensor], tensors: list[Tensor]) -> None:
+    """Each tensor into its place, whatever the dtypes."""
+    if tensors:
+        torch._foreach_copy_(to, tensors)
 
 
 class _Copied(torch.autograd.Function):
@@ -82,5 +90,5 @@ class _Copied(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         pairs = zip(grads, ctx.dtypes, strict=True)
         cast = [None if g is None else torch.empty_like(g, dtype=dtype) for g, dtype in pairs]
-        torch._foreach_copy_([c for c in cast if c is not None], [g for g in grads if g is not None])
+        copy_all([c for c in cast if c is not None], [g for g in grads if g is not None])
         return None, *cast

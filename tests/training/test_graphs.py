@@ -26,11 +26,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 F64 = torch.float64
 
 
-def deferred_step(config, dtype=torch.float32, recorder=None, **options):
+def deferred_step(config, dtype=torch.float32, recorder=None, amp=None, **options):
     """A step that leaves its checks to the end, as on CUDA, with fused optimisers."""
     model = tiny_model(config, 1 if config.teacher else 0, dtype)
     optimisers = Optimisers(model, config, fused=True)
-    return TrainingStep(model, optimisers, Precision(None, CPU), deferred=True, recorder=recorder, **options)
+    return TrainingStep(model, optimisers, Precision(amp, CPU), deferred=True, recorder=recorder, **options)
+
+
+LOW = pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
 
 
 def poisoned(batch, place="x"):
@@ -59,11 +62,12 @@ def test_a_deferred_step_gives_the_numbers_of_one_that_checks_at_once():
         torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-8, msg=name)
 
 
+@LOW
 @pytest.mark.parametrize("place, named", [("x", {"dis", "dis_total"}), ("xp", {"recon_xp", "pid", "total"})])
-def test_a_deferred_bad_step_leaves_everything_as_it_was(place, named):
+def test_a_deferred_bad_step_leaves_everything_as_it_was(place, named, amp):
     config = tiny_config(teacher="given", erasing_p=0.5, **ALL_TERMS)
     good = tiny_batch(config)
-    step, never = deferred_step(config), deferred_step(config)
+    step, never = deferred_step(config, amp=amp), deferred_step(config, amp=amp)
     step([good], 0), never([good], 0)
     before = snapshot(step)
     result = step([poisoned(good, place)], 1)
@@ -227,7 +231,8 @@ def test_variants_are_warmed_up_recorded_and_replayed():
     assert stand.log == ["replay", "warm up"]  # other shapes are another variant
 
 
-def test_recorded_steps_give_the_numbers_of_steps_that_are_not():
+@LOW
+def test_recorded_steps_give_the_numbers_of_steps_that_are_not(amp):
     """Along a ramp and a decay, in both branches, with a bad step: all that changes arrives through tensors."""
     config = tiny_config(
         teacher="given",
@@ -240,7 +245,7 @@ def test_recorded_steps_give_the_numbers_of_steps_that_are_not():
     )
     stand = Stand()
     stand.names = None
-    recorded, plain = deferred_step(config, recorder=stand), deferred_step(config)
+    recorded, plain = deferred_step(config, recorder=stand, amp=amp), deferred_step(config, amp=amp)
     for number in range(14):
         batch = tiny_batch(config, number)
         batch = poisoned(batch, "xp") if number == 12 else batch
