@@ -37,8 +37,8 @@ def resource_usage(binary: Path) -> dict[str, dict[str, int]]:
     return usage
 
 
-def check_built_kernels(owner: str, kernels: dict[str, int]) -> None:
-    """The extension holds each kernel of ``owner`` as often as ``kernels`` says, for both architectures, and none
+def check_built_kernels(source: str, kernels: dict[str, int]) -> None:
+    """The extension holds each kernel of csrc/``source``.cu as often as ``kernels`` says, for both architectures, and none
     spills or takes more than 64 registers (four blocks of 256 threads on a multiprocessor).
     """
     usage = resource_usage(_C.__file__)
@@ -49,7 +49,7 @@ def check_built_kernels(owner: str, kernels: dict[str, int]) -> None:
             found = {
                 name: use
                 for name, use in usage.items()
-                if owner in name and kernel in name and name.endswith(architecture)
+                if f"_{source}_cu_" in name and kernel in name and name.endswith(architecture)
             }
             assert len(found) == count, (kernel, architecture, list(found))
             for name, use in found.items():

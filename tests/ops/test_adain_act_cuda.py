@@ -20,7 +20,7 @@ def test_built_kernels_use_no_local_memory():
         for direction in ("forward", "backward")
         for stem in KERNELS
     }
-    check_built_kernels("AdainAct", counts)
+    check_built_kernels("adain_act", counts)
 
 
 def results(function, inputs, slope, padding, grad_y, dtype=None):

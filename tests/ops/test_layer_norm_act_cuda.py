@@ -23,7 +23,7 @@ KERNELS = {
 
 @pytest.mark.skipif(not _C.build["cuda"], reason="the extension was built without nvcc")
 def test_built_kernels_use_no_local_memory():
-    check_built_kernels("LayerNormAct", KERNELS)
+    check_built_kernels("layer_norm_act", KERNELS)
 
 
 def results(function, inputs, padding, grad_y, dtype=None):
