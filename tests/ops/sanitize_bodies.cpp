@@ -78,35 +78,32 @@ float* floats(Bytes& bytes) {
 // Whether the cases call the CUDA bodies.
 bool on_cuda = false;
 
+// Either body, the CUDA one with a workspace of its exact size.
+template <class A>
+void call(const A& a, void (*cpp)(const A&), void (*cuda)(const A&, float*, int, void*), int64_t workspace) {
+    if (!on_cuda) return cpp(a);
+    Bytes space = unwritten(workspace, 4);
+    cuda(a, floats(space), 0, nullptr);
+}
+
 void forward(const AdainActForward& a) {
-    if (!on_cuda) return adain_act_forward(a);
-    Bytes workspace = unwritten(adain_act_workspace(a.shape), 4);
-    adain_act_forward_cuda(a, floats(workspace), 0, nullptr);
+    call(a, adain_act_forward, adain_act_forward_cuda, adain_act_workspace(a.shape));
 }
 void backward(const AdainActBackward& a) {
-    if (!on_cuda) return adain_act_backward(a);
-    Bytes workspace = unwritten(adain_act_workspace(a.shape), 4);
-    adain_act_backward_cuda(a, floats(workspace), 0, nullptr);
+    call(a, adain_act_backward, adain_act_backward_cuda, adain_act_workspace(a.shape));
 }
 void forward(const LayerNormActForward& a) {
-    if (!on_cuda) return layer_norm_act_forward(a);
-    Bytes workspace = unwritten(layer_norm_act_workspace(a.shape), 4);
-    layer_norm_act_forward_cuda(a, floats(workspace), 0, nullptr);
+    call(a, layer_norm_act_forward, layer_norm_act_forward_cuda, layer_norm_act_workspace(a.shape));
 }
 void backward(const LayerNormActBackward& a) {
-    if (!on_cuda) return layer_norm_act_backward(a);
-    Bytes workspace = unwritten(layer_norm_act_workspace(a.shape), 4);
-    layer_norm_act_backward_cuda(a, floats(workspace), 0, nullptr);
+    call(a, layer_norm_act_backward, layer_norm_act_backward_cuda, layer_norm_act_workspace(a.shape));
 }
 void forward(const BatchNormActForward& a) {
-    if (!on_cuda) return batch_norm_act_forward(a);
-    Bytes workspace = unwritten(batch_norm_act_workspace(a.shape, a.groups), 4);
-    batch_norm_act_forward_cuda(a, floats(workspace), 0, nullptr);
+    call(a, batch_norm_act_forward, batch_norm_act_forward_cuda, batch_norm_act_workspace(a.shape, a.groups));
 }
 void backward(const BatchNormActBackward& a) {
-    if (!on_cuda) return batch_norm_act_backward(a);
-    Bytes workspace = unwritten(batch_norm_act_workspace(a.shape, a.groups), 4);
-    batch_norm_act_backward_cuda(a, floats(workspace), 0, nullptr);
+    call(a, batch_norm_act_backward, batch_norm_act_backward_cuda,
+         batch_norm_act_workspace(a.shape, a.groups));
 }
 
 // `within`: the residual lies within a padded buffer.
