@@ -25,6 +25,32 @@ class _Draw:
         return value.to(self.device, self.dtype).contiguous(memory_format=self.order)
 
 
+class ActPadCase(NamedTuple):
+    """Where D uses act_pad, with the padding of a 3×3 convolution: shape of x (B, C, H, W)."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+
+
+ACT_PAD = (  # both streams of D's first scale
+    ActPadCase("discriminator_first", (16, 32, 256, 128)),
+    ActPadCase("discriminator_deep", (16, 128, 64, 32)),
+)
+
+
+def act_pad_inputs(
+    case: ActPadCase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels_last: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor]:
+    """(x,) for a case: normal values."""
+    draw = _Draw(seed, device, dtype, channels_last)
+    return (draw.picture(draw.normal(*case.shape)),)
+
+
 class AdainActCase(NamedTuple):
     """Where a network uses adain_act: shape of x (B, C, H, W) and which arguments it gives."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.cases import (
+    ACT_PAD,
     ADAIN_ACT,
     APPEARANCE_MLP,
     BATCH_NORM_ACT,
@@ -29,12 +30,14 @@ from benchmarks.cases import (
     MLP_WIDTHS,
     STREAMS,
     UPSAMPLE_CONV,
+    ActPadCase,
     AdainActCase,
     AppearanceMlpCase,
     BatchNormActCase,
     ConvCase,
     LayerNormActCase,
     LossCase,
+    act_pad_inputs,
     adain_act_inputs,
     appearance_mlp_inputs,
     batch_norm_act_inputs,
@@ -146,6 +149,19 @@ def _norm_flops(shape: tuple[int, ...]) -> dict[str, float]:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def _act_pad(case: ActPadCase, **flags: bool) -> OpCase:
+    return OpCase(
+        "act_pad",
+        f"{case.name} {_shape(case.shape)}",
+        lambda dtype, device, channels_last: act_pad_inputs(
+            case, dtype=dtype, device=device, channels_last=channels_last
+        ),
+        {"forward": _elements(case.shape), "backward": _elements(case.shape)},
+        {"negative_slope": LRELU_SLOPE, "padding": 1},
+        **flags,
+    )
 
 
 def _adain_act(case: AdainActCase, padding: int = 0, **flags: bool) -> OpCase:
@@ -311,12 +327,14 @@ def _loss_adversarial(case: LossCase, **flags: bool) -> OpCase:
     )
 
 
-_A, _B, _C, _L, _U, _M = (
+_P, _A, _B, _C, _L, _U, _M = (
     {case.name: case for case in table}
-    for table in (ADAIN_ACT, BATCH_NORM_ACT, CONV3X3, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
+    for table in (ACT_PAD, ADAIN_ACT, BATCH_NORM_ACT, CONV3X3, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
 )
 
 OPS: tuple[OpCase, ...] = (
+    _act_pad(_P["discriminator_first"], quick=True),
+    _act_pad(_P["discriminator_deep"]),
     _adain_act(_A["decoder_first"], quick=True),
     _adain_act(_A["decoder_first"], padding=1, quick=True),
     _adain_act(_A["decoder_second"], padding=1),

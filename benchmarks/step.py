@@ -140,7 +140,7 @@ KINDS = {
         "aten::native_batch_norm", "aten::native_group_norm", "aten::var", "aten::std"),
     "losses": ("dgnet_fast::loss_", "aten::_log_softmax", "aten::nll_loss", "aten::abs", "aten::sgn", "aten::mse"),
     "matrix products": ("dgnet_fast::appearance_mlp", "aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"),
-    "activations": ("aten::leaky_relu", "aten::relu", "aten::threshold", "aten::elu", "aten::tanh"),
+    "activations": ("dgnet_fast::act_pad", "aten::leaky_relu", "aten::relu", "aten::threshold", "aten::elu", "aten::tanh"),
     "padding, resizing, pooling": ("aten::reflection_pad", "aten::replication_pad", "aten::upsample", "aten::max_pool",
         "aten::avg_pool", "aten::adaptive", "aten::pixel_", "aten::repeat_interleave", "aten::constant_pad"),
     "copies and fills": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::clone"),

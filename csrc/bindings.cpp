@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "act_pad.h"
 #include "adain_act.h"
 #include "batch_norm_act.h"
 #include "conv3x3.h"
@@ -28,6 +29,18 @@ ImageShape shape_of(const Layout& layout) {
 
 Element element_of(const Layout& layout) {
     return static_cast<Element>(std::get<6>(layout));
+}
+
+ActPadForward act_pad_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t sides, uintptr_t y,
+                                        float slope) {
+    return {shape_of(layout),     element_of(layout), pointer<void>(x),
+            pointer<void>(sides), pointer<void>(y),   slope};
+}
+
+ActPadBackward act_pad_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t sides,
+                                          uintptr_t grad_x, float slope) {
+    return {shape_of(layout),     element_of(layout),     pointer<void>(grad_y),
+            pointer<void>(sides), pointer<void>(grad_x), slope};
 }
 
 AdainActForward adain_act_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t scale,
@@ -239,6 +252,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
     m.attr("build") = build;
 
+    define(m, "act_pad_forward", act_pad_forward, act_pad_forward_arguments);
+    define(m, "act_pad_backward", act_pad_backward, act_pad_backward_arguments);
     define(m, "adain_act_forward", adain_act_forward, adain_act_forward_arguments);
     define(m, "adain_act_backward", adain_act_backward, adain_act_backward_arguments);
     define(m, "batch_norm_act_forward", batch_norm_act_forward, batch_norm_act_forward_arguments);

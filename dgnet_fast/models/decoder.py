@@ -16,6 +16,7 @@ from dgnet_fast.models.layers import (
     ConvBlock,
     SelfAttention2d,
     activation_module,
+    chain,
     initialise,
     initialise_weight,
 )
@@ -195,9 +196,7 @@ class Decoder(nn.Module):
         return run(self._to_picture, x)
 
     def _to_picture(self, x: Tensor) -> Tensor:
-        for k, block in enumerate(self.refine):
-            x = block(x, padded=k == 0 and len(self.upsample) > 0)
-        return self.to_rgb(x)
+        return self.to_rgb(chain(self.refine, x, padded=len(self.upsample) > 0))
 
 
 def _upsample_stage(block: ConvBlock, pad_result: int, x: Tensor) -> Tensor:

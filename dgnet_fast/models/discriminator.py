@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.config import DiscriminatorConfig
-from dgnet_fast.models.layers import ConvBlock, ResidualBlock, SelfAttention2d, initialise
+from dgnet_fast.models.layers import ConvBlock, ResidualBlock, SelfAttention2d, chain, initialise
 
 MAX_CHANNELS = 512
 
@@ -40,11 +40,12 @@ class ScaleDiscriminator(nn.Module):
         self.to_score = nn.Conv2d(dim, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.stem:
-            x = block(x)
+        x = chain(self.stem, x)
         if self.attention_before is not None:
             x = self.attention_before(x)
-        for block in self.residual:
+        for block in (
+            self.residual
+        ):  # each pads its own input: without a norm nothing before it could do it on the way
             x = block(x)
         if self.attention_after is not None:
             x = self.attention_after(x)
@@ -67,9 +68,7 @@ class WassersteinDiscriminator(nn.Module):
         self.to_score = nn.Conv2d(dim, 1, (4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.stem:
-            x = block(x)
-        return self.to_score(x)
+        return self.to_score(chain(self.stem, x))
 
 
 class Discriminator(nn.Module):

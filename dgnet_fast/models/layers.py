@@ -7,12 +7,13 @@ module. Shapes: B batch, C channels, H and W of the picture or feature map.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_fast.ops import adain_act, adain_act_reference, conv3x3, layer_norm_act
+from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
 from dgnet_fast.ops.padding import interior, reflect_pad, replicate_pad
 
 LRELU_SLOPE = 0.2
@@ -47,8 +48,17 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
     if kind == "replicate":
         return replicate_pad(x, amount)
     if kind == "reflect":
-        return reflect_pad(x, amount)
+        return activate_and_reflect(x, None, amount)
     return F.pad(x, (amount,) * 4) if amount else x
+
+
+def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) -> Tensor:
+    """LeakyReLU, none for None, and reflect padding, by the op `act_pad`; compiled in plain PyTorch, which the compiler
+    fuses, and which D's compiled penalty needs.
+    """
+    if padding and not torch.compiler.is_compiling():
+        return act_pad(x, negative_slope=negative_slope, padding=padding)
+    return reflect_pad(x if negative_slope is None else F.leaky_relu(x, negative_slope), padding)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -84,8 +94,8 @@ class ConvBlock(nn.Module):
     or ``adain`` (the caller gives scale and shift, (B, C) each). ``twice_differentiable`` keeps to plain PyTorch
     for the norm, for a network whose input gradient is itself differentiated (the discriminator's gradient penalty).
 
-    A fused norm can write its result straight into the reflect-padded picture that the next convolution reads:
-    ``pad_result`` of one block is `reflection` of the next, which is then called with ``padded``.
+    What follows the convolution can write its result straight into the reflect-padded picture that the next convolution
+    reads: ``pad_result`` of one block is `reflection` of the next, which is then called with ``padded`` (`chain`).
     """
 
     def __init__(
@@ -152,8 +162,10 @@ class ConvBlock(nn.Module):
                 gamma, beta = self.norm.gamma, self.norm.beta
                 return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
             x = self.norm(x)
+        if pad_result and residual is None and isinstance(self.activation, nn.LeakyReLU):
+            return activate_and_reflect(x, LRELU_SLOPE, pad_result)
         x = self.activate(x)
-        return pad2d(x if residual is None else x + residual, pad_result, "reflect")
+        return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
 
     def forward(
         self,
@@ -182,10 +194,23 @@ class ResidualBlock(nn.Module):
         self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=activ, **common)
         self.conv2 = ConvBlock(channels, channels, 3, 1, 1, activ="none", **common)
 
+    @property
+    def reflection(self) -> int:
+        """Reflect padding that the block reads; 0 for another kind of padding."""
+        return self.conv1.reflection
+
     def forward(self, x: Tensor, *, padded: bool = False, pad_result: int = 0) -> Tensor:
         half = self.conv1(x, padded=padded, pad_result=self.conv2.reflection)
-        residual = interior(x, self.conv1.reflection) if padded else x
+        residual = interior(x, self.reflection) if padded else x
         return self.conv2(half, residual=residual, padded=True, pad_result=pad_result)
+
+
+def chain(blocks: Sequence[ConvBlock | ResidualBlock], x: Tensor, *, padded: bool = False) -> Tensor:
+    """The blocks one after the other, each one's result padded as the next one reads it; ``padded``: x is so already."""
+    for k, block in enumerate(blocks):
+        wanted = blocks[k + 1].reflection if k + 1 < len(blocks) else 0
+        x = block(x, padded=padded or k > 0, pad_result=wanted)
+    return x
 
 
 class SelfAttention2d(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dgnet_fast.config import GeneratorConfig
-from dgnet_fast.models.layers import ConvBlock, ResidualBlock, initialise
+from dgnet_fast.models.layers import ConvBlock, ResidualBlock, chain, initialise
 
 ASPP_DILATIONS = (3, 6, 9)
 
@@ -61,10 +61,5 @@ class StructureEncoder(nn.Module):
         initialise(self, config.init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        blocks = [*self.stem, *self.residual]
-        for k, block in enumerate(blocks):
-            # every 3×3 block but the first finds its input padded by the one before; ASPP takes it plain
-            last = k == len(blocks) - 1
-            x = block(x, padded=k > 0, pad_result=0 if last else self.stem[0].reflection)
-        x = self.aspp(x)
+        x = self.aspp(chain([*self.stem, *self.residual], x))
         return torch.tanh(x) if self.tanh else x

@@ -1,5 +1,6 @@
 """Fused ops: one module each, with its plain-PyTorch reference; `registry` says which body serves what."""
 
+from dgnet_fast.ops.act_pad import act_pad, act_pad_reference
 from dgnet_fast.ops.adain_act import adain_act, adain_act_reference
 from dgnet_fast.ops.appearance_mlp import appearance_mlp, appearance_mlp_reference
 from dgnet_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
@@ -10,6 +11,8 @@ from dgnet_fast.ops.loss_identity import loss_identity, loss_identity_reference
 from dgnet_fast.ops.loss_l1 import loss_l1, loss_l1_reference
 
 __all__ = [
+    "act_pad",
+    "act_pad_reference",
     "adain_act",
     "adain_act_reference",
     "appearance_mlp",

@@ -53,7 +53,7 @@ def replicate_pad(y: Tensor, padding: int) -> Tensor:
     if padding == 0:
         return y
     if not torch.compiler.is_compiling():
-        return F.pad(y, (padding,) * 4, mode="replicate")
+        return _Replicated.apply(y, padding) if y.is_cuda else F.pad(y, (padding,) * 4, mode="replicate")
     for dim in (2, 3):
         first, last = y.narrow(dim, 0, 1), y.narrow(dim, y.shape[dim] - 1, 1)
         y = torch.cat([first] * padding + [y] + [last] * padding, dim=dim)
@@ -76,6 +76,36 @@ def fold_reflection(grad: Tensor, padding: int) -> Tensor:
         )
         grad = folded
     return grad
+
+
+class _Replicated(torch.autograd.Function):
+    """`replicate_pad` for CUDA, where PyTorch's own leaves channels_last (a copy before it and one after) and adds up its
+    gradient by atomics, in another order each time.
+    """
+
+    @staticmethod
+    def forward(ctx, y: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
+        padded = empty_padded(y, padding)
+        padded[:, :, padding:-padding, padding:-padding] = y
+        for dim in (2, 3):
+            last = padded.shape[dim] - padding
+            padded.narrow(dim, 0, padding).copy_(padded.narrow(dim, padding, 1))
+            padded.narrow(dim, last, padding).copy_(padded.narrow(dim, last - 1, 1))
+        return padded
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        padding = ctx.padding
+        for dim in (3, 2):
+            size = grad.shape[dim] - 2 * padding
+            folded = grad.narrow(dim, padding, size).clone()
+            folded.narrow(dim, 0, 1).add_(grad.narrow(dim, 0, padding).sum(dim, keepdim=True))
+            folded.narrow(dim, size - 1, 1).add_(
+                grad.narrow(dim, padding + size, padding).sum(dim, keepdim=True)
+            )
+            grad = folded
+        return grad, None
 
 
 class _Interior(torch.autograd.Function):

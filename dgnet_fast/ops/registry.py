@@ -51,6 +51,17 @@ def _fast(name: str, source: str, automatic: bool = True) -> Body:
 
 #: TABLE[op][device type]: bodies in the order they are tried.
 TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
+    "act_pad": {
+        "cpu": (
+            _fast("cpp", "dgnet_fast.ops.act_pad_bodies:cpp"),
+            _reference("dgnet_fast.ops.act_pad:reference"),
+            _fast("triton", "dgnet_fast.ops.act_pad_bodies:triton", automatic=False),
+        ),
+        "cuda": (
+            _fast("triton", "dgnet_fast.ops.act_pad_bodies:triton"),
+            _reference("dgnet_fast.ops.act_pad:reference"),
+        ),
+    },
     "adain_act": {
         "cpu": (
             _fast("cpp", "dgnet_fast.ops.adain_act_bodies:cpp"),

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "act_pad.h"
 #include "adain_act.h"
 #include "batch_norm_act.h"
 #include "conv3x3.h"
@@ -129,6 +130,21 @@ Results adain_act(Element element, const ImageShape& s, bool adaptive, bool resi
                               grad_x.data(), floats(grad_scale), floats(grad_shift),
                               grad_residual.empty() ? nullptr : grad_residual.data(), 0.2f});
     return checked<T>("adain_act", s, {{y, grad_x, grad_residual}, {mean, rstd, grad_scale, grad_shift}});
+}
+
+// `branching`: the slope is not 1; forward a second time with the result's sides, as second derivatives need it.
+template <class T>
+Results act_pad(Element element, const ImageShape& s, bool branching) {
+    const int64_t elements = s.batch * s.channels * s.pixels, padded = s.batch * s.channels * s.padded_pixels;
+    const float slope = branching ? 0.2f : 1.f;
+    Bytes x = values<T>(elements, 1), grad_y = values<T>(padded, 5), cotangent = values<T>(elements, 6);
+    Bytes y = unwritten(padded, sizeof(T)), again = unwritten(padded, sizeof(T));
+    Bytes grad_x = unwritten(elements, sizeof(T));
+    const void* sides = branching ? y.data() : nullptr;
+    act_pad_forward({s, element, x.data(), nullptr, y.data(), slope});
+    act_pad_backward({s, element, grad_y.data(), sides, grad_x.data(), slope});
+    act_pad_forward({s, element, cotangent.data(), sides, again.data(), slope});
+    return checked<T>("act_pad", s, {{y, grad_x, again}, {}});
 }
 
 template <class T>
@@ -307,6 +323,8 @@ int main() {
                     const ImageShape shape = shape_of(size, padding, channels_last);
                     dispatch(element, [&](auto zero) {
                         using T = decltype(zero);
+                        for (bool branching : {false, true})
+                            on_threads(cases, [&] { return act_pad<T>(element, shape, branching); });
                         on_threads(cases, [&] { return adain_act<T>(element, shape, true, true, false); });
                         on_threads(cases, [&] { return adain_act<T>(element, shape, true, true, true); });
                         on_threads(cases, [&] { return adain_act<T>(element, shape, false, false, false); });

@@ -1,0 +1,123 @@
+"""Triton body of `act_pad`; the definition is in dgnet_fast/ops/act_pad.py.
+
+`forward` and `backward` take what the op's module prepared: tensors dense in NCHW or channels_last order. A program
+writes a tile of pixels by channels; in NCHW a tile is as long along the pixels as it can be. No atomics: results are the
+same from run to run. Height and width are compile-time constants (padding.py says why).
+
+Device memory traffic, for n bytes of x and n' of padded y, is the minimum: forward n + n' (with sides 2n + n'), backward
+2n + n', 1n + n' without activation. What the border shows is read twice, from the cache.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded, source
+from dgnet_fast.kernels.slices import activate, offset, tile
+from torch import Tensor
+
+# Elements of a tile; half of them where a gradient is folded, which takes registers.
+TILE = 2048
+
+
+@triton.jit
+def _sides(
+    sides_ptr, pixel, channel, mask, channels, padded_pixels,
+    CHANNELS_LAST: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """What stands in a padded picture at pixel numbers of the picture within."""
+    PITCH: tl.constexpr = WIDTH + 2 * PADDING
+    place = (pixel // WIDTH + PADDING) * PITCH + pixel % WIDTH + PADDING
+    at = offset(place, channel, padded_pixels, channels, CHANNELS_LAST)
+    return tl.load(sides_ptr + at, mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def forward_tile(
+    x_ptr, sides_ptr, y_ptr, channels, pixels, padded_pixels, slope,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """A tile of the padded result."""
+    sample = tl.program_id(2).to(tl.int64)
+    x_ptr += sample * pixels * channels
+    y_ptr += sample * padded_pixels * channels
+    pixel, channel, mask = tile(tl.program_id(0) * ROWS, padded_pixels, channels, ROWS, COLUMNS)
+    row, column = source(pixel, HEIGHT, WIDTH, PADDING)
+    shown = row * WIDTH + column
+    at = offset(shown, channel, pixels, channels, CHANNELS_LAST)
+    x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
+    side = x
+    if sides_ptr is not None:
+        sides_ptr += sample * padded_pixels * channels
+        side = _sides(sides_ptr, shown, channel, mask, channels, padded_pixels, CHANNELS_LAST, WIDTH, PADDING)
+    to = offset(pixel, channel, padded_pixels, channels, CHANNELS_LAST)
+    tl.store(y_ptr + to, activate(side, x, slope).to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def backward_tile(
+    grad_y_ptr, sides_ptr, grad_x_ptr, channels, pixels, padded_pixels, slope,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
+):  # fmt: skip
+    """A tile of grad_x."""
+    sample = tl.program_id(2).to(tl.int64)
+    grad_y_ptr += sample * padded_pixels * channels
+    grad_x_ptr += sample * pixels * channels
+    pixel, channel, mask = tile(tl.program_id(0) * ROWS, pixels, channels, ROWS, COLUMNS)
+    if CHANNELS_LAST:
+        grad = folded(grad_y_ptr, pixel, channel, mask, 1, channels, HEIGHT, WIDTH, PADDING, COPIES)
+    else:
+        grad = folded(grad_y_ptr, pixel, channel, mask, padded_pixels, 1, HEIGHT, WIDTH, PADDING, COPIES)
+    if sides_ptr is not None:
+        sides_ptr += sample * padded_pixels * channels
+        side = _sides(sides_ptr, pixel, channel, mask, channels, padded_pixels, CHANNELS_LAST, WIDTH, PADDING)
+        grad = activate(side, grad, slope)
+    at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
+    tl.store(grad_x_ptr + at, grad.to(grad_x_ptr.dtype.element_ty), mask)
+
+
+def _tiles(
+    x: Tensor, pixels: int, channels_last: bool, elements: int
+) -> tuple[dict[str, int], tuple[int, int, int]]:
+    """The tile and its grid over ``pixels`` of every sample of x."""
+    batch, channels = x.shape[:2]
+    if channels_last:  # 128 channels are 256 bytes of bf16
+        columns = min(128, triton.next_power_of_2(channels))
+    else:  # more than one channel only where a plane is shorter than a tile
+        columns = min(max(1, elements // triton.next_power_of_2(pixels)), triton.next_power_of_2(channels))
+    rows = min(elements // columns, triton.next_power_of_2(pixels))
+    grid = (triton.cdiv(pixels, rows), triton.cdiv(channels, columns), batch)
+    return {"ROWS": rows, "COLUMNS": columns}, grid
+
+
+def forward(
+    x: Tensor, sides: Tensor | None, negative_slope: float, padding: int, channels_last: bool
+) -> Tensor:
+    """y; negative_slope 1 means no activation."""
+    _, channels, height, width = x.shape
+    y = empty_padded(x, padding, channels_last)
+    pixels, padded_pixels = height * width, y.shape[2] * y.shape[3]
+    shape, grid = _tiles(x, padded_pixels, channels_last, TILE)
+    forward_tile[grid](
+        x, sides, y, channels, pixels, padded_pixels, negative_slope,
+        CHANNELS_LAST=channels_last, **constants(height, width, padding), **shape,
+    )  # fmt: skip
+    return y
+
+
+def backward(
+    grad_y: Tensor, sides: Tensor | None, negative_slope: float, padding: int, channels_last: bool
+) -> Tensor:
+    """grad_x"""
+    grad_x = empty_padded(grad_y, -padding, channels_last)
+    _, channels, height, width = grad_x.shape
+    pixels, padded_pixels = height * width, grad_y.shape[2] * grad_y.shape[3]
+    shape, grid = _tiles(grad_x, pixels, channels_last, TILE // 2)
+    backward_tile[grid](
+        grad_y, sides, grad_x, channels, pixels, padded_pixels, negative_slope,
+        CHANNELS_LAST=channels_last, COPIES=copies(height, width, padding),
+        **constants(height, width, padding), **shape,
+    )  # fmt: skip
+    return grad_x

@@ -1,0 +1,47 @@
+"""Run by test_act_pad_triton.py with TRITON_INTERPRET=1: the Triton body on CPU tensors, errors as JSON.
+
+In a process of its own, because Triton reads the variable when kernels are defined.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import torch
+from dgnet_fast.kernels import act_pad as kernels
+
+from dgnet_fast.ops import act_pad
+from tests.ops.test_act_pad import plainly, prepared, run
+
+#: Shape, padding and dtypes: every line mirrored on both sides, several blocks of channels, several tiles.
+CASES = [
+    ((2, 5, 7, 3), 2, (torch.float32, torch.bfloat16, torch.float16)),
+    ((1, 1, 4, 9), 3, (torch.float32,)),
+    ((1, 140, 2, 2), 1, (torch.float32,)),
+    ((1, 3, 20, 11), 1, (torch.float32,)),
+]
+
+
+def main() -> None:
+    kernels.TILE = 256  # small, so that there are several tiles
+    errors = {}
+    for (shape, padding, dtypes), channels_last, slope in itertools.product(
+        CASES, (False, True), (None, 0.2)
+    ):
+        for dtype in dtypes:
+            given = prepared(shape, padding, dtype=dtype, channels_last=channels_last)
+            ours, exact = (
+                run(act_pad, given, slope, padding),
+                run(plainly, given, slope, padding, torch.float64),
+            )
+            worst = max(
+                ((mine - other).abs() / (other.abs() + 0.1)).max().item()
+                for mine, other in zip(ours, exact, strict=True)
+            )
+            errors.setdefault(str(dtype), []).append(worst)
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""act_pad on the CPU: the C++ body and the reference against PyTorch in float64, layouts, derivatives, errors, compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks.cases import ActPadCase, act_pad_inputs
+from dgnet_fast.ops import act_pad, act_pad_reference
+
+#: Shape and padding: odd sizes, batch 1, every line mirrored on both sides, more channels than a cache line holds.
+CASES = [
+    ((2, 5, 7, 3), 2),
+    ((1, 33, 40, 30), 1),
+    ((3, 70, 5, 6), 3),
+    ((1, 1, 4, 9), 3),
+    ((2, 40, 2, 2), 1),
+    ((1, 4, 70, 33), 6),
+]
+LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+SLOPES = pytest.mark.parametrize("slope", [None, 0.2])
+
+
+def plainly(x, *, negative_slope, padding):
+    """What the op is, as anyone would write it."""
+    x = x if negative_slope is None else F.leaky_relu(x, negative_slope)
+    return F.pad(x, (padding,) * 4, mode="reflect")
+
+
+def prepared(shape, padding, *, dtype=torch.float32, channels_last=False):
+    """x, and gradients of y and of grad_x."""
+    (x,) = act_pad_inputs(ActPadCase("test", shape), dtype=dtype, channels_last=channels_last)
+    generator = torch.Generator().manual_seed(7)
+    height, width = (size + 2 * padding for size in shape[2:])
+    grad_y = torch.randn(*shape[:2], height, width, generator=generator).to(dtype)
+    return x, grad_y, torch.randn(shape, generator=generator).to(dtype)
+
+
+def run(function, given, slope, padding, dtype=None):
+    """y, grad_x and, as a penalty takes it, the gradient that grad_x gives to grad_y."""
+    x, grad_y, cotangent = (t.to(dtype or t.dtype).requires_grad_() for t in given)
+    y = function(x, negative_slope=slope, padding=padding)
+    (grad_x,) = torch.autograd.grad(y, x, grad_y, create_graph=True)
+    (again,) = torch.autograd.grad(grad_x, grad_y, cotangent)
+    return [t.detach() for t in (y, grad_x, again)]
+
+
+@LAYOUTS
+@SLOPES
+@pytest.mark.parametrize(("shape", "padding"), CASES, ids=str)
+@pytest.mark.parametrize("function", [act_pad, act_pad_reference])
+def test_it_is_leaky_relu_and_padding(function, shape, padding, slope, channels_last):
+    given = prepared(shape, padding, channels_last=channels_last)
+    exact = run(plainly, given, slope, padding, torch.float64)
+    ours = run(function, given, slope, padding)
+    for result, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(ours[0], plainly(given[0], negative_slope=slope, padding=padding))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_rounds_once(dtype, channels_last):
+    given = prepared((2, 40, 12, 9), 2, dtype=dtype, channels_last=channels_last)
+    exact = run(plainly, given, 0.2, 2, torch.float64)
+    for result, expected in zip(run(act_pad, given, 0.2, 2), exact, strict=True):
+        half_a_step = torch.finfo(dtype).eps / 2
+        torch.testing.assert_close(result.double(), expected, rtol=1.001 * half_a_step, atol=1e-6)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_not_finite_values_stay_where_they_are(value, channels_last):
+    given = prepared((1, 3, 6, 7), 1, channels_last=channels_last)
+    given[0][0, 1, 2, 3] = value
+    ours, expected = (run(function, given, 0.2, 1) for function in (act_pad, plainly))
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, other, equal_nan=True)
+
+
+@pytest.mark.parametrize("view", ["slice", "permute", "expand"])
+def test_strided_inputs(view):
+    base = torch.randn(4, 6, 8, 10)
+    views = {
+        "slice": base[:, 1:5, ::2, 3:],
+        "permute": base.permute(0, 3, 2, 1),
+        "expand": base[:1].expand(3, -1, -1, -1),
+    }
+    x = views[view].detach().requires_grad_()
+    y = act_pad(x, negative_slope=0.2, padding=1)
+    assert torch.equal(y, plainly(x, negative_slope=0.2, padding=1))
+    grad_y = torch.randn(1).expand(y.shape)
+    (ours,), (expected,) = (
+        torch.autograd.grad(r, x, grad_y) for r in (y, plainly(x, negative_slope=0.2, padding=1))
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+@SLOPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_result_keeps_layout_and_dtype(dtype, slope):
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=order).requires_grad_()
+        y = act_pad(x, negative_slope=slope, padding=1)
+        y.square().sum().backward()
+        for t in (y, x.grad):
+            assert t.is_contiguous(memory_format=order) and t.dtype == dtype
+
+
+def test_only_the_result_is_kept():
+    kept = []
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = act_pad(x, negative_slope=0.2, padding=1)
+        act_pad(x, padding=1)
+    assert [t.data_ptr() for t in kept] == [y.data_ptr()]
+
+
+@LAYOUTS
+def test_threads_do_not_change_results(channels_last):
+    given = prepared((2, 37, 31, 13), 2, channels_last=channels_last)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run(act_pad, given, 0.2, 2))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(results[0], other, strict=True))
+
+
+@LAYOUTS
+def test_opcheck(channels_last):
+    x, grad_y, _ = prepared((2, 3, 4, 5), 2, channels_last=channels_last)
+    forward, backward = torch.ops.dgnet_fast.act_pad.default, torch.ops.dgnet_fast.act_pad_backward.default
+    sides = forward(x, None, 0.2, 2)
+    for given in ((grad_y, sides, 0.2, 2), (grad_y, None, 1.0, 2)):
+        torch.library.opcheck(backward, given)
+    x.requires_grad_()
+    for given in ((x, None, 0.2, 2), (x, sides, 0.2, 2), (x, None, 1.0, 2)):
+        torch.library.opcheck(forward, given)
+    torch.library.opcheck(forward, (x.detach()[:, :, ::2].requires_grad_(), None, 1.0, 1))
+
+
+@SLOPES
+@pytest.mark.parametrize("function", [act_pad, act_pad_reference])
+def test_derivatives_of_any_order_in_float64(function, slope):
+    x = prepared((2, 2, 4, 3), 2)[0].double().requires_grad_()
+
+    def bent(x):  # so that second derivatives are not all zero
+        return function(x, negative_slope=slope, padding=2).square()
+
+    assert torch.autograd.gradcheck(bent, (x,)) and torch.autograd.gradgradcheck(bent, (x,))
+
+
+def test_third_derivatives():
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for function in (act_pad, plainly):
+        value = function(x, negative_slope=0.2, padding=1).pow(4).sum()
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(value, x, create_graph=True)
+            value = grad.square().sum()
+        results.append(grad)
+    torch.testing.assert_close(*results)
+
+
+def test_compiled_is_eager(fresh_compiler):
+    def block(x, **given):
+        return act_pad(F.relu(x) - 0.5, **given) * 2
+
+    x, grad_y, _ = prepared((2, 8, 6, 5), 1, channels_last=True)
+    results = []
+    for function in (block, torch.compile(block, fullgraph=True)):
+        leaf = x.detach().clone().requires_grad_()
+        y = function(leaf, negative_slope=0.2, padding=1)
+        results.append((y.detach(), *torch.autograd.grad(y, leaf, grad_y)))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 4)}, "x must have 4 dimensions"),
+        ({"x": torch.zeros(0, 3, 4, 4)}, r"x must not be empty, got shape \(0, 3, 4, 4\)"),
+        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.int32)}, "x must have one of the dtypes"),
+        ({"padding": 4}, r"padding must be at least 0 and smaller than H and W = \(4, 4\), got 4"),
+        ({"padding": 0}, "padding must be at least 1, got 0"),
+        ({"padding": 1.5}, "padding must be an int, got 1.5"),
+        ({"negative_slope": 0.0}, "negative_slope must be above 0, got 0.0"),
+        ({"negative_slope": -0.2}, "negative_slope must be above 0, got -0.2"),
+    ],
+)
+@pytest.mark.parametrize("function", [act_pad, act_pad_reference])
+def test_bad_input_is_named(function, change, message):
+    good = {"x": torch.zeros(2, 3, 4, 4), "padding": 1}
+    with pytest.raises(ValueError, match=message):
+        function(**{**good, **change})

@@ -1,0 +1,66 @@
+"""The Triton body: values under the interpreter, compiled ahead for sm_80 and sm_90, values on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.cases import ACT_PAD, act_pad_inputs  # noqa: E402
+from dgnet_fast.ops import act_pad  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.interpreted import interpreted  # noqa: E402
+from tests.ops.test_act_pad import CASES, LAYOUTS, SLOPES, plainly, prepared, run  # noqa: E402
+
+
+def test_values_under_the_interpreter():
+    errors = interpreted("interpret_act_pad.py")
+    assert [len(found) for found in errors.values()] == [16, 4, 4]
+    assert max(errors["torch.float32"]) < 5e-6
+    assert max(errors["torch.float16"]) < 2**-11 * 1.01
+    assert max(errors["torch.bfloat16"]) < 2**-7  # the interpreter truncates where a GPU rounds
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", ACT_PAD, ids=lambda case: case.name)
+def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channels_last, capability):
+    from dgnet_fast.kernels import act_pad as kernels
+
+    launches = record(monkeypatch, kernels, ["forward_tile", "backward_tile"])
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=order)
+    for slope in (0.2, 1.0):
+        y = kernels.forward(x, None, slope, 1, channels_last)
+        sides = None if slope == 1 else y
+        kernels.backward(y, sides, slope, 1, channels_last)
+        kernels.forward(x, sides, slope, 1, channels_last)
+    assert len(launches) == 6
+    assert_lean(launches, capability, 128)
+
+
+@pytest.mark.gpu
+@LAYOUTS
+@SLOPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "padding"), [*CASES, *((case.shape, 1) for case in ACT_PAD)], ids=str)
+def test_values_on_the_gpu(shape, padding, dtype, slope, channels_last):
+    given = [t.cuda() for t in prepared(shape, padding, dtype=dtype, channels_last=channels_last)]
+    exact = run(plainly, given, slope, padding, torch.float64)
+    ours = run(act_pad, given, slope, padding)
+    half_a_step = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    for mine, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=1.01 * half_a_step, atol=1e-6)
+    again = run(act_pad, given, slope, padding)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ACT_PAD, ids=lambda case: case.name)
+def test_the_memory_order_stays_on_the_gpu(case):
+    (x,) = act_pad_inputs(case, dtype=torch.bfloat16, device="cuda", channels_last=True)
+    y = act_pad(x.requires_grad_(), negative_slope=0.2, padding=1)
+    y.sum().backward()
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, x.grad))
