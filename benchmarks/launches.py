@@ -4,8 +4,9 @@
 
 Eager, by part of the step and by operator, counted on fake CPU tensors in half a minute on any machine: about what a GPU
 has to launch, which is what bounds a step of small batches there. An operator may be several kernels; a few of losses and
-copies differ there. Views and allocations are left out; bytes are those of an operator's arguments and results, as if no
-cache held them. Casts that only a CPU's autocast makes, around padding, are left out too.
+copies differ there, and G's replicate padding is 5 calls and 9 for its gradient, here one each. Views and allocations are
+left out; bytes are those of an operator's arguments and results, as if no cache held them. Casts that only a CPU's autocast
+makes, around padding, are left out too.
 """
 
 from __future__ import annotations

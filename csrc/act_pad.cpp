@@ -1,5 +1,5 @@
-// CPU bodies of act_pad. Rows of pictures go to the threads; a row's task also writes, or folds in, the rows of the
-// border that show it. Memory bounds both: x in, y out, and grad_y and y in, grad_x out.
+// CPU bodies of act_pad. Rows of pictures go to the threads; a row's task also writes, or folds in, the rows
+// of the border that show it. Memory bounds both: x in, y out, and grad_y and y in, grad_x out.
 #include "act_pad.h"
 
 #include <omp.h>
@@ -22,7 +22,11 @@ struct Pictures {
 
 template <class T, int64_t V>
 PaddedPicture<T, V> padded(T* data, const ImageShape& s, const Pictures& pictures, int64_t picture) {
-    return {data + picture * s.padded_pixels * pictures.values, s.height, s.width, s.padding, pictures.values,
+    return {data + picture * s.padded_pixels * pictures.values,
+            s.height,
+            s.width,
+            s.padding,
+            pictures.values,
             pictures.values};
 }
 
@@ -48,8 +52,7 @@ void forward(const ActPadForward& a) {
         const T* x = static_cast<const T*>(a.x) + task * length;
         const auto value = [=](int64_t i) { return load(x[i]); };
         if (a.sides) {
-            const T* sides =
-                padded<const T, V>(static_cast<const T*>(a.sides), s, pictures, picture).row(h);
+            const T* sides = padded<const T, V>(static_cast<const T*>(a.sides), s, pictures, picture).row(h);
             activate(y.row(h), length, a.slope, value, [=](int64_t i) { return load(sides[i]); });
         } else {
             activate(y.row(h), length, a.slope, value, value);
@@ -72,8 +75,7 @@ void backward(const ActPadBackward& a) {
         T* grad_x = static_cast<T*>(a.grad_x) + task * length;
         const auto value = [=](int64_t i) { return folded[i]; };
         if (a.sides) {
-            const T* sides =
-                padded<const T, V>(static_cast<const T*>(a.sides), s, pictures, picture).row(h);
+            const T* sides = padded<const T, V>(static_cast<const T*>(a.sides), s, pictures, picture).row(h);
             activate(grad_x, length, a.slope, value, [=](int64_t i) { return load(sides[i]); });
         } else {
             for (int64_t i = 0; i < length; ++i) grad_x[i] = store<T>(folded[i]);

@@ -1,7 +1,7 @@
 // y = pad(act(x)), LeakyReLU and reflect padding; see dgnet_fast/ops/act_pad.py for the definition.
 //
-// x, y and their gradients are dense in the order of `shape` and hold `element`, y and grad_y with the border of
-// shape.padding. slope is that of LeakyReLU, 1 for no activation.
+// x, y and their gradients are dense in the order of `shape` and hold `element`, y and grad_y with the border
+// of shape.padding. slope is that of LeakyReLU, 1 for no activation.
 #pragma once
 
 #include "common.h"

@@ -39,7 +39,7 @@ ActPadForward act_pad_forward_arguments(const Layout& layout, uintptr_t x, uintp
 
 ActPadBackward act_pad_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t sides,
                                           uintptr_t grad_x, float slope) {
-    return {shape_of(layout),     element_of(layout),     pointer<void>(grad_y),
+    return {shape_of(layout),     element_of(layout),    pointer<void>(grad_y),
             pointer<void>(sides), pointer<void>(grad_x), slope};
 }
 

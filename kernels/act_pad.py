@@ -5,15 +5,15 @@ writes a tile of pixels by channels; in NCHW a tile is as long along the pixels 
 same from run to run. Height and width are compile-time constants (padding.py says why).
 
 Device memory traffic, for n bytes of x and n' of padded y, is the minimum: forward n + n' (with sides 2n + n'), backward
-2n + n', 1n + n' without activation. What the border shows is read twice, from the cache.
+2n + n', n + n' without activation. What the border shows is read twice, from the cache.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded, source
-from dgnet_fast.kernels.slices import activate, offset, tile
+from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded_of_sample, source
+from dgnet_fast.kernels.slices import activate, columns_of, offset, tile
 from torch import Tensor
 
 # Elements of a tile; half of them where a gradient is folded, which takes registers.
@@ -66,10 +66,9 @@ def backward_tile(
     grad_y_ptr += sample * padded_pixels * channels
     grad_x_ptr += sample * pixels * channels
     pixel, channel, mask = tile(tl.program_id(0) * ROWS, pixels, channels, ROWS, COLUMNS)
-    if CHANNELS_LAST:
-        grad = folded(grad_y_ptr, pixel, channel, mask, 1, channels, HEIGHT, WIDTH, PADDING, COPIES)
-    else:
-        grad = folded(grad_y_ptr, pixel, channel, mask, padded_pixels, 1, HEIGHT, WIDTH, PADDING, COPIES)
+    grad = folded_of_sample(
+        grad_y_ptr, pixel, channel, mask, channels, padded_pixels, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES
+    )  # fmt: skip
     if sides_ptr is not None:
         sides_ptr += sample * padded_pixels * channels
         side = _sides(sides_ptr, pixel, channel, mask, channels, padded_pixels, CHANNELS_LAST, WIDTH, PADDING)
@@ -83,10 +82,8 @@ def _tiles(
 ) -> tuple[dict[str, int], tuple[int, int, int]]:
     """The tile and its grid over ``pixels`` of every sample of x."""
     batch, channels = x.shape[:2]
-    if channels_last:  # 128 channels are 256 bytes of bf16
-        columns = min(128, triton.next_power_of_2(channels))
-    else:  # more than one channel only where a plane is shorter than a tile
-        columns = min(max(1, elements // triton.next_power_of_2(pixels)), triton.next_power_of_2(channels))
+    # 128 channels are 256 bytes of bf16
+    columns = columns_of(channels, pixels, channels_last, widest=128, tile=elements)
     rows = min(elements // columns, triton.next_power_of_2(pixels))
     grid = (triton.cdiv(pixels, rows), triton.cdiv(channels, columns), batch)
     return {"ROWS": rows, "COLUMNS": columns}, grid

@@ -30,7 +30,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.slices import Slices, bounds, offset, tile
+from dgnet_fast.kernels.slices import Slices, bounds, columns_of, offset, tile
 from torch import Tensor
 
 # Elements of a tile, 16 a thread, and at least so many a program: fewer programs leave less to merge.
@@ -249,10 +249,7 @@ class _Launch:
         self.units = 1 if channels_last else batch // groups
         pixels = height * width * (batch // groups if channels_last else 1)
         widest = triton.next_power_of_2(channels)
-        if channels_last:
-            columns = min(COLUMNS, widest)
-        else:  # more than one channel only where a plane is shorter than a tile
-            columns = min(max(1, TILE // triton.next_power_of_2(pixels)), widest)
+        columns = columns_of(channels, pixels, channels_last, widest=COLUMNS, tile=TILE)
         blocks = triton.cdiv(channels, columns) * groups * self.units
         self.slices = Slices(
             groups * self.units, channels, pixels, columns=columns,

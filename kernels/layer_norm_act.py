@@ -19,8 +19,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded, source
-from dgnet_fast.kernels.slices import Slices, activate, bounds, offset, tile
+from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded_of_sample, source
+from dgnet_fast.kernels.slices import Slices, activate, bounds, columns_of, offset, tile
 from torch import Tensor
 
 # Elements of a tile, and at least so many a program: fewer programs leave less to merge.
@@ -131,10 +131,9 @@ def _gradients(
     """Offsets and mask of a tile, the centred input, and the gradient before the activation (0 outside)."""
     pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
     at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
-    if CHANNELS_LAST:
-        grad_y = folded(grad_y_ptr, pixel, channel, mask, 1, channels, HEIGHT, WIDTH, PADDING, COPIES)
-    else:
-        grad_y = folded(grad_y_ptr, pixel, channel, mask, padded_pixels, 1, HEIGHT, WIDTH, PADDING, COPIES)
+    grad_y = folded_of_sample(
+        grad_y_ptr, pixel, channel, mask, channels, padded_pixels, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES
+    )  # fmt: skip
     centred = tl.where(mask, tl.load(x_ptr + at, mask, other=0.0).to(tl.float32) - mean, 0.0)
     return at, mask, centred, activate(centred * factor + shift, grad_y, slope)
 
@@ -234,10 +233,8 @@ def _slices(batch: int, channels: int, pixels: int, channels_last: bool, folds: 
     elements = (
         TILE // 2 if folds else TILE
     )  # folding a padded gradient takes registers: 181 a thread with 2048
-    if channels_last:  # 32 channels are 64 bytes of bf16, two sectors
-        columns = min(32, triton.next_power_of_2(channels))
-    else:  # more than one channel only where a plane is shorter than a tile
-        columns = min(max(1, elements // triton.next_power_of_2(pixels)), triton.next_power_of_2(channels))
+    # 32 channels are 64 bytes of bf16, two sectors
+    columns = columns_of(channels, pixels, channels_last, widest=32, tile=elements)
     blocks = triton.cdiv(channels, columns)
     return Slices(
         batch, channels, pixels, columns=columns,

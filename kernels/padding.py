@@ -72,6 +72,19 @@ def folded(
     return total
 
 
+@triton.jit
+def folded_of_sample(
+    grad_ptr, pixel, channel, mask, channels, padded_pixels, CHANNELS_LAST: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
+):  # fmt: skip
+    """`folded` in a sample that is dense in either order."""
+    if CHANNELS_LAST:
+        total = folded(grad_ptr, pixel, channel, mask, 1, channels, HEIGHT, WIDTH, PADDING, COPIES)
+    else:
+        total = folded(grad_ptr, pixel, channel, mask, padded_pixels, 1, HEIGHT, WIDTH, PADDING, COPIES)
+    return total
+
+
 def constants(height: int, width: int, padding: int, mapped: bool | None = None) -> dict[str, int]:
     """HEIGHT, WIDTH and PADDING for a kernel; all 0 where it need not know rows and columns."""
     if not (padding if mapped is None else mapped):

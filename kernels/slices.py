@@ -48,6 +48,15 @@ def offset(pixel, channel, pixels, channels, CHANNELS_LAST: tl.constexpr):
     return at
 
 
+def columns_of(channels: int, pixels: int, channels_last: bool, *, widest: int, tile: int) -> int:
+    """Channels of a tile: up to ``widest`` that lie side by side; in NCHW more than one only where a plane is shorter than
+    a tile.
+    """
+    if not channels_last:
+        widest = max(1, tile // triton.next_power_of_2(pixels))
+    return min(widest, triton.next_power_of_2(channels))
+
+
 class Slices:
     """Tile and grid for (batch, channels, pixels).
 

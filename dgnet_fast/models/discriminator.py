@@ -43,9 +43,7 @@ class ScaleDiscriminator(nn.Module):
         x = chain(self.stem, x)
         if self.attention_before is not None:
             x = self.attention_before(x)
-        for block in (
-            self.residual
-        ):  # each pads its own input: without a norm nothing before it could do it on the way
+        for block in self.residual:  # no chain: a sum and its padding are two passes either way
             x = block(x)
         if self.attention_after is not None:
             x = self.attention_after(x)

@@ -53,8 +53,8 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
 
 
 def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) -> Tensor:
-    """LeakyReLU, none for None, and reflect padding, by the op `act_pad`; compiled in plain PyTorch, which the compiler
-    fuses, and which D's compiled penalty needs.
+    """Reflect-pad the LeakyReLU of x (x itself for None): by `act_pad`, but compiled in plain PyTorch, which Inductor fuses
+    and which torch.func, in D's compiled penalty, accepts.
     """
     if padding and not torch.compiler.is_compiling():
         return act_pad(x, negative_slope=negative_slope, padding=padding)
@@ -152,7 +152,7 @@ class ConvBlock(nn.Module):
         fused = self.activation is None or isinstance(self.activation, nn.LeakyReLU)
         slope = None if self.activation is None else LRELU_SLOPE
         if self.norm_kind in ("in", "adain"):
-            if fused:
+            if fused and not self.twice_differentiable:
                 options = {"negative_slope": slope, "eps": INSTANCE_EPS, "padding": pad_result}
                 return self.adain_act(x, scale, shift, residual, **options)
             x = self.adain_act(x, scale, shift, eps=INSTANCE_EPS)
@@ -162,10 +162,10 @@ class ConvBlock(nn.Module):
                 gamma, beta = self.norm.gamma, self.norm.beta
                 return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
             x = self.norm(x)
-        if pad_result and residual is None and isinstance(self.activation, nn.LeakyReLU):
-            return activate_and_reflect(x, LRELU_SLOPE, pad_result)
-        x = self.activate(x)
-        return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
+        slope = LRELU_SLOPE
+        if not (pad_result and residual is None and isinstance(self.activation, nn.LeakyReLU)):
+            slope, x = None, self.activate(x)
+        return activate_and_reflect(x if residual is None else x + residual, slope, pad_result)
 
     def forward(
         self,

@@ -3,8 +3,8 @@
     y = pad(act(x))
 
 PyTorch's padding on CUDA leaves channels_last (a copy before it and one after), and its gradient is made by atomics, in
-another order each time; here both keep the memory order and are the same from run to run. Of the two only y is kept for
-the backward pass, which the next convolution keeps as well.
+another order each time; here results and gradients keep x's memory order and are the same from run to run. Only y is
+kept for the backward pass, which the next convolution keeps as well.
 
 The reference, the schema with its fake and its autograd, the public function; the bodies are in act_pad_bodies.py, who
 serves what in registry.py.
@@ -24,6 +24,7 @@ from dgnet_fast.ops.padding import (
     check_padding_is_int,
     empty_padded,
     fold_reflection,
+    padded_shape,
     reflect_pad,
 )
 
@@ -65,7 +66,7 @@ def _scaled(x: Tensor, sides: Tensor, negative_slope: float, padding: int) -> Te
 def act_pad_reference(x: Tensor, *, negative_slope: float | None = None, padding: int) -> Tensor:
     """`act_pad` in plain PyTorch: same arguments and result, any device."""
     slope = as_slope(negative_slope)
-    _check(x, None, slope, padding)
+    _check(x, slope, padding)
     return reference.forward(x, None, slope, padding)
 
 
@@ -74,7 +75,8 @@ def act_pad(x: Tensor, *, negative_slope: float | None = None, padding: int) -> 
 
     Args:
         x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
-        negative_slope: of the LeakyReLU, above 0: the backward pass reads the sign of x from y; None for no activation.
+        negative_slope: of the LeakyReLU, at least 0, so that y tells the backward pass where x is above 0; None for no
+            activation.
         padding: pixels of reflect padding on every side, as `F.pad` with mode reflect adds; at least 1, smaller than H
             and W.
 
@@ -93,15 +95,23 @@ def act_pad(x: Tensor, *, negative_slope: float | None = None, padding: int) -> 
     return _forward_op(x, None, as_slope(negative_slope), padding)
 
 
-def _check(x: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> None:
+def _check(x: Tensor, negative_slope: float, padding: int) -> None:
     check_pictures(x)
     check_padding(padding, x)
     if padding == 0:
         raise ValueError(
             "padding must be at least 1, got 0; without padding use torch.nn.functional.leaky_relu"
         )
-    if not negative_slope > 0:
-        raise ValueError(f"negative_slope must be above 0, got {negative_slope}")
+    if not negative_slope >= 0:
+        raise ValueError(f"negative_slope must be at least 0, got {negative_slope}")
+
+
+def _check_sides(sides: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
+    if sides is not None and (sides.shape != shape or sides.dtype != x.dtype or sides.device != x.device):
+        raise ValueError(
+            f"sides must have shape {tuple(shape)}, {x.dtype} and device {x.device}, "
+            f"got {tuple(sides.shape)}, {sides.dtype} and {sides.device}"
+        )
 
 
 # ---- the op: schema, bodies, fake, autograd
@@ -111,45 +121,54 @@ _DEVICES = tuple(registry.TABLE["act_pad"])
 
 @torch.library.custom_op("dgnet_fast::act_pad", mutates_args=(), device_types=_DEVICES)
 def _forward_op(x: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
-    _check(x, sides, negative_slope, padding)
+    _check(x, negative_slope, padding)
+    _check_sides(sides, padded_shape(x, padding), x)
     body = registry.implementation("act_pad", x.device.type, x.dtype)
-    order = memory_format(x)
-    sides = None if sides is None else sides.contiguous(memory_format=order)
-    return body.forward(x.contiguous(memory_format=order), sides, negative_slope, padding)
+    return body.forward(*_in_one_order(x, sides), negative_slope, padding)
 
 
 @torch.library.custom_op("dgnet_fast::act_pad_backward", mutates_args=(), device_types=_DEVICES)
 def _backward_op(grad_y: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
+    _check_sides(sides, grad_y.shape, grad_y)
     body = registry.implementation("act_pad", grad_y.device.type, grad_y.dtype)
-    order = memory_format(grad_y if sides is None else sides)
-    sides = None if sides is None else sides.contiguous(memory_format=order)
-    return body.backward(grad_y.contiguous(memory_format=order), sides, negative_slope, padding)
+    return body.backward(*_in_one_order(grad_y, sides), negative_slope, padding)
+
+
+def _in_one_order(x: Tensor, sides: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both dense, in the order of ``sides`` where there are some."""
+    order = memory_format(x if sides is None else sides)
+    return x.contiguous(memory_format=order), None if sides is None else sides.contiguous(memory_format=order)
 
 
 @_forward_op.register_fake
 def _(x, sides, negative_slope, padding):
-    _check(x, sides, negative_slope, padding)
-    return empty_padded(x, padding)
+    _check(x, negative_slope, padding)
+    _check_sides(sides, padded_shape(x, padding), x)
+    return empty_padded(_in_one_order(x, sides)[0], padding)
 
 
 @_backward_op.register_fake
 def _(grad_y, sides, negative_slope, padding):
-    return empty_padded(grad_y if sides is None else sides, -padding)
+    _check_sides(sides, grad_y.shape, grad_y)
+    return empty_padded(_in_one_order(grad_y, sides)[0], -padding)
 
 
 def _setup_context(ctx, inputs, output) -> None:
     _, sides, ctx.negative_slope, ctx.padding = inputs
+    ctx.order = memory_format(output)
     if ctx.negative_slope != 1:
         ctx.save_for_backward(output if sides is None else sides)
 
 
 def _backward(ctx, grad_y):
     (sides,) = ctx.saved_tensors or (None,)
+    grad_y = grad_y.contiguous(memory_format=ctx.order)
     return _backward_op(grad_y, sides, ctx.negative_slope, ctx.padding), None, None, None
 
 
 def _setup_backward_context(ctx, inputs, output) -> None:
     _, sides, ctx.negative_slope, ctx.padding = inputs
+    ctx.order = memory_format(output)
     if sides is not None:
         ctx.save_for_backward(sides)
 
@@ -157,6 +176,7 @@ def _setup_backward_context(ctx, inputs, output) -> None:
 def _double_backward(ctx, cotangent):
     """The gradient is linear in grad_y; its own is the same padding of the cotangent, the sides held fixed."""
     (sides,) = ctx.saved_tensors or (None,)
+    cotangent = cotangent.contiguous(memory_format=ctx.order)
     return _forward_op(cotangent, sides, ctx.negative_slope, ctx.padding), None, None, None
 
 

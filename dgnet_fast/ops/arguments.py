@@ -1,4 +1,4 @@
-"""What the norm ops ask of their arguments, and what they make of them: checks, the statistics' dtype, the slope."""
+"""What the ops ask of their arguments, and what they make of them: checks, the statistics' dtype, the slope."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Reflect padding of a norm op's result, so that the next convolution needs no padding pass of its own.
-
-The rules of `torch.nn.functional.pad` with mode reflect: the border line itself is not repeated.
+"""Padding by the rules of `torch.nn.functional.pad`: reflect, which repeats not the border line itself, as part of an op
+whose result the next convolution reads; replicate; and the way back.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -80,12 +81,12 @@ def fold_reflection(grad: Tensor, padding: int) -> Tensor:
 
 class _Replicated(torch.autograd.Function):
     """`replicate_pad` for CUDA, where PyTorch's own leaves channels_last (a copy before it and one after) and adds up its
-    gradient by atomics, in another order each time.
+    gradient by atomics, in another order each time. Both ways in y's memory order, one pass over the picture.
     """
 
     @staticmethod
     def forward(ctx, y: Tensor, padding: int) -> Tensor:
-        ctx.padding = padding
+        ctx.padding, ctx.order = padding, memory_format(y)
         padded = empty_padded(y, padding)
         padded[:, :, padding:-padding, padding:-padding] = y
         for dim in (2, 3):
@@ -96,16 +97,27 @@ class _Replicated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        padding = ctx.padding
-        for dim in (3, 2):
-            size = grad.shape[dim] - 2 * padding
-            folded = grad.narrow(dim, padding, size).clone()
-            folded.narrow(dim, 0, 1).add_(grad.narrow(dim, 0, padding).sum(dim, keepdim=True))
-            folded.narrow(dim, size - 1, 1).add_(
-                grad.narrow(dim, padding + size, padding).sum(dim, keepdim=True)
+        sizes = {dim: grad.shape[dim] - 2 * ctx.padding for dim in (2, 3)}
+        # per dimension: the border before, the picture, the border after, and what of the picture each shows
+        spans = {
+            dim: (
+                (0, ctx.padding, 0, 1),
+                (ctx.padding, size, 0, size),
+                (ctx.padding + size, ctx.padding, size - 1, 1),
             )
-            grad = folded
-        return grad, None
+            for dim, size in sizes.items()
+        }
+        (_, rows, _), (_, columns, _) = spans.values()
+        grad = grad.contiguous(memory_format=ctx.order)
+        folded = grad.narrow(2, *rows[:2]).narrow(3, *columns[:2]).clone(memory_format=ctx.order)
+        for row, column in itertools.product(*spans.values()):
+            if (row, column) == (rows, columns):
+                continue
+            part = grad.narrow(2, *row[:2]).narrow(3, *column[:2])
+            shown = folded.narrow(2, *row[2:]).narrow(3, *column[2:])
+            sums = [dim for dim in (2, 3) if part.shape[dim] != shown.shape[dim]]
+            shown.add_(part.sum(sums, keepdim=True) if sums else part)
+        return folded, None
 
 
 class _Interior(torch.autograd.Function):

@@ -6,8 +6,8 @@ taps: 9 multiplications where the plain form has 25. Zero and replicate padding 
 reflection on the large picture the outermost output line on each side sees one value that the phases do not; it is
 corrected by a one-dimensional convolution along that line.
 
-Plain PyTorch around `conv3x3`: any dtype and device, differentiable to any order by autograd, but not with reflection
-under the transforms of torch.func.
+Plain PyTorch around `conv3x3`: any dtype and device, differentiable to any order by autograd, but not under the
+transforms of torch.func with reflection, nor on CUDA with replication.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from dgnet_fast.models.layers import (
     ResidualBlock,
     SelfAttention2d,
     activation_module,
+    chain,
     initialise,
     pad2d,
 )
@@ -129,6 +131,36 @@ def test_residual_block(norm, activ):
             y = layer_norm(y, conv.norm.gamma, conv.norm.beta)
         y = y if last else ACTIVATIONS[activ](y)
     torch.testing.assert_close(block(x), x + y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("norm", ["none", "in", "ln", "bn"])
+@pytest.mark.parametrize("activ", ACTIVATIONS)
+@pytest.mark.parametrize("pad_type", PADS)
+def test_a_chain_computes_what_its_blocks_do_one_by_one(pad_type, activ, norm, twice):
+    """In float32, as networks are trained, against float64 with padding by each block itself."""
+    common = {"norm": norm, "activ": activ, "pad_type": pad_type, "twice_differentiable": twice}
+    sizes = ((3, 4, 1), (4, 8, 3, 1, 1), (8, 8, 4, 2, 1))
+    blocks = nn.ModuleList(ConvBlock(*size, **common) for size in sizes)
+    blocks.append(ResidualBlock(8, **common))
+    exact = copy.deepcopy(blocks).double()
+
+    def one_by_one(blocks, x):
+        for block in blocks:
+            x = block(x)
+        return x
+
+    results = []
+    for run, given, dtype in ((chain, blocks, torch.float32), (one_by_one, exact, torch.float64)):
+        x = noise(2, 3, 12, 8, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = run(given, x)
+        found = [y, *torch.autograd.grad(y.square().sum(), [x, *given.parameters()], create_graph=twice)]
+        if twice:
+            found += torch.autograd.grad(found[1].square().sum(), given[0].conv.weight)
+        results.append([t.detach() for t in found])
+    for mine, expected in zip(*results, strict=True):
+        scale = 1 + expected.abs().max().item()
+        torch.testing.assert_close(mine.double(), expected, rtol=0, atol=2e-4 * scale)
 
 
 def test_self_attention():

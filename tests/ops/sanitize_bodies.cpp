@@ -132,7 +132,8 @@ Results adain_act(Element element, const ImageShape& s, bool adaptive, bool resi
     return checked<T>("adain_act", s, {{y, grad_x, grad_residual}, {mean, rstd, grad_scale, grad_shift}});
 }
 
-// `branching`: the slope is not 1; forward a second time with the result's sides, as second derivatives need it.
+// `branching`: the slope is not 1; forward a second time with the result's sides, as second derivatives need
+// it.
 template <class T>
 Results act_pad(Element element, const ImageShape& s, bool branching) {
     const int64_t elements = s.batch * s.channels * s.pixels, padded = s.batch * s.channels * s.padded_pixels;

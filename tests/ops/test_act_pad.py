@@ -29,12 +29,16 @@ def plainly(x, *, negative_slope, padding):
 
 
 def prepared(shape, padding, *, dtype=torch.float32, channels_last=False):
-    """x, and gradients of y and of grad_x."""
+    """x, and gradients of y and of grad_x, all in one memory order."""
     (x,) = act_pad_inputs(ActPadCase("test", shape), dtype=dtype, channels_last=channels_last)
     generator = torch.Generator().manual_seed(7)
     height, width = (size + 2 * padding for size in shape[2:])
-    grad_y = torch.randn(*shape[:2], height, width, generator=generator).to(dtype)
-    return x, grad_y, torch.randn(shape, generator=generator).to(dtype)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    grad_y, cotangent = (
+        torch.randn(sizes, generator=generator).to(dtype).contiguous(memory_format=order)
+        for sizes in ((*shape[:2], height, width), shape)
+    )
+    return x, grad_y, cotangent
 
 
 def run(function, given, slope, padding, dtype=None):
@@ -99,13 +103,16 @@ def test_strided_inputs(view):
 
 @SLOPES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_result_keeps_layout_and_dtype(dtype, slope):
-    for order in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=order).requires_grad_()
-        y = act_pad(x, negative_slope=slope, padding=1)
-        y.square().sum().backward()
-        for t in (y, x.grad):
-            assert t.is_contiguous(memory_format=order) and t.dtype == dtype
+def test_results_keep_the_order_of_x_and_its_dtype(dtype, slope):
+    """Whatever the order in which gradients come."""
+    orders = (torch.contiguous_format, torch.channels_last)
+    for order, other in (orders, orders[::-1]):
+        x, grad_y, cotangent = prepared((2, 3, 4, 5), 1, dtype=dtype, channels_last=order == orders[1])
+        given = x, *(t.contiguous(memory_format=other) for t in (grad_y, cotangent))
+        mixed, wanted = (run(act_pad, t, slope, 1) for t in (given, (x, grad_y, cotangent)))
+        for mine, expected in zip(mixed, wanted, strict=True):
+            assert mine.is_contiguous(memory_format=order) and mine.dtype == dtype
+            assert torch.equal(mine, expected)
 
 
 def test_only_the_result_is_kept():
@@ -143,6 +150,21 @@ def test_opcheck(channels_last):
     for given in ((x, None, 0.2, 2), (x, sides, 0.2, 2), (x, None, 1.0, 2)):
         torch.library.opcheck(forward, given)
     torch.library.opcheck(forward, (x.detach()[:, :, ::2].requires_grad_(), None, 1.0, 1))
+
+
+def test_slope_0_is_relu():
+    x, grad_y, _ = prepared((2, 3, 4, 5), 1)
+    y = act_pad(x.requires_grad_(), negative_slope=0.0, padding=1)
+    expected = plainly(x, negative_slope=0.0, padding=1)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(result, x, grad_y) for result in (y, expected)))
+
+
+@pytest.mark.parametrize("sides", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 6, 6, dtype=torch.float64)])
+def test_wrong_sides_are_named(sides):
+    for op, x in (("act_pad", torch.zeros(2, 3, 4, 4)), ("act_pad_backward", torch.zeros(2, 3, 6, 6))):
+        with pytest.raises(ValueError, match=r"sides must have shape \(2, 3, 6, 6\), torch.float32"):
+            getattr(torch.ops.dgnet_fast, op)(x, sides, 0.2, 1)
 
 
 @SLOPES
@@ -190,8 +212,8 @@ def test_compiled_is_eager(fresh_compiler):
         ({"padding": 4}, r"padding must be at least 0 and smaller than H and W = \(4, 4\), got 4"),
         ({"padding": 0}, "padding must be at least 1, got 0"),
         ({"padding": 1.5}, "padding must be an int, got 1.5"),
-        ({"negative_slope": 0.0}, "negative_slope must be above 0, got 0.0"),
-        ({"negative_slope": -0.2}, "negative_slope must be above 0, got -0.2"),
+        ({"negative_slope": -0.2}, "negative_slope must be at least 0, got -0.2"),
+        ({"negative_slope": torch.nan}, "negative_slope must be at least 0, got nan"),
     ],
 )
 @pytest.mark.parametrize("function", [act_pad, act_pad_reference])

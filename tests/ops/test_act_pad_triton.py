@@ -7,11 +7,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.cases import ACT_PAD, act_pad_inputs  # noqa: E402
+from benchmarks.cases import ACT_PAD, ActPadCase, act_pad_inputs  # noqa: E402
 from dgnet_fast.ops import act_pad  # noqa: E402
 from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 from tests.ops.test_act_pad import CASES, LAYOUTS, SLOPES, plainly, prepared, run  # noqa: E402
+
+#: A picture, and planes shorter than a tile.
+ODD = [ActPadCase("picture", (16, 3, 256, 128)), ActPadCase("short", (3, 70, 5, 6))]
 
 
 def test_values_under_the_interpreter():
@@ -25,7 +28,7 @@ def test_values_under_the_interpreter():
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("case", ACT_PAD, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*ACT_PAD, *ODD], ids=lambda case: case.name)
 def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channels_last, capability):
     from dgnet_fast.kernels import act_pad as kernels
 
@@ -62,5 +65,5 @@ def test_values_on_the_gpu(shape, padding, dtype, slope, channels_last):
 def test_the_memory_order_stays_on_the_gpu(case):
     (x,) = act_pad_inputs(case, dtype=torch.bfloat16, device="cuda", channels_last=True)
     y = act_pad(x.requires_grad_(), negative_slope=0.2, padding=1)
-    y.sum().backward()
-    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, x.grad))
+    results = y, *torch.autograd.grad(y.sum(), x)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in results)
