@@ -30,7 +30,7 @@ PaddedPicture<T, V> padded(T* data, const ImageShape& s, const Pictures& picture
             pictures.values};
 }
 
-// to[i] = value(i), by its own slope where side(i) is not positive.
+// to[i] = value(i), times slope where side(i) is not positive.
 template <class T, class Value, class Side>
 void activate(T* to, int64_t count, float slope, Value value, Side side) {
 #pragma omp simd

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded_of_sample, source
-from dgnet_fast.kernels.slices import activate, columns_of, offset, tile
+from dgnet_fast.kernels.slices import Slices, activate, columns_of, offset, tile
 from torch import Tensor
 
 # Elements of a tile; half of them where a gradient is folded, which takes registers.
@@ -77,16 +77,14 @@ def backward_tile(
     tl.store(grad_x_ptr + at, grad.to(grad_x_ptr.dtype.element_ty), mask)
 
 
-def _tiles(
-    x: Tensor, pixels: int, channels_last: bool, elements: int
-) -> tuple[dict[str, int], tuple[int, int, int]]:
-    """The tile and its grid over ``pixels`` of every sample of x."""
+def _tiles(x: Tensor, pixels: int, channels_last: bool, elements: int) -> Slices:
+    """Slices of one tile each over ``pixels`` of every sample of x."""
     batch, channels = x.shape[:2]
     # 128 channels are 256 bytes of bf16
     columns = columns_of(channels, pixels, channels_last, widest=128, tile=elements)
-    rows = min(elements // columns, triton.next_power_of_2(pixels))
-    grid = (triton.cdiv(pixels, rows), triton.cdiv(channels, columns), batch)
-    return {"ROWS": rows, "COLUMNS": columns}, grid
+    return Slices(
+        batch, channels, pixels, columns=columns, tile=elements, slice_elements=elements, most=pixels
+    )
 
 
 def forward(
@@ -96,10 +94,10 @@ def forward(
     _, channels, height, width = x.shape
     y = empty_padded(x, padding, channels_last)
     pixels, padded_pixels = height * width, y.shape[2] * y.shape[3]
-    shape, grid = _tiles(x, padded_pixels, channels_last, TILE)
-    forward_tile[grid](
+    tiles = _tiles(x, padded_pixels, channels_last, TILE)
+    forward_tile[tiles.grid](
         x, sides, y, channels, pixels, padded_pixels, negative_slope,
-        CHANNELS_LAST=channels_last, **constants(height, width, padding), **shape,
+        CHANNELS_LAST=channels_last, **constants(height, width, padding), **tiles.tile,
     )  # fmt: skip
     return y
 
@@ -111,10 +109,10 @@ def backward(
     grad_x = empty_padded(grad_y, -padding, channels_last)
     _, channels, height, width = grad_x.shape
     pixels, padded_pixels = height * width, grad_y.shape[2] * grad_y.shape[3]
-    shape, grid = _tiles(grad_x, pixels, channels_last, TILE // 2)
-    backward_tile[grid](
+    tiles = _tiles(grad_x, pixels, channels_last, TILE // 2)
+    backward_tile[tiles.grid](
         grad_y, sides, grad_x, channels, pixels, padded_pixels, negative_slope,
         CHANNELS_LAST=channels_last, COPIES=copies(height, width, padding),
-        **constants(height, width, padding), **shape,
+        **constants(height, width, padding), **tiles.tile,
     )  # fmt: skip
     return grad_x

@@ -162,10 +162,10 @@ class ConvBlock(nn.Module):
                 gamma, beta = self.norm.gamma, self.norm.beta
                 return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
             x = self.norm(x)
-        slope = LRELU_SLOPE
-        if not (pad_result and residual is None and isinstance(self.activation, nn.LeakyReLU)):
-            slope, x = None, self.activate(x)
-        return activate_and_reflect(x if residual is None else x + residual, slope, pad_result)
+        if pad_result and residual is None and isinstance(self.activation, nn.LeakyReLU):
+            return activate_and_reflect(x, LRELU_SLOPE, pad_result)
+        x = self.activate(x)
+        return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
 
     def forward(
         self,

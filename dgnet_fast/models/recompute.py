@@ -27,8 +27,8 @@ def recomputed_block(block: nn.Module, x: Tensor, mode: BatchNormMode) -> Tensor
     """``block(x, mode)`` of a residual block of E_a, its activations computed again in the backward pass.
 
     The second time its running statistics are copies and those it finds are thrown away, so that nothing is updated
-    twice; in mode ``running``, where
-    they are read, they are copies of what the first time saw, since another pass may have changed them in between.
+    twice; in mode ``running``, where they are read, they are copies of what the first time saw, since another pass may
+    have changed them in between.
     Not for torch.compile, whose backward pass refuses buffers that changed in between.
     """
     if not torch.is_grad_enabled():

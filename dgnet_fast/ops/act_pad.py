@@ -2,9 +2,9 @@
 
     y = pad(act(x))
 
-PyTorch's padding on CUDA leaves channels_last (a copy before it and one after), and its gradient is made by atomics, in
-another order each time; here results and gradients keep x's memory order and are the same from run to run. Only y is
-kept for the backward pass, which the next convolution keeps as well.
+PyTorch's padding on CUDA (by its source: not measured) leaves channels_last, a copy before it and one after, and its
+gradient is made by atomics, in another order each time; here results and gradients keep x's memory order and are the
+same from run to run. Only y is kept for the backward pass, which the next convolution keeps as well.
 
 The reference, the schema with its fake and its autograd, the public function; the bodies are in act_pad_bodies.py, who
 serves what in registry.py.

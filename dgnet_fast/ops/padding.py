@@ -80,8 +80,9 @@ def fold_reflection(grad: Tensor, padding: int) -> Tensor:
 
 
 class _Replicated(torch.autograd.Function):
-    """`replicate_pad` for CUDA, where PyTorch's own leaves channels_last (a copy before it and one after) and adds up its
-    gradient by atomics, in another order each time. Both ways in y's memory order, one pass over the picture.
+    """`replicate_pad` for CUDA, where PyTorch's own (by its source: not measured) writes NCHW whatever it reads, which the
+    next convolution copies back, and adds up its gradient by atomics, in another order each time. Here both ways are in
+    y's memory order, one pass over the picture.
     """
 
     @staticmethod
