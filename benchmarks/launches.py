@@ -28,6 +28,7 @@ from benchmarks.step import parser as step_parser
 from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.parts import Settings
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import TrainingStep
 
@@ -98,9 +99,9 @@ def count(args: argparse.Namespace, *, train_encoder: bool) -> Count:
             deferred=True,
         )
         step.optimisers.set_learning_rates(0)
-        weights = step.weights.set(weights_at(config, 0))
+        plan = Settings(step.weights.set(weights_at(config, 0)), train_encoder, True)
         with counted:
-            step.update([batch], weights, train_encoder)
+            step.update([batch], plan)
     return counted
 
 

@@ -17,14 +17,14 @@ import yaml
 from torch import nn
 
 from benchmarks.plain import ResNet
-from dgnet_fast.data import Batch
-from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.models.reference_layout import (
+from dgnet_fast.checkpoints.public_layout import (
     discriminator_layout,
     encoder_layout,
     export_state,
     generator_layout,
 )
+from dgnet_fast.data import Batch
+from dgnet_fast.models.dgnet import DGNet
 
 CONFIG = "configs/latest.yaml"
 OVERRIDDEN = (

@@ -33,15 +33,16 @@ from benchmarks.measure import synchronize
 from benchmarks.plain_step import PlainStep
 from benchmarks.public_code import Public, check_folder
 from dgnet_fast.config import Config, from_dict
+from dgnet_fast.config.presets import preset
 from dgnet_fast.data import Batch
 from dgnet_fast.data.augment import random_erasing_boxes
 from dgnet_fast.models.appearance_encoder import appearance_input_size, build_teacher
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.presets import preset
 from dgnet_fast.training.graphs import WARM_UP
 from dgnet_fast.training.guard import StepResult
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
-from dgnet_fast.training.step import LABEL, TrainingStep
+from dgnet_fast.training.runner import LABEL
+from dgnet_fast.training.step import TrainingStep
 
 IDS = 751
 RAMPS = {

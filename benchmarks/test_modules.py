@@ -17,8 +17,8 @@ from benchmarks.flops import network_flops
 from benchmarks.measure import LAYOUTS, skip_emulated_bf16
 from benchmarks.plain import StructureEncoder, copy_weights, plain_decoder
 from dgnet_fast.config import Config, from_dict
+from dgnet_fast.config.presets import preset
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.presets import preset
 
 CUDA = torch.cuda.is_available()
 HEIGHT, WIDTH = 256, 128

@@ -17,12 +17,12 @@ from torch import Tensor
 from benchmarks.flops import network_flops
 from benchmarks.plain import Encoder, copy_weights
 from dgnet_fast.config import from_dict
+from dgnet_fast.config.presets import preset
 from dgnet_fast.data import TrainBatches, cached_pictures, decode_split, normalize
 from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD, assemble, flip_pad_crop
 from dgnet_fast.data.files import unlabelled
-from dgnet_fast.evaluation import extract_features
 from dgnet_fast.models.appearance_encoder import build_appearance_encoder
-from dgnet_fast.presets import preset
+from dgnet_fast.retrieval.features import extract_features
 
 HEIGHT, WIDTH, PAD = 256, 128, 10
 BATCH, PICTURES = 8, 128

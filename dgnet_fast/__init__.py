@@ -36,7 +36,7 @@ allocator_installed: bool = malloc_kept and _install_allocator()
 
 def __getattr__(name: str):  # noqa: ANN202
     if name == "Extractor":  # on first use: it brings the whole package along
-        from dgnet_fast.extractor import Extractor
+        from dgnet_fast.retrieval.extractor import Extractor
 
         return Extractor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

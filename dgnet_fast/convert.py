@@ -12,17 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dgnet_fast.cli import Parser, run_command
+from dgnet_fast.checkpoints.fingerprint import fingerprint, model_state
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.public import missing_networks, save_public
+from dgnet_fast.checkpoints.runs import save_run_folder
+from dgnet_fast.checkpoints.safetensors import save_safetensors
+from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
-from dgnet_fast.interchange import (
-    fingerprint,
-    missing_networks,
-    model_state,
-    save_public,
-    save_run_folder,
-    save_safetensors,
-)
-from dgnet_fast.training.checkpoint import load_for_use
 
 FORMATS = ("public", "run", "safetensors")
 

@@ -12,14 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.shared_options import add_ranking_options, ranking_of
 from dgnet_fast.config import DATASETS, Config, ConfigError
+from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import ReidDataset, cache_folder
-from dgnet_fast.evaluate import add_ranking_options, at_least, ranking_of
-from dgnet_fast.evaluation import Ranking, ranking_for, score_retrieval
-from dgnet_fast.metrics import RetrievalScores
-from dgnet_fast.training.checkpoint import load_for_use
-from dgnet_fast.training.run import dataset_of, print_tables, resolve_device
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.tables import print_tables
+from dgnet_fast.retrieval.scoring import Ranking, ranking_for, score_retrieval
+from dgnet_fast.retrieval.tables import matrix
 
 
 def parser() -> Parser:
@@ -72,26 +75,6 @@ def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> 
             raise ConfigError(f"--target {word} is given twice")
         found[label] = dataset_of(Config().replace(**options))
     return found
-
-
-def matrix(cells: dict[str, dict[str, dict[str, Any]]], how: str) -> dict:
-    """The table of one way of ranking: cells by source, target and name of the scores."""
-    name = ", ".join(filter(None, ("single", how)))
-    labels = list(next(iter(cells.values())))
-    columns = [f"{label} {what}" for label in labels for what in ("Rank-1", "mAP")]
-    rows = []
-    for source, by_target in cells.items():
-        values = []
-        for label in labels:
-            scores: RetrievalScores = by_target[label][name]
-            values += [round(100 * scores.rank[1], 2), round(100 * scores.mAP, 2)]
-        rows.append([source, *values])
-    return {
-        "title": "Retrieval across data sets" + (f", {how}" if how else ""),
-        "columns": ["source", *columns],
-        "rows": rows,
-        "notes": ["percent, single query; mAP: step-wise AP over valid queries"],
-    }
 
 
 def source_label(path: Path, taken: dict[str, Any]) -> str:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.checkpoints.loading import load_generator
+from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.shared_options import source_config
 from dgnet_fast.config import ConfigError
-from dgnet_fast.demo_app import Demo, create_app
-from dgnet_fast.generate import source_config
-from dgnet_fast.generation import open_pictures
-from dgnet_fast.interchange import load_generator
-from dgnet_fast.training.run import resolve_device
+from dgnet_fast.config.device import resolve_device
+from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.web.server import Demo, create_app
 
 
 def parser() -> Parser:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dgnet_fast.cli import Parser, run_command
+from dgnet_fast.checkpoints.fingerprint import fingerprint
+from dgnet_fast.checkpoints.graphs import INPUTS, NETWORKS, metadata_of, save_archive, save_onnx
+from dgnet_fast.checkpoints.loading import load_for_use, load_generator
+from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
-from dgnet_fast.exporting import INPUTS, NETWORKS, metadata_of, save_archive, save_onnx
-from dgnet_fast.interchange import fingerprint, load_generator
-from dgnet_fast.training.checkpoint import load_for_use
 
 SAVE = {".onnx": save_onnx, ".pt2": save_archive}
 

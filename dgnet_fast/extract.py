@@ -13,72 +13,16 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.cli.parser import Parser, check_new, optional, run_command
+from dgnet_fast.cli.shared_options import add_checkpoint_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
-from dgnet_fast.data.datasets import unreadable
-from dgnet_fast.data.files import picture_files, unlabelled
-from dgnet_fast.extractor import Extractor
+from dgnet_fast.report.progress import chunks_progress
 
 SUFFIXES = (".npz", ".parquet")
-
-
-def add_checkpoint_options(made: Parser) -> None:
-    """What `extractor_of` reads."""
-    made.add_argument(
-        "--checkpoint", required=True, metavar="RUN",
-        help="run folder, step_*.pt, or a public id_*.pt or its folder",
-    )  # fmt: skip
-    made.add_argument(
-        "--config", metavar="FILE", help="options of a public checkpoint (default: config.yaml near it)"
-    )
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
-    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out pictures that cannot be read, and count them",
-    )
-
-
-def extractor_of(args: Any, **options: Any) -> Extractor:
-    """The extractor that the options of `add_checkpoint_options` describe."""
-    if args.batch < 1:
-        raise ConfigError(f"--batch is {args.batch}; allowed: at least 1")
-    return Extractor(
-        args.checkpoint,
-        device=args.device,
-        batch=args.batch,
-        config_file=args.config,
-        allow_extra=args.allow_extra,
-        **options,
-    )
-
-
-def readable_files(places: list[str], *, skip: bool) -> list[Path]:
-    """The picture files that are named; with ``skip`` without those that cannot be read, which are counted."""
-    paths = picture_files(places)
-    bad = unreadable(unlabelled(paths)) if skip else {}
-    if bad:
-        print(f"left out {len(bad)} of {len(paths)}; first: {next(iter(bad.values()))}", file=sys.stderr)
-        if len(bad) == len(paths):
-            raise ValueError(f"none of the {len(paths)} pictures can be read")
-    return [path for index, path in enumerate(paths) if index not in bad]
-
-
-def optional(module: str, package: str, what: str) -> Any:
-    """An optional dependency, or one clear line."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{what} needs {package}: pip install {package}") from error
 
 
 def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: str) -> None:
@@ -107,14 +51,6 @@ def parser() -> Parser:
     made.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     add_checkpoint_options(made)
     return made
-
-
-def check_new(option: str, path: Path, overwrite: bool) -> None:
-    """Refuse to write over a file without --overwrite, or into a missing folder."""
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{option} {path} exists; give another name, or --overwrite")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def body(argv: list[str] | None) -> int:

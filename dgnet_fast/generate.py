@@ -22,27 +22,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.checkpoints.fingerprint import fingerprint
+from dgnet_fast.checkpoints.loading import load_generator
+from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.shared_options import source_config
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.figures import FIGURES, draw_figure, picture_rows
-from dgnet_fast.generated_set import SUFFIXES, write_set
-from dgnet_fast.generation import (
-    Pictures,
-    Swapper,
-    all_pairs,
-    appearance_codes,
-    decode_codes,
-    interpolate,
-    open_pictures,
-    random_pairs,
-    spread,
-    structure_codes,
-    to_image,
-)
-from dgnet_fast.interchange import fingerprint, load_generator
+from dgnet_fast.config.device import resolve_device
+from dgnet_fast.data.pictures import Pictures, open_pictures
+from dgnet_fast.generation.codes import Swapper, appearance_codes, decode_codes, interpolate, structure_codes
+from dgnet_fast.generation.figures import FIGURES, draw_figure
+from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
+from dgnet_fast.generation.sets import SUFFIXES, write_set
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.report.grid import image_grid
-from dgnet_fast.training.run import resolve_device
+from dgnet_fast.report.grid import image_grid, picture_rows, to_image
+from dgnet_fast.report.progress import chunks_progress
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -150,14 +143,6 @@ def parser() -> Parser:
     )
     _common(figure, "picture to write (.png or .jpg)")
     return made
-
-
-def source_config(config: Config, source: str, args: argparse.Namespace) -> Config:
-    """The options that a source's data set is opened with: the checkpoint's, with --root and --camera-pattern over them."""
-    changes = {"data_root": args.root, "camera_pattern": args.camera_pattern}
-    if source.partition(":")[0] != config.data:  # another data set than the checkpoint's
-        changes = {k: v or "" for k, v in changes.items()}
-    return config.replace(**{k: v for k, v in changes.items() if v is not None})
 
 
 def _sources(args: argparse.Namespace, config: Config) -> tuple[Pictures, Pictures]:

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_new, run_command
+from dgnet_fast.cli.shared_options import add_checkpoint_options, extractor_of, readable_files, weight_of
 from dgnet_fast.config import ConfigError
 from dgnet_fast.data.files import unlabelled
-from dgnet_fast.evaluate import at_least, weight_of
-from dgnet_fast.extract import add_checkpoint_options, check_new, extractor_of, readable_files
-from dgnet_fast.extractor import Extractor
-from dgnet_fast.picture_index import Entry, PictureIndex, faiss_library, is_index
+from dgnet_fast.report.progress import chunks_progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.index import Entry, PictureIndex, faiss_library, is_index
 
 COLUMNS = ("query", "rank", "path", "score", "identity", "camera", "mark")
 

@@ -16,10 +16,12 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from dgnet_fast.cli import Parser, add_config_options, config_from, run_command
+from dgnet_fast.cli.config_options import add_config_options, config_from
+from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
+from dgnet_fast.report.tables import print_tables
 from dgnet_fast.training.loop import Stopped
-from dgnet_fast.training.run import print_tables, run_teacher
+from dgnet_fast.training.run import run_teacher
 
 
 def parser() -> Parser:

@@ -14,10 +14,13 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from dgnet_fast.cli import Parser, add_config_options, config_from, given_options, run_command
+from dgnet_fast.checkpoints.runs import saved_options
+from dgnet_fast.cli.config_options import add_config_options, config_from, given_options
+from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError, set_in_tree
+from dgnet_fast.report.tables import print_tables
 from dgnet_fast.training.loop import Diverged, Stopped
-from dgnet_fast.training.run import print_tables, run_training, saved_options
+from dgnet_fast.training.run import run_training
 
 
 def parser() -> Parser:

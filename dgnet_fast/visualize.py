@@ -15,18 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from dgnet_fast.cli import Parser, chunks_progress, run_command
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
+from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import ReidDataset, normalize
-from dgnet_fast.evaluation import split_features
-from dgnet_fast.generation import Pictures, spread
-from dgnet_fast.metrics import evaluate_retrieval
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.data.pictures import Pictures
+from dgnet_fast.generation.pairs import spread
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.report.activation import HEAD_NAMES, activation_maps, activation_page
-from dgnet_fast.report.embedding import METHODS, embedding_map
 from dgnet_fast.report.page import write_report
-from dgnet_fast.training.checkpoint import load_for_use
-from dgnet_fast.training.run import dataset_of, print_tables, resolve_device
+from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.tables import print_tables
+from dgnet_fast.retrieval.activation import HEAD_NAMES, activation_maps, activation_page
+from dgnet_fast.retrieval.embedding import METHODS, embedding_map
+from dgnet_fast.retrieval.features import split_features
+from dgnet_fast.retrieval.tables import camera_table
 
 FILES = ("embedding.png", "activation.png", "cameras.json")
 
@@ -63,29 +67,6 @@ def parser() -> Parser:
         "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
     )
     return made
-
-
-def camera_table(
-    dataset: ReidDataset, query: torch.Tensor, gallery: torch.Tensor, weight: float
-) -> dict[str, Any]:
-    """Retrieval scores of the queries of each camera, from features (Q, F) and (G, F)."""
-    labels = dataset.gallery.ids, dataset.gallery.cameras
-    rows = []
-    for camera in [*np.unique(dataset.query.cameras).tolist(), None]:
-        chosen = np.ones(len(query), bool) if camera is None else dataset.query.cameras == camera
-        one = evaluate_retrieval(
-            query[torch.from_numpy(chosen)], dataset.query.ids[chosen], dataset.query.cameras[chosen], gallery, *labels,
-            second_half_weight=weight,
-        )  # fmt: skip
-        name = "all" if camera is None else "unknown" if camera < 0 else f"camera {camera}"
-        values = (round(100 * v, 1) for v in (one.rank[1], one.rank[5], one.mAP, one.mINP))
-        rows.append([name, one.num_valid, *values])
-    return {
-        "title": "Retrieval for each query camera",
-        "columns": ["", "queries", "Rank-1", "Rank-5", "mAP", "mINP"],
-        "rows": rows,
-        "notes": ["percent, over queries with a valid match; mAP: step-wise"],
-    }
 
 
 def _features(model: DGNet, dataset: ReidDataset) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Rebuild the recorded retrieval cases of tests/data/evaluation.json from their seeds and score them with
+"""Rebuild the recorded retrieval cases of tests/cases/evaluation.json from their seeds and score them with
 ours.
 
 The file holds what the public implementation printed (four digits) on features that anyone can draw again:
@@ -16,7 +16,7 @@ import numpy as np
 
 from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval, multi_query_features
 
-CASES: list[dict] = json.loads((Path(__file__).parent / "data" / "evaluation.json").read_text())
+CASES: list[dict] = json.loads((Path(__file__).parent / "cases" / "evaluation.json").read_text())
 _ALPHA = {0.0: 0.0, 0.5: 0.5, -1.0: None}  # the printed alpha -> second_half_weight
 _FeatureSet = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -29,11 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_fast.config import Config, from_dict
-from dgnet_fast.data import Batch
-from dgnet_fast.models.appearance_encoder import build_teacher
-from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.models.reference_layout import (
+from dgnet_fast.checkpoints.public_layout import (
     Layout,
     discriminator_layout,
     encoder_layout,
@@ -41,8 +37,12 @@ from dgnet_fast.models.reference_layout import (
     generator_layout,
     import_state,
 )
+from dgnet_fast.config import Config, from_dict
+from dgnet_fast.data import Batch
+from dgnet_fast.models.appearance_encoder import build_teacher
+from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.parts import STREAMS, Encoded, Forward
+from dgnet_fast.training.parts import STREAMS, Encoded, Forward, encode_appearance, forward_pass
 from dgnet_fast.training.step import TrainingStep
 
 BOUND = 1e-8
@@ -226,12 +226,8 @@ def compare_step(step: TrainingStep, batch: Batch, recorded: dict, unused: dict)
 
         hooks.append(optimiser.register_step_pre_hook(collect))
     seen = []
-    passes = step.encode_appearance, step.forward_pass
-    step.encode_appearance, step.forward_pass = (
-        lambda *a, call=call, **k: seen.append(call(*a, **k)) or seen[-1] for call in passes
-    )
-    result = step([batch], 0)  # rates undecayed and ramps held still, as recorded
-    step.encode_appearance, step.forward_pass = passes
+    with step.watching(encode_appearance, seen), step.watching(forward_pass, seen):
+        result = step([batch], 0)  # rates undecayed and ramps held still, as recorded
     for hook in hooks:
         hook.remove()
 

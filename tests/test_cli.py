@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dgnet_fast import evaluate, teacher, train
-from dgnet_fast.cli import config_from, given_options
+from dgnet_fast.cli.config_options import config_from, given_options
 from dgnet_fast.config import Config, walk
-from dgnet_fast.presets import preset
+from dgnet_fast.config.presets import preset
 from tests.tiny import NETWORK, arguments
 from tests.tiny_run import fails
 

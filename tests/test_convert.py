@@ -7,14 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dgnet_fast import convert
-from dgnet_fast.interchange import (
-    fingerprint,
-    load_generator,
-    load_safetensors,
-    model_state,
-    save_safetensors,
-)
-from dgnet_fast.training.checkpoint import load_for_use, read_run
+from dgnet_fast.checkpoints.fingerprint import fingerprint, model_state
+from dgnet_fast.checkpoints.loading import load_for_use, load_generator
+from dgnet_fast.checkpoints.runs import read_run
+from dgnet_fast.checkpoints.safetensors import load_safetensors, save_safetensors
 from dgnet_fast.training.run import run_training
 from tests.tiny_run import STEP, fails, tiny_run
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dgnet_fast import cross_evaluate, evaluate
-from dgnet_fast.evaluation import Ranking, retrieval_sets, score_retrieval
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.metrics import (
     evaluate_retrieval,
     evaluate_scores,
@@ -19,8 +20,8 @@ from dgnet_fast.metrics import (
     symmetric_features,
 )
 from dgnet_fast.report.rank_list import MARKS, tile_origin
-from dgnet_fast.training.checkpoint import load_for_use
-from dgnet_fast.training.run import dataset_of
+from dgnet_fast.retrieval.features import retrieval_sets
+from dgnet_fast.retrieval.scoring import Ranking, score_retrieval
 from tests.tiny_run import draw_people, tiny_run
 
 

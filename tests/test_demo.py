@@ -15,8 +15,8 @@ from PIL import Image
 
 from dgnet_fast import demo
 from dgnet_fast.data import denormalize, normalize
-from dgnet_fast.demo_app import Demo, create_app, data_url
-from dgnet_fast.generation import open_pictures
+from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.web.server import Demo, create_app, data_url
 from tests.tiny_run import fails, tiny_run
 
 SIZE = 40, 24

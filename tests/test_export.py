@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from dgnet_fast import export, exporting
+from dgnet_fast import export
+from dgnet_fast.checkpoints import graphs as exporting
+from dgnet_fast.checkpoints.fingerprint import fingerprint
+from dgnet_fast.checkpoints.graphs import Encoder, Generator, check, decompositions, example, save_archive
 from dgnet_fast.data import denormalize, normalize
-from dgnet_fast.evaluation import extract_features
-from dgnet_fast.exporting import Encoder, Generator, check, decompositions, example, save_archive
-from dgnet_fast.interchange import fingerprint
 from dgnet_fast.ops.registry import TABLE
+from dgnet_fast.retrieval.features import extract_features
 from tests.tiny_run import fails, tiny_run
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import dgnet_fast
 from dgnet_fast import extract
+from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.data import normalize
-from dgnet_fast.evaluation import extract_features
 from dgnet_fast.metrics import evaluate_retrieval
-from dgnet_fast.training.checkpoint import load_for_use
+from dgnet_fast.retrieval.features import extract_features
 from tests.tiny_run import draw_people, tiny_run
 
 
@@ -189,7 +189,7 @@ def test_mistakes_are_one_line_and_leave_files_alone(run, pictures, tmp_path, ca
 
 
 def test_importing_the_package_does_not_load_the_extractor():
-    code = "import sys, dgnet_fast; assert 'dgnet_fast.extractor' not in sys.modules; print(dgnet_fast.Extractor.__name__)"
+    code = "import sys, dgnet_fast; assert 'dgnet_fast.retrieval.extractor' not in sys.modules; print(dgnet_fast.Extractor.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Extractor\n"
     with pytest.raises(AttributeError, match="no attribute 'Extracter'"):

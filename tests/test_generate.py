@@ -12,21 +12,11 @@ from PIL import Image
 from dgnet_fast import generate
 from dgnet_fast.config import Config
 from dgnet_fast.data import denormalize, normalize
-from dgnet_fast.figures import draw_figure
-from dgnet_fast.generated_set import read_description, read_manifest, write_set
-from dgnet_fast.generation import (
-    NOBODY,
-    CodeStore,
-    Pictures,
-    Swapper,
-    all_pairs,
-    appearance_codes,
-    interpolate,
-    open_pictures,
-    random_pairs,
-    reconstructions,
-    spread,
-)
+from dgnet_fast.data.pictures import NOBODY, Pictures, open_pictures
+from dgnet_fast.generation.codes import CodeStore, Swapper, appearance_codes, interpolate, reconstructions
+from dgnet_fast.generation.figures import draw_figure
+from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
+from dgnet_fast.generation.sets import read_description, read_manifest, write_set
 from dgnet_fast.report import cell_origin
 from tests.tiny_run import fails, tiny_run
 
@@ -195,7 +185,7 @@ def test_random_pairs():
     assert (people[pairs[:, 0]] != people[pairs[:, 1]]).all()
     assert random_pairs(few, few, 20, seed=1).tolist() == random_pairs(few, few, 20, seed=1).tolist()
     assert random_pairs(few, few, 20, seed=1).tolist() != random_pairs(few, few, 20, seed=2).tolist()
-    with pytest.raises(ValueError, match="--count is 97; here and here give 96 pairs"):
+    with pytest.raises(ValueError, match="count is 97; here and here give 96 pairs"):
         random_pairs(few, few, 97, seed=0)
     unknown = Pictures("there", _Names(12), np.full(12, NOBODY))
     assert len(random_pairs(unknown, unknown, 144, seed=0)) == 144
@@ -227,7 +217,7 @@ def test_interpolation_ends_in_the_two_swaps(run, pictures):
         assert close(made[2], denormalize(model.decode(structure, code))[0])
     moving = interpolate(model, first, last, fixed, 2, of="structure")
     assert close(moving[0], swap(model, fixed, first)) and close(moving[1], swap(model, fixed, last))
-    with pytest.raises(ValueError, match="--steps is 1; allowed: at least 2"):
+    with pytest.raises(ValueError, match="steps is 1; allowed: at least 2"):
         interpolate(model, first, last, fixed, 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests import parity
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "cases"
 BOUND = 1e-8
 CASES = [
     "pre_warmup",  # the paper's step before the ramps, 256×128

@@ -11,8 +11,7 @@ import torch
 
 from dgnet_fast import generate, quality
 from dgnet_fast.data import normalize
-from dgnet_fast.evaluation import extract_features
-from dgnet_fast.generation import open_pictures
+from dgnet_fast.data.pictures import open_pictures
 from dgnet_fast.metrics import psnr, ssim
 from dgnet_fast.metrics.generation import (
     Gaussian,
@@ -22,6 +21,7 @@ from dgnet_fast.metrics.generation import (
     mean_ssim,
     same_person_pairs,
 )
+from dgnet_fast.retrieval.features import extract_features
 from tests.tiny_run import fails, tiny_run
 
 GALLERY = "synthetic:gallery"
@@ -174,8 +174,8 @@ def test_a_plain_folder_against_itself(made, tmp_path, capsys):
 
 def test_truth_is_the_drawn_picture(run, made):
     model = run[0]
-    from dgnet_fast.generated_set import read_manifest
-    from dgnet_fast.training.run import dataset_of
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.generation.sets import read_manifest
 
     split = dataset_of(model.config).gallery
     place = {name: k for k, name in enumerate(split.names)}

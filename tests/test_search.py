@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from dgnet_fast import search
-from dgnet_fast.extractor import Extractor
 from dgnet_fast.report.rank_list import MARKS, tile_origin
+from dgnet_fast.retrieval.extractor import Extractor
 from tests.tiny_run import draw_people, tiny_run
 
 pytest.importorskip("faiss")

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from dgnet_fast import visualize
-from dgnet_fast.evaluation import split_features
+from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.metrics import evaluate_retrieval
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import BatchNormMode
-from dgnet_fast.report import embedding
-from dgnet_fast.report.activation import activation_maps, activation_page, channel_weights, overlay
-from dgnet_fast.report.embedding import embedding_map, pca
-from dgnet_fast.training.run import dataset_of
+from dgnet_fast.retrieval import embedding
+from dgnet_fast.retrieval.activation import activation_maps, activation_page, channel_weights, overlay
+from dgnet_fast.retrieval.embedding import embedding_map, pca
+from dgnet_fast.retrieval.features import split_features
 from tests.tiny_run import fails, tiny_run
 
 
@@ -108,7 +108,7 @@ def test_tsne_keeps_groups_together():
     # In a process of its own: scikit-learn loads a second OpenMP runtime, which other tests look for.
     code = """if True:
         import numpy as np, torch
-        from dgnet_fast.report.embedding import tsne
+        from dgnet_fast.retrieval.embedding import tsne
         people = np.repeat([0, 1], 8)
         points = tsne(torch.from_numpy(np.random.default_rng(2).normal(size=(16, 5)) + 20 * people[:, None]))
         centres = [points[people == k].mean(axis=0) for k in (0, 1)]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dgnet_fast.checkpoints.runs import save_run_folder
 from dgnet_fast.data import SyntheticPedestrians
-from dgnet_fast.interchange import save_run_folder
 from dgnet_fast.models.dgnet import DGNet
 from tests.tiny import tiny_config, tiny_model
 

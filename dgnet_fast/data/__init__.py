@@ -5,9 +5,9 @@ from dgnet_fast.data.base import ChosenPictures, ReidDataset, Split
 from dgnet_fast.data.cache import MappedPictures, cache_folder, cached_pictures, load_pictures
 from dgnet_fast.data.datasets import load_dataset
 from dgnet_fast.data.decode import decode_split
+from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
 from dgnet_fast.data.sampling import Batch, TrainBatches
 from dgnet_fast.data.stream import place
-from dgnet_fast.data.synthetic import SyntheticPedestrians
 
 __all__ = [
     "Batch",

@@ -32,12 +32,13 @@ import PIL
 import torch
 from torch import Tensor
 
-from dgnet_fast.data import figure, pedestrian, scene, synthetic
 from dgnet_fast.data.base import Split
 from dgnet_fast.data.combine import JoinedSplit
 from dgnet_fast.data.decode import Progress, decode_each, decode_split
+from dgnet_fast.data.drawn import dataset as synthetic
+from dgnet_fast.data.drawn import figure, pedestrian, scene
+from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.files import FileSplit
-from dgnet_fast.data.synthetic import SyntheticSplit
 
 VARIABLE = "DGNET_FAST_CACHE"
 FORMAT = 1

@@ -7,12 +7,12 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from dgnet_fast.config import DATASETS, SEVERAL
+from dgnet_fast.config import DATASETS, SEVERAL, Config, ConfigError
 from dgnet_fast.data.base import ReidDataset
 from dgnet_fast.data.combine import combine
+from dgnet_fast.data.drawn.dataset import load_synthetic
 from dgnet_fast.data.files import FileSplit, load_csv, load_folder
 from dgnet_fast.data.layouts import load_layout, load_msmt17
-from dgnet_fast.data.synthetic import load_synthetic
 
 
 def load_dataset(
@@ -109,3 +109,28 @@ def without_unreadable(dataset: ReidDataset) -> ReidDataset:
                 raise ValueError(f"no readable images in the {name} split; first: {first}")
             kept[name] = split.select(i for i in range(len(split)) if i not in bad)
     return dataclasses.replace(dataset, **kept)
+
+
+def dataset_of(config: Config) -> ReidDataset:
+    """The data set that the options name."""
+    names = config.data.split(SEVERAL)
+    drawn = {}
+    if "synthetic" in names:
+        drawn = {
+            "seed": config.seed,
+            "train_identities": config.synthetic_ids,
+            "test_identities": config.synthetic_test_ids,
+            "views_per_identity": config.synthetic_views,
+            "height": config.crop_image_height,
+            "width": config.crop_image_width,
+        }
+    on_disk = names != ["synthetic"]
+    if on_disk and not config.data_root:
+        raise ConfigError(f"data is {config.data!r}: give its folder with --root DIR")
+    return load_dataset(
+        config.data,
+        config.data_root if on_disk else None,
+        camera_pattern=(config.camera_pattern or None) if on_disk else None,
+        skip_unreadable=config.skip_unreadable,
+        **drawn,
+    )

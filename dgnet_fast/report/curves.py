@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from dgnet_fast.training.log import read_metrics
+from dgnet_fast.report.log import read_metrics
 
 # File → pattern of the scalars' names; the first that fits takes a scalar. What stands before a "/" in a name
 # does not count.

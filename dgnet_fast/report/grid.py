@@ -137,3 +137,36 @@ def text_picture(text: str, points: int, longest: int | None = None) -> Image.Im
     picture = Image.new("RGB", (min(length, longest or length), ascent + descent), _PAPER)
     ImageDraw.Draw(picture).text((0, 0), text, font=font, fill=_INK)
     return picture
+
+
+SHOWN_HEIGHT = 128
+
+
+def picture_rows(
+    rows: Sequence[Sequence[Tensor]], captions: Sequence[str], *, breaks: Sequence[int] = ()
+) -> Image.Image:
+    """Rows of equally large uint8 pictures (3, H, W) under captions, with a wider gap before columns ``breaks``.
+
+    Pictures less than 128 pixels high are enlarged by a whole number, without interpolation.
+    """
+    height, width = rows[0][0].shape[1:]
+    scale = -(-SHOWN_HEIGHT // height)
+    size = width * scale, height * scale
+    lefts, left = [], GAP
+    for column in range(len(captions)):
+        left += (HEADER_GAP - GAP) * (column in breaks)
+        lefts.append(left)
+        left += size[0] + GAP
+    page = Image.new("RGB", (left, MARGIN + len(rows) * (size[1] + GAP)), (255, 255, 255))
+    for left, caption in zip(lefts, captions, strict=True):
+        page.paste(text_picture(caption, 11, size[0]), (left, 6))
+    for r, row in enumerate(rows):
+        for left, picture in zip(lefts, row, strict=True):
+            tile = Image.fromarray(np.ascontiguousarray(picture.cpu().permute(1, 2, 0).numpy()))
+            page.paste(tile.resize(size, Image.Resampling.NEAREST), (left, MARGIN + r * (size[1] + GAP)))
+    return page
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """A Pillow image of one uint8 picture (3, H, W)."""
+    return Image.fromarray(np.ascontiguousarray(picture.cpu().permute(1, 2, 0).numpy()))

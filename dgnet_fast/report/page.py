@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_fast.report.curves import TITLES, save_curves
+from dgnet_fast.report.log import METRICS_FILE, read_metrics
 from dgnet_fast.report.style import STYLE
 from dgnet_fast.report.tables import read_tables, table_cells
-from dgnet_fast.training.log import METRICS_FILE, read_metrics
 
 _SAMPLE = re.compile(r"step_(\d+)\.png")
 _SKELETON = """<!DOCTYPE html>

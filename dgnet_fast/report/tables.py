@@ -118,3 +118,9 @@ def _value_text(value: Any, decimals: int) -> str:
         tiny = value != 0 and abs(value) < 1e-4
         return f"{value:.3g}" if tiny or abs(value) >= 1e15 else f"{value:.{decimals}f}"
     return str(value)
+
+
+def print_tables(tables: list[dict[str, Any]]) -> None:
+    """The result tables on standard output."""
+    for table in tables:
+        print(format_table(table), flush=True)

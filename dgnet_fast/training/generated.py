@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgnet_fast.checkpoints.teachers import load_teachers
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.data import TrainBatches, normalize
-from dgnet_fast.generated_set import read_description, read_manifest
-from dgnet_fast.generation import open_pictures
+from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.generation.sets import read_description, read_manifest
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, upsample_small
 from dgnet_fast.models.teacher import teacher_labels
-from dgnet_fast.training.checkpoint import load_teachers
 from dgnet_fast.training.seeds import derive_seed
 
 

@@ -1,7 +1,7 @@
 """The whole step as CUDA graphs: recorded once for each of its variants, then replayed with one call.
 
-A variant is what the host decides: whether this step trains E_s again, which ramped terms there are, and the shapes
-of the batch. Each runs a few steps as it is, on a stream of its own (a recording must find every kernel loaded and
+A variant is what the host decides: for DG-Net whether this step trains E_s again, which ramped terms there are, and the
+shapes of the batch. Each runs a few steps as it is, on a stream of its own (a recording must find every kernel loaded and
 every buffer made), is then recorded without being run, and replayed from there on. All recordings share one pool of
 memory: they never run at the same time, and what outlives a step (weights, optimisers, losses, counters) lies outside
 of it.
@@ -14,16 +14,14 @@ registers with every graph, so that the seed set before a replay counts as it do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.data import Batch
 from dgnet_fast.training.optim import Precision
-from dgnet_fast.training.schedule import Weights, is_present
 
 WARM_UP = 3
 """Steps of each variant that run before it is recorded; they count like any other."""
@@ -98,40 +96,40 @@ class CudaRecorder:
 
 
 class StepGraphs:
-    """Steps of one batch, recorded lazily by variant.
+    """Steps of one batch (a named tuple of tensors and Nones), recorded lazily by variant.
 
-    ``update(batches, weights, train_encoder)`` does the work and returns the names of its terms. It must take all it
-    needs from its arguments and from tensors that are only ever written in place.
+    ``update(batches, plan)`` does the work and returns the names of its terms. It must take all it needs from its
+    arguments and from tensors that are only ever written in place.
     """
 
-    def __init__(self, update: Callable[[list[Batch], Weights, bool], Names], recorder: Recorder) -> None:
+    def __init__(self, update: Callable[[list[Any], Any], Names], recorder: Recorder) -> None:
         self._update, self._recorder = update, recorder
-        self._buffers: dict[tuple, Batch] = {}
+        self._buffers: dict[tuple, Any] = {}
         self._warmed: Counter[tuple] = Counter()
         self._recorded: dict[tuple, tuple[Callable[[], None], Names]] = {}
 
-    def __call__(self, batch: Batch, weights: Weights, train_encoder: bool) -> Names:
-        """One step; the batch is free again when the device has come by (no waiting)."""
+    def __call__(self, batch: Any, plan: Any, variant: Hashable) -> Names:
+        """One step; the batch is free again when the device has come by (no waiting). ``variant`` is the plan's."""
         form = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
-        variant = (form, train_encoder, *map(is_present, weights))
+        key = (form, variant)
         static = self._load(form, batch)
 
         def work() -> Names:
-            return self._update([static], weights, train_encoder)
+            return self._update([static], plan)
 
-        if variant not in self._recorded:
-            if self._warmed[variant] < WARM_UP:
-                self._warmed[variant] += 1
+        if key not in self._recorded:
+            if self._warmed[key] < WARM_UP:
+                self._warmed[key] += 1
                 return self._recorder.warm_up(work)
-            self._recorded[variant] = self._recorder.record(work)
-        replay, names = self._recorded[variant]
+            self._recorded[key] = self._recorder.record(work)
+        replay, names = self._recorded[key]
         replay()
         return names
 
-    def _load(self, form: tuple, batch: Batch) -> Batch:
+    def _load(self, form: tuple, batch: Any) -> Any:
         """The buffers for batches of this form, filled with this one."""
         if form not in self._buffers:
-            self._buffers[form] = Batch(*(None if t is None else torch.empty_like(t) for t in batch))
+            self._buffers[form] = type(batch)(*(None if t is None else torch.empty_like(t) for t in batch))
         for buffer, value in zip(self._buffers[form], batch, strict=True):
             if isinstance(value, Tensor):
                 buffer.copy_(value, non_blocking=True)

@@ -8,22 +8,13 @@ what had changed before is put back on the device. Both are `Guard`, with ``defe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers
-
-TERMS = (
-    "dis", "dis_penalty", "dis_total",
-    "recon_x", "recon_xp", "id", "pid", "recon_id", "recon_s", "recon_f", "recon_x_cyc", "adv",
-    "teacher", "teacher_kl", "teacher_fine", "total",
-)  # fmt: skip
-"""Every term that a step may have."""
-TOTALS = ("dis_total", "total")
-"""Terms that are one number; the others are one a stream."""
 
 
 class Skips(NamedTuple):
@@ -43,20 +34,32 @@ def _flat(x: Tensor) -> Tensor:
 
 
 class Guard:
-    """The non-finite losses of `TrainingStep`: `begin`, `failed` after each phase's losses, `finish`.
+    """The non-finite losses of a `Runner`: `begin`, `failed` after each phase's losses, `finish`.
 
-    ``deferred``: the host reads nothing during a step; needs fused optimisers. ``values``: (terms, streams), the
-    terms of the last step in the order of `TERMS`.
+    ``terms`` are all that a step may have, of which ``totals`` are one number and the others one a stream. ``early``
+    names the optimisers that move before the last phase's losses are known. ``deferred``: the host reads nothing during
+    a step; needs fused optimisers. ``values``: (terms, streams), those of the last step in the order of ``terms``.
     """
 
-    def __init__(self, model: DGNet, optimisers: Optimisers, streams: int, *, deferred: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimisers: Optimisers,
+        *,
+        terms: Sequence[str],
+        totals: Sequence[str],
+        streams: int,
+        early: Sequence[str],
+        deferred: bool,
+    ) -> None:
         if deferred and not optimisers.fused:
             raise ValueError("a step that defers its checks needs Optimisers(fused=True), got fused=False")
         first = next(model.parameters())
         self.model, self.optimisers, self.deferred = model, optimisers, deferred
-        self.values = first.new_zeros(len(TERMS), streams)
+        self.terms, self.totals, self.early = tuple(terms), tuple(totals), frozenset(early)
+        self.values = first.new_zeros(len(self.terms), streams)
         self.found = torch.zeros((), device=first.device)  # float32, as the optimisers want it
-        self._bad = torch.zeros(len(TERMS), dtype=torch.bool, device=first.device)
+        self._bad = torch.zeros(len(self.terms), dtype=torch.bool, device=first.device)
         self._names = torch.zeros_like(self._bad)
         self._counts = torch.zeros(3, dtype=torch.int64, device=first.device)  # as in Skips
         self.steps = 0  # begun, skipped ones included
@@ -67,12 +70,15 @@ class Guard:
                 optimiser.found_inf = self.found
 
     def begin(self) -> None:
-        """Copy what a step changes before its last loss is known: running statistics (of the teachers too), D and D's
-        optimiser state.
+        """Copy what a step changes before its last loss is known: running statistics (of the teachers too), and the
+        weights and states of the early optimisers.
         """
-        state, discriminator = self.optimisers.dis.state, list(self.model.discriminator.parameters())
-        tensors = [*self.model.buffers(), *discriminator]
-        tensors += [v for p in discriminator for v in state[p].values() if isinstance(v, Tensor)]
+        tensors = list(self.model.buffers())
+        for name, optimiser in self.optimisers.named():
+            if name in self.early:
+                weights = [p for group in optimiser.param_groups for p in group["params"]]
+                tensors += weights
+                tensors += [v for p in weights for v in optimiser.state[p].values() if isinstance(v, Tensor)]
         self._live = [_flat(t) for t in tensors]
         self._before = {d: torch.cat(self._of(d)) for d in dict.fromkeys(t.dtype for t in tensors)}
 
@@ -83,7 +89,7 @@ class Guard:
     def failed(self, terms: dict[str, Tensor]) -> bool:
         """Note the terms so far. True, never when deferred, if one is not finite: the step must end."""
         absent = self.values.new_zeros(self.values.shape[1])
-        rows = [terms[name].expand_as(absent) if name in terms else absent for name in TERMS]
+        rows = [terms[name].expand_as(absent) if name in terms else absent for name in self.terms]
         self.values.copy_(torch.stack(rows))
         self._bad.copy_(self.values.isfinite().all(dim=1).logical_not())
         self.found.copy_(self._bad.any())
@@ -109,7 +115,7 @@ class Guard:
         count, longest, row, *bad = torch.cat([self._counts, self._names]).tolist()
         self._counts[:2] = 0
         self._names.zero_()
-        return Skips(count, longest, row, [name for name, one in zip(TERMS, bad, strict=True) if one])
+        return Skips(count, longest, row, [name for name, one in zip(self.terms, bad, strict=True) if one])
 
 
 class StepResult:
@@ -128,8 +134,8 @@ class StepResult:
         if self._read is None:
             assert self._guard.steps == self._number, "a step's terms must be read before the next step"
             self._read = self._guard.values.tolist()
-        rows = ((name, self._read[TERMS.index(name)]) for name in self._names)
-        return {name: row[0] if name in TOTALS else row for name, row in rows}
+        rows = ((name, self._read[self._guard.terms.index(name)]) for name in self._names)
+        return {name: row[0] if name in self._guard.totals else row for name, row in rows}
 
     @property
     def non_finite(self) -> list[str]:

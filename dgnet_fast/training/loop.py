@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from dgnet_fast.checkpoints.runs import save_run
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.training.checkpoint import save_run
+from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.guard import Skips, StepResult
-from dgnet_fast.training.log import RunLog
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import TrainingStep

@@ -1,7 +1,8 @@
 """What a training step of DG-Net computes (the paper's figure 2), as plain functions: two passes that others build on,
 E_a's over the real pictures (`encode_appearance`) and E_s and G's (`forward_pass`), and the terms of the objective in
 parts that share nothing but the results of the two passes: D's (`discriminator_parts`), and those of E_s, G and E_a
-(`identity_part` and `GENERATOR_PARTS`). `dgnet_fast.training.step` runs them.
+(`identity_part` and `GENERATOR_PARTS`). `dgnet_fast.training.step` puts them in their order. A term whose ramped weight
+is 0 is absent (a weight that is a tensor is taken to be above 0).
 
 Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is
 ``flip(0)``. E_s, G and D mix no samples, so all their inputs of a pass go through in one batch; E_a's passes
@@ -16,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgnet_fast import losses
 from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, erase
 from dgnet_fast.models.appearance_encoder import upsample_small
@@ -25,13 +25,11 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.discriminator import Discriminator
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.models.teacher import teacher_labels
+from dgnet_fast.training import losses
+from dgnet_fast.training.runner import Terms
 from dgnet_fast.training.schedule import Weights, is_present
 
 STREAMS = 2
-
-Terms = dict[str, Tensor]
-"""Terms by name, (S,) each, and ``total``, their weighted sum. A term whose ramped weight is 0 is absent (a weight that
-is a tensor is taken to be above 0)."""
 
 
 class Settings(NamedTuple):
@@ -139,7 +137,7 @@ def real_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
     scores = [split_streams(one, len(real)) for one in scores]
     penalty = config.dis.LAMBDA * split_streams(penalty, len(real)).mean(dim=1)
     value = losses.discriminator_term([], scores, config.dis.gan_type) + penalty
-    return {"dis": value, "penalty": penalty, "total": config.gan_w * value.sum()}
+    return {"dis": value, "dis_penalty": penalty, "total": config.gan_w * value.sum()}
 
 
 def streamwise_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:

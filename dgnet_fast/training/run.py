@@ -14,81 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_fast.cli import chunks_progress
-from dgnet_fast.config import SEVERAL, Config, ConfigError, read_yaml
-from dgnet_fast.data import (
-    MappedPictures,
-    ReidDataset,
-    TrainBatches,
-    cache_folder,
-    decode_split,
-    load_dataset,
-    load_pictures,
-    place,
-)
-from dgnet_fast.evaluation import score_pictures, score_retrieval, swap_cells
-from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval
+from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run, restore_model
+from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers, save_teachers
+from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.config.device import resolve_device
+from dgnet_fast.data import MappedPictures, ReidDataset, TrainBatches, cache_folder, load_pictures, place
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.generation.codes import swap_cells
+from dgnet_fast.generation.scores import picture_table
+from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size, load_imagenet
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.report import format_table, image_grid, write_environment, write_report
-from dgnet_fast.training.checkpoint import (
-    export_public_teacher,
-    latest_checkpoint,
-    load_teachers,
-    read_run,
-    restore_model,
-    save_teachers,
-)
+from dgnet_fast.report import image_grid, write_environment, write_report
+from dgnet_fast.report.log import RunLog, format_duration
+from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.retrieval.scoring import chance_scores, score_retrieval
+from dgnet_fast.retrieval.tables import retrieval_table
 from dgnet_fast.training.generated import load_generated
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
-from dgnet_fast.training.log import RunLog, format_duration
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
 from dgnet_fast.training.seeds import derive_seed
 from dgnet_fast.training.teacher_loop import train_teacher
-
-SWAP_PAIRS = 64
-"""Pairs of test pictures whose swaps are scored against the truth."""
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that ``--device`` names; auto is CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {name!r}, and this PyTorch sees no CUDA device; allowed here: cpu")
-    return device
-
-
-def dataset_of(config: Config) -> ReidDataset:
-    """The data set that the options name."""
-    names = config.data.split(SEVERAL)
-    drawn = {}
-    if "synthetic" in names:
-        drawn = {
-            "seed": config.seed,
-            "train_identities": config.synthetic_ids,
-            "test_identities": config.synthetic_test_ids,
-            "views_per_identity": config.synthetic_views,
-            "height": config.crop_image_height,
-            "width": config.crop_image_width,
-        }
-    on_disk = names != ["synthetic"]
-    if on_disk and not config.data_root:
-        raise ConfigError(f"data is {config.data!r}: give its folder with --root DIR")
-    return load_dataset(
-        config.data,
-        config.data_root if on_disk else None,
-        camera_pattern=(config.camera_pattern or None) if on_disk else None,
-        skip_unreadable=config.skip_unreadable,
-        **drawn,
-    )
 
 
 def with_classes(config: Config, dataset: ReidDataset) -> Config:
@@ -284,8 +231,9 @@ def run_training(
         optimisers = Optimisers(model, config)
         if content:
             restore_model(model, content, checkpoint)
-            optimisers.load_state_dict(content["optimisers"])
-            run.precision.load_state_dict(content["precision"])
+            for part, name in ((optimisers, "optimisers"), (run.precision, "precision")):
+                if name in content:  # a converted checkpoint has none: they start afresh
+                    part.load_state_dict(content[name])
             say(f"resuming {checkpoint} at step {first}")
         if first < last:
             batches = run.batches(
@@ -340,7 +288,8 @@ def run_teacher(
     (folder / "opts.yaml").write_text(f"stride: {run.config.teacher_stride}\n")
     return [
         retrieval_table(
-            run, {"chance": chance_scores(run.dataset)} | run.scores_of({"teacher (baseline)": teacher})
+            run.dataset,
+            {"chance": chance_scores(run.dataset)} | run.scores_of({"teacher (baseline)": teacher}),
         )
     ]
 
@@ -352,80 +301,13 @@ def start_from_teacher(model: DGNet, teachers: list[AppearanceEncoder]) -> None:
     model.appearance_encoder.backbone.load_state_dict(teachers[0].backbone.state_dict())
 
 
-def retrieval_row(name: str, scores: RetrievalScores) -> list[Any]:
-    """A row of the retrieval table, in percent."""
-    values = [scores.rank[1], scores.rank[5], scores.rank[10], scores.mAP, scores.mINP]
-    return [name, *(round(100 * v, 1) for v in values)]
-
-
-def chance_scores(dataset: ReidDataset, seed: int = 0) -> RetrievalScores:
-    """Scores of features that know nothing (Gaussian noise)."""
-    rng = np.random.default_rng(seed)
-    query, gallery = dataset.query, dataset.gallery
-    q, g = (rng.standard_normal((len(part), 16)).astype(np.float32) for part in (query, gallery))
-    return evaluate_retrieval(
-        q, query.ids, query.cameras, g, gallery.ids, gallery.cameras, second_half_weight=1.0
-    )
-
-
-def retrieval_table(run: Run, scores: dict[str, RetrievalScores]) -> dict[str, Any]:
-    """Retrieval scores of several models as a result table."""
-    query, gallery = run.dataset.query, run.dataset.gallery
-    return {
-        "title": "Retrieval on people never trained on",
-        "columns": ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"],
-        "rows": [retrieval_row(name, one) for name, one in scores.items()],
-        "notes": [
-            f"percent; {len(query)} queries, {len(gallery)} gallery pictures; mAP: step-wise AP over valid queries"
-        ],
-    }
-
-
 def final_tables(run: Run, model: DGNet, teachers: list[AppearanceEncoder]) -> list[dict[str, Any]]:
     """Retrieval of chance, teacher and DG-Net, and, for drawn data, pictures against the truth."""
     names = (
         ["teacher (baseline)"] if len(teachers) == 1 else [f"teacher {k + 1}" for k in range(len(teachers))]
     )
     networks = dict(zip(names, teachers, strict=True)) | {"DG-Net": model.appearance_encoder}
-    tables = [retrieval_table(run, {"chance": chance_scores(run.dataset)} | run.scores_of(networks))]
+    tables = [retrieval_table(run.dataset, {"chance": chance_scores(run.dataset)} | run.scores_of(networks))]
     if run.config.data == "synthetic":
-        tables.append(picture_table(run, model))
+        tables.append(picture_table(model, run.dataset.gallery))
     return tables
-
-
-def picture_table(run: Run, model: DGNet) -> dict[str, Any]:
-    """Reconstructions and swaps of test pictures against the drawn truth."""
-    config, gallery = run.config, run.dataset.gallery
-    people = np.flatnonzero(gallery.ids > 0)
-    rng = np.random.default_rng(config.seed)
-    pairs = rng.choice(people, size=(SWAP_PAIRS, 2))
-    pairs = pairs[gallery.ids[pairs[:, 0]] != gallery.ids[pairs[:, 1]]]
-    pictures = decode_split(gallery, config.crop_image_height, config.crop_image_width)
-    scores = score_pictures(model, pictures, pairs, lambda i, j: gallery.truth(i, j, keep_body=True))
-    names = {"recon": "reconstruction", "swap": "swap", "copy": "structure picture left as it is"}
-    return {
-        "title": "Pictures of people never trained on, against the truth",
-        "columns": ["", "PSNR (dB)", "SSIM"],
-        "rows": [
-            [label, round(scores[f"{k}_psnr"], 2), round(scores[f"{k}_ssim"], 3)]
-            for k, label in names.items()
-        ],
-        "notes": [
-            f"{len(pairs)} swaps; the truth of a swap is drawn: the clothes of one in the pose, build, place and camera of the other",
-            "the last row compares the unchanged structure picture with the swap's truth: a swap must beat it",
-        ],
-    }
-
-
-def saved_options(folder: Path) -> dict[str, Any]:
-    """The options of a run folder, for resuming it."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
-    return read_yaml(path)
-
-
-def print_tables(tables: list[dict[str, Any]]) -> None:
-    """The result tables on standard output."""
-    for table in tables:
-        print(format_table(table), flush=True)

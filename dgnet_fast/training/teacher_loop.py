@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
-from dgnet_fast.losses import cross_entropy, soft_label_divergence
 from dgnet_fast.models.appearance_encoder import (
     AppearanceEncoder,
     build_teacher,
@@ -16,10 +16,10 @@ from dgnet_fast.models.appearance_encoder import (
     upsample_small,
 )
 from dgnet_fast.models.batch_norm import BatchNormMode
-from dgnet_fast.training.checkpoint import load_file, save_atomically
+from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.generated import GeneratedBatches
-from dgnet_fast.training.log import RunLog
 from dgnet_fast.training.loop import Stopped, StopSignal
+from dgnet_fast.training.losses import cross_entropy, soft_label_divergence
 from dgnet_fast.training.optim import HEAD_FACTOR, Precision, sgd_for_encoder
 from dgnet_fast.training.seeds import derive_seed
 

@@ -1,6 +1,6 @@
 """Re-ranking against distances recorded from a public implementation of the published algorithm.
 
-tests/data/reranking.json holds what the NumPy implementation that fast-reid and torchreid share returned for
+tests/cases/reranking.json holds what the NumPy implementation that fast-reid and torchreid share returned for
 features that anyone can draw again (`draw`), given their Euclidean distances in float64; of all but the first
 case two rows.
 """
@@ -20,7 +20,7 @@ from dgnet_fast.metrics import (
     symmetric_features,
 )
 
-CASES = json.loads((Path(__file__).parents[1] / "data" / "reranking.json").read_text())
+CASES = json.loads((Path(__file__).parents[1] / "cases" / "reranking.json").read_text())
 
 
 def draw(case):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dgnet_fast.checkpoints.public_layout import encoder_layout
 from dgnet_fast.config import Config, GeneratorConfig
 from dgnet_fast.models.appearance_encoder import (
     AppearanceEncoder,
@@ -19,7 +20,6 @@ from dgnet_fast.models.appearance_encoder import (
 )
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.models.reference_layout import encoder_layout
 from dgnet_fast.models.resnet import ResNet
 from dgnet_fast.models.structure_encoder import StructureEncoder
 from dgnet_fast.models.structure_input import structure_input

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dgnet_fast import _C, losses
+from dgnet_fast import _C
 from dgnet_fast.config import DiscriminatorConfig
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.discriminator import Discriminator
@@ -18,6 +18,7 @@ from dgnet_fast.ops import conv3x3, conv3x3_reference
 from dgnet_fast.ops.conv3x3 import gradient_of_input_alone
 from dgnet_fast.ops.conv3x3_bodies import cpp
 from dgnet_fast.ops.upsample_conv import upsample_conv
+from dgnet_fast.training import losses
 
 #: (B, C, H, W), O, padding: sizes that no patch divides, one patch or less, channels that fill no panel, more patches
 #: than one block or one sum takes, taps that all threads share (over 8 MiB of matrices), and those in two parts.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dgnet_fast.report import collect_environment, format_table, save_curves, write_environment, write_report
 from dgnet_fast.report.curves import _grouped, _moving_average
-from dgnet_fast.training.log import RunLog, read_metrics
+from dgnet_fast.report.log import RunLog, read_metrics
 
 TABLES = [
     {

@@ -10,8 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from dgnet_fast.config import ConfigError
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.training import parts
-from dgnet_fast.training import step as step_module
+from dgnet_fast.training import parts, runner
 from dgnet_fast.training.schedule import Weights, WeightTensors
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
 
@@ -27,7 +26,7 @@ def compiled_with(fresh_compiler, monkeypatch):
     def use(backend: str) -> CompileCounterWithBackend:
         counter = CompileCounterWithBackend(backend)
         options = {"fullgraph": True, "dynamic": False, "backend": counter}
-        monkeypatch.setattr(step_module, "compile_part", lambda f: torch.compile(f, **options))
+        monkeypatch.setattr(runner, "compile_part", lambda f: torch.compile(f, **options))
         return counter
 
     return use
@@ -46,9 +45,14 @@ def test_weights_are_written_in_place():
 def test_parts_compile_whole_and_static():
     """What the trainer asks of torch.compile."""
     asked = []
+    config = tiny_config(compile=True, teacher="given", **ALL_TERMS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda function, **options: asked.append((function, options)))
-        tiny_step(tiny_model(tiny_config(compile=True)))
+        patch.setattr(
+            torch, "compile", lambda function, **options: asked.append((function, options)) or function
+        )
+        step = tiny_step(tiny_model(config, 1))
+        for number in range(2):
+            step([tiny_batch(config)], number)
     whole = [
         parts.encode_appearance,
         parts.identity_part,
@@ -78,9 +82,9 @@ def test_no_recompilation_after_warm_up(compiled_with, amp):
     graphs, branches = [], set()
     plain = step.update
 
-    def update(batches, weights, train_encoder):
-        branches.add(train_encoder)
-        return plain(batches, weights, train_encoder)
+    def update(batches, plan):
+        branches.add(plan.train_encoder)
+        return plain(batches, plan)
 
     step.update = update
     for number in range(12):
@@ -186,7 +190,7 @@ def test_pictures_and_penalty_through_inductor(fresh_compiler):
         return terms, torch.autograd.grad(terms["total"], list(model.discriminator.parameters()))
 
     for function, result in ((parts.forward_pass, pictures), (parts.real_part, penalty)):
-        expected, got = result(function), result(step_module.compile_part(function))
+        expected, got = result(function), result(runner.compile_part(function))
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from dgnet_fast import generate, teacher
+from dgnet_fast.checkpoints.teachers import save_teachers
 from dgnet_fast.data import normalize
 from dgnet_fast.models.batch_norm import BatchNormMode
-from dgnet_fast.training.checkpoint import save_teachers
 from dgnet_fast.training.generated import GeneratedBatches, load_generated, soft_labels
 from tests.tiny import NETWORK, arguments, tiny_config, tiny_model
 from tests.tiny_run import DATA, fails, tiny_run

@@ -14,9 +14,8 @@ from dgnet_fast.config import ConfigError
 from dgnet_fast.data import Batch, TrainBatches
 from dgnet_fast.training import loop, run
 from dgnet_fast.training.graphs import WARM_UP, StepGraphs, graphs_wanted
-from dgnet_fast.training.guard import TERMS, Guard
+from dgnet_fast.training.guard import Guard
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.schedule import Weights
 from dgnet_fast.training.step import TrainingStep
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
 from tests.training.test_run import words
@@ -104,7 +103,7 @@ def test_skips_are_counted_until_they_are_read(deferred):
     assert run("-", "-") == (0, 0, 0, [])
     found = run("x", "-", "xp", "xp")
     assert found[:3] == (3, 2, 2)
-    assert {"dis_total", "recon_xp"} <= set(found.names) <= set(TERMS)
+    assert {"dis_total", "recon_xp"} <= set(found.names) <= set(TrainingStep.TERMS)
     assert run("xp", "-")[:3] == (1, 3, 0)  # the row had begun before
     assert run("-") == (0, 0, 0, [])
 
@@ -200,34 +199,31 @@ def test_variants_are_warmed_up_recorded_and_replayed():
     seen, stand = [], Stand()
     stand.names = ["total"]
 
-    def update(batches, weights, train_encoder):
+    def update(batches, plan):
         (batch,) = batches
-        seen.append((batch.x.data_ptr(), batch.x.sum().item(), batch.erasing_boxes is None, train_encoder))
+        seen.append((batch.x.data_ptr(), batch.x.sum().item(), batch.erasing_boxes is None, plan))
         return ["total"]
 
     graphs = StepGraphs(update, stand)
-    ramp = torch.ones(())
-    plain = Weights(0.0, 0.0, 0.0, 0.0)
     for number in range(WARM_UP + 3):
         x = torch.full((2, 1, 3, 4, 4), float(number))
-        assert graphs(Batch(x, x, torch.zeros(2, 1, dtype=torch.int64), None), plain, False) == ["total"]
-        assert seen[-1] == (seen[0][0], x.sum().item(), True, False)  # one buffer, this batch's values
+        assert graphs(Batch(x, x, torch.zeros(2, 1, dtype=torch.int64), None), number, "plain") == ["total"]
+        if stand.log[-1] != "replay":
+            assert seen[-1][3] == number
+        assert seen[-1][:3] == (seen[0][0], x.sum().item(), True)  # one buffer, this batch's values
         assert seen[-1][0] != x.data_ptr()
     assert stand.log == ["warm up"] * WARM_UP + ["record"] + ["replay"] * 3
-    for weights, train_encoder in (
-        (plain._replace(recon_s_w=ramp), True),
-        (plain._replace(recon_s_w=ramp), False),
-    ):
+    for variant in ("ramped", "trained"):
         stand.log.clear()
         for _ in range(WARM_UP + 1):
-            graphs(Batch(x, x, torch.zeros(2, 1, dtype=torch.int64), None), weights, train_encoder)
+            graphs(Batch(x, x, torch.zeros(2, 1, dtype=torch.int64), None), variant, variant)
         assert stand.log == ["warm up"] * WARM_UP + ["record", "replay"]
-        assert seen[-1][3] is train_encoder
+        assert seen[-1][3] == variant
     stand.log.clear()
-    graphs(Batch(x, x, torch.zeros(2, 1, dtype=torch.int64), None), plain, False)
+    graphs(Batch(x, x, torch.zeros(2, 1, dtype=torch.int64), None), "plain", "plain")
     assert stand.log == ["replay"]  # the first variant is still there
     small = torch.zeros(2, 1, 3, 2, 2)
-    graphs(Batch(small, small, torch.zeros(2, 1, dtype=torch.int64), None), plain, False)
+    graphs(Batch(small, small, torch.zeros(2, 1, dtype=torch.int64), None), "plain", "plain")
     assert stand.log == ["replay", "warm up"]  # other shapes are another variant
 
 

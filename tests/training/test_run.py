@@ -15,13 +15,16 @@ import torch
 from PIL import Image
 
 from dgnet_fast import evaluate, teacher, train
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.public import export_public
+from dgnet_fast.checkpoints.runs import read_run
+from dgnet_fast.checkpoints.teachers import load_teachers
 from dgnet_fast.config import load_config
 from dgnet_fast.data import TrainBatches
-from dgnet_fast.evaluation import score_retrieval
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.report.log import read_metrics
+from dgnet_fast.retrieval.scoring import score_retrieval
 from dgnet_fast.training import loop, run, teacher_loop
-from dgnet_fast.training.checkpoint import export_public, load_for_use, load_teachers, read_run
-from dgnet_fast.training.log import read_metrics
-from dgnet_fast.training.run import dataset_of
 from tests.tiny import NETWORK, arguments
 
 ROOT = Path(__file__).parents[2]

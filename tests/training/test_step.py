@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dgnet_fast import losses
 from dgnet_fast.data import erase
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.training import losses
 from dgnet_fast.training.parts import (
     Settings,
     encode_appearance,
@@ -238,7 +238,7 @@ def test_the_discriminators_terms():
             value = value + (fake_score**2).mean() + ((score - 1) ** 2).mean()
             (gradient,) = torch.autograd.grad(score.sum(), real, retain_graph=True)
             penalty = penalty + 0.3 * gradient.square().sum(dim=(1, 2, 3)).mean()
-        torch.testing.assert_close(terms["penalty"][k], penalty, **EXACT)
+        torch.testing.assert_close(terms["dis_penalty"][k], penalty, **EXACT)
         torch.testing.assert_close(terms["dis"][k], value + penalty, **EXACT)
     torch.testing.assert_close(terms["total"], 0.7 * terms["dis"].sum(), **EXACT)
     assert reached(terms["total"], model.discriminator)

@@ -158,7 +158,7 @@ def test_how_often_e_s_is_trained_again(share):
     config = tiny_config(use_encoder_again=share, recon_s_w=0.5)
     model = tiny_model(config)
     step, drawn = tiny_step(model), []
-    step.update = lambda _batches, _weights, train_encoder: drawn.append(train_encoder) or []
+    step.update = lambda _batches, plan: drawn.append(plan.train_encoder) or []
     batch = tiny_batch(config)
     for number in range(100):
         step([batch], number)

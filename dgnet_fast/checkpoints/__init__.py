@@ -1,0 +1,1 @@
+"""Models and runs in files: ours, the public implementation's, safetensors, exported graphs."""

@@ -1,0 +1,35 @@
+"""The tensors of a model, and the fingerprint of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from dgnet_fast.models.dgnet import DGNet
+
+GENERATING = ("structure_encoder.", "mlp.", "decoder.", "appearance_encoder.")
+"""Networks that a generated picture depends on: all but D and the teachers."""
+
+
+def model_state(model: DGNet) -> dict[str, Tensor]:
+    """The tensors of E_s, the MLPs, G, E_a and D, contiguous and on the CPU; no teachers."""
+    return {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith("teachers.")
+    }
+
+
+def fingerprint(model: DGNet) -> str:
+    """16 hexadecimal digits of SHA-256 over the names and values of the networks that generate.
+
+    The same weights have the same fingerprint in whichever file they came.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model_state(model).items()):
+        if name.startswith(GENERATING):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""Checkpoints of a run: atomic, complete, safe to load."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+from dgnet_fast.checkpoints.files import load_file, save_atomically
+from dgnet_fast.checkpoints.fingerprint import model_state
+from dgnet_fast.config import ConfigError, read_yaml
+from dgnet_fast.models.dgnet import DGNet
+
+FORMAT = "dgnet_fast.run.1"
+NAME = "step_{:08d}.pt"
+PATTERN = re.compile(r"step_(\d{8,})\.pt$")
+
+
+class Stateful(Protocol):
+    """What has a state to save, such as the optimisers of a run."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted(
+        (p for p in folder.glob("step_*.pt") if PATTERN.search(p.name)),
+        key=lambda p: int(PATTERN.search(p.name)[1]),
+    )
+
+
+def latest_checkpoint(path: Path) -> Path | None:
+    """The newest of our checkpoints in a run folder or its ``checkpoints`` folder, or the file itself."""
+    if path.is_file():
+        return path if PATTERN.search(path.name) else None
+    found = checkpoints_in(path / "checkpoints") or checkpoints_in(path)
+    return found[-1] if found else None
+
+
+def save_run(
+    folder: Path,
+    step: int,
+    model: DGNet,
+    optimisers: Stateful,
+    precision: Stateful,
+    class_names: list[str],
+    *,
+    keep: int,
+) -> Path:
+    """Write ``folder/step_XXXXXXXX.pt`` after ``step`` finished steps and drop all but the newest ``keep``.
+
+    The teachers are not in it: they do not change; see `save_teachers`.
+    """
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("teachers.")}
+    path = folder / NAME.format(step)
+    save_atomically(
+        {
+            "format": FORMAT,
+            "step": step,
+            "config": model.config.to_dict(),
+            "class_names": class_names,
+            "model": state,
+            "optimisers": optimisers.state_dict(),
+            "precision": precision.state_dict(),
+        },
+        path,
+    )
+    for old in checkpoints_in(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of one of our checkpoints; ValueError for anything else."""
+    content = load_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of a dgnet_fast run (expected format {FORMAT!r})")
+    return content
+
+
+def restore_model(model: DGNet, content: dict[str, Any], source: Path) -> None:
+    """Load the networks of a checkpoint strictly; the model's teachers stay as they are."""
+    own = {k for k in model.state_dict() if not k.startswith("teachers.")}
+    state = content["model"]
+    missing, extra = sorted(own - state.keys()), sorted(state.keys() - own)
+    if missing or extra:
+        raise ValueError(f"{source} does not fit the options: missing {missing[:4]}, extra {extra[:4]}")
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source} does not fit the options: {str(error).splitlines()[1].strip()}"
+        ) from error
+
+
+def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
+    """Write ``folder`` as a run: ``config.yaml`` and ``checkpoints/step_XXXXXXXX.pt``.
+
+    It can be evaluated, generated from and resumed. It has no state of optimisers, since no other file holds one; they
+    start afresh when it is resumed.
+    """
+    path = folder / "checkpoints" / NAME.format(known["step"])
+    content = {
+        "format": FORMAT,
+        "step": known["step"],
+        "config": model.config.to_dict(),
+        "class_names": known["class_names"],
+        "model": model_state(model),
+    }
+    save_atomically(content, path)
+    (folder / "config.yaml").write_text(model.config.to_yaml())
+    return path
+
+
+def saved_options(folder: Path) -> dict[str, Any]:
+    """The options of a run folder, for resuming it."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
+    return read_yaml(path)

@@ -1,0 +1,140 @@
+"""Groups of options that several commands have, and what they describe: a checkpoint's extractor, a ranking, the
+pictures that a source names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from dgnet_fast.cli.parser import Parser, at_least
+from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.data.datasets import unreadable
+from dgnet_fast.data.files import picture_files, unlabelled
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.scoring import Ranking
+
+
+def add_ranking_options(made: Parser) -> None:
+    """What `ranking_of` reads."""
+    made.add_argument(
+        "--second-half-weight",
+        default="0.5",
+        metavar="X",
+        help="weight of the fine-grained half of the query's feature: a number, or 'only' for that half alone (default 0.5)",
+    )
+    made.add_argument("--rerank", action="store_true", help="also score k-reciprocal re-ranking")
+    made.add_argument(
+        "--k1", type=int, default=20, metavar="N", help="re-ranking: reciprocal neighbours (default 20)"
+    )
+    made.add_argument(
+        "--k2", type=int, default=6, metavar="N", help="re-ranking: averaged neighbours (default 6)"
+    )
+    made.add_argument(
+        "--lambda", dest="original_weight", type=float, default=0.3, metavar="X",
+        help="re-ranking: share of the original distance (default 0.3)",
+    )  # fmt: skip
+    made.add_argument("--aqe", action="store_true", help="also score alpha query expansion")
+    made.add_argument(
+        "--aqe-neighbours", type=int, default=10, metavar="N", help="expansion: neighbours (default 10)"
+    )
+    made.add_argument(
+        "--aqe-alpha", type=float, default=3.0, metavar="X", help="expansion: power of the cosine (default 3)"
+    )
+    made.add_argument(
+        "--single-shot", action="store_true",
+        help="also score CUHK03's first protocol: one gallery picture an identity, drawn again and again",
+    )  # fmt: skip
+    made.add_argument("--repeats", type=int, default=100, metavar="N", help="single-shot draws (default 100)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of those draws (default 0)")
+
+
+def ranking_of(args: argparse.Namespace) -> Ranking:
+    """The ranking that the options of `add_ranking_options` describe."""
+    for name in ("k1", "k2", "aqe_neighbours", "repeats"):
+        at_least(name, getattr(args, name), 1)
+    for name in ("aqe_alpha", "seed"):
+        at_least(name, getattr(args, name), 0)
+    if not 0 <= args.original_weight <= 1:
+        raise ConfigError(f"--lambda is {args.original_weight}; allowed: 0 to 1")
+    return Ranking(
+        weight=weight_of(args.second_half_weight),
+        expand=args.aqe,
+        neighbours=args.aqe_neighbours,
+        alpha=args.aqe_alpha,
+        rerank=args.rerank,
+        k1=args.k1,
+        k2=args.k2,
+        original_weight=args.original_weight,
+        single_shot=args.repeats if args.single_shot else 0,
+        seed=args.seed,
+    )
+
+
+def weight_of(text: str) -> float | None:
+    """The --second-half-weight argument."""
+    if text == "only":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"--second-half-weight is {text!r}; allowed: a number of at least 0, or 'only'")
+    return value
+
+
+def add_checkpoint_options(made: Parser) -> None:
+    """What `extractor_of` reads."""
+    made.add_argument(
+        "--checkpoint", required=True, metavar="RUN",
+        help="run folder, step_*.pt, or a public id_*.pt or its folder",
+    )  # fmt: skip
+    made.add_argument(
+        "--config", metavar="FILE", help="options of a public checkpoint (default: config.yaml near it)"
+    )
+    made.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out pictures that cannot be read, and count them",
+    )
+
+
+def extractor_of(args: Any, **options: Any) -> Extractor:
+    """The extractor that the options of `add_checkpoint_options` describe."""
+    if args.batch < 1:
+        raise ConfigError(f"--batch is {args.batch}; allowed: at least 1")
+    return Extractor(
+        args.checkpoint,
+        device=args.device,
+        batch=args.batch,
+        config_file=args.config,
+        allow_extra=args.allow_extra,
+        **options,
+    )
+
+
+def readable_files(places: list[str], *, skip: bool) -> list[Path]:
+    """The picture files that are named; with ``skip`` without those that cannot be read, which are counted."""
+    paths = picture_files(places)
+    bad = unreadable(unlabelled(paths)) if skip else {}
+    if bad:
+        print(f"left out {len(bad)} of {len(paths)}; first: {next(iter(bad.values()))}", file=sys.stderr)
+        if len(bad) == len(paths):
+            raise ValueError(f"none of the {len(paths)} pictures can be read")
+    return [path for index, path in enumerate(paths) if index not in bad]
+
+
+def source_config(config: Config, source: str, args: argparse.Namespace) -> Config:
+    """The options that a source's data set is opened with: the checkpoint's, with --root and --camera-pattern over them."""
+    changes = {"data_root": args.root, "camera_pattern": args.camera_pattern}
+    if source.partition(":")[0] != config.data:  # another data set than the checkpoint's
+        changes = {k: v or "" for k, v in changes.items()}
+    return config.replace(**{k: v for k, v in changes.items() if v is not None})

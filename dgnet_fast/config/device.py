@@ -1,0 +1,22 @@
+"""The device that an option names."""
+
+from __future__ import annotations
+
+import torch
+
+from dgnet_fast.config.fields import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``--device`` names; auto is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, and this PyTorch sees no CUDA device; allowed here: cpu")
+    return device

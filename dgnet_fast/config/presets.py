@@ -1,0 +1,77 @@
+"""Named sets of options. A preset is the ground on which a configuration file and command-line options are
+laid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dgnet_fast.config.fields import ConfigError
+
+PAPER: dict[str, Any] = {
+    "ID_stride": 1,
+    "pool": "max",
+    "teacher": "auto",
+    "display_size": 8,
+}
+"""The paper's run (100 000 steps at 256×128, ResNet-50, teacher trained first): the defaults of every option
+but these.
+"""
+
+SMALL: dict[str, Any] = {
+    # Zero padding lets the few layers know where in the frame they are: without it, 600 steps colour whole pictures
+    # instead of clothes.
+    "gen": {
+        "dim": 8,
+        "id_dim": 512,
+        "mlp_dim": 128,
+        "n_downsample": 2,
+        "n_res": 2,
+        "pad_type": "zero",
+    },
+    "dis": {"dim": 8, "n_res": 1, "num_scales": 2},
+    "crop_image_height": 64,
+    "crop_image_width": 32,
+    "crop_pad": 3,
+    "erasing_p": 0.0,
+    "ID_width": 16,
+    "ID_blocks": [1, 1, 1, 1],
+    "ID_features": 128,
+    "ID_stride": 1,
+    "pool": "max",
+    "pretrained": "teacher",
+    "teacher": "auto",
+    "teacher_steps": 300,
+    "teacher_batch": 32,
+    "teacher_lr": 0.1,
+    "max_iter": 650,
+    "beta1": 0.5,
+    "lr_g": 0.001,
+    "lr_d": 0.0002,
+    "lr2": 0.005,
+    "step_size": 380,
+    "gamma": 0.3,
+    "gamma2": 0.3,
+    "gan_w": 0.2,
+    "recon_id_w": 0.1,
+    "warm_iter": 420,
+    "warm_teacher_iter": 420,
+    "warm_scale": 0.01,
+    "log_iter": 10,
+    "image_display_iter": 100,
+    "image_save_iter": 100,
+    "snapshot_save_iter": 200,
+    "display_size": 8,
+}
+"""A whole DG-Net in miniature: every part of the paper's, thinner and on small pictures, its ramps compressed.
+
+For two CPU cores. E_a starts from the teacher's trunk, as the paper's starts from ImageNet."""
+
+PRESETS = {"paper": PAPER, "small": SMALL}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of a preset as a fresh nested dictionary."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in PRESETS[name].items()}

@@ -1,0 +1,211 @@
+"""Built-in synthetic pedestrians: a re-id dataset drawn from a seed, in which the truth of every swap is
+known.
+
+A picture is a function of three things. The *identity* fixes clothes, hair, build, bag and hat; the *view*
+fixes pose, placement, light and background; the *camera* fixes colour cast, contrast, blur and noise.
+DG-Net's `x_j^i`, the appearance of i in the structure of j, therefore has a true picture: `draw(identity_i,
+view_j, camera_j)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from dgnet_fast.data.base import DISTRACTOR, JUNK, ReidDataset, Split
+from dgnet_fast.data.drawn.figure import Figure
+from dgnet_fast.data.drawn.pedestrian import Body, Clothes, Pose, random_identity, random_pose
+from dgnet_fast.data.drawn.scene import Camera, apply_camera, draw_background, random_camera, tone_curves
+
+# Keys of the independent random streams under one seed.
+_IDENTITY, _VIEW, _BACKGROUND, _CAMERA, _NOISE, _PLAN = range(6)
+
+_NOISE_TILE = 331  # side of the noise tile, in pixels: a prime, larger than the pictures in use
+
+
+class SyntheticPedestrians:
+    """Draws pedestrians. The same (seed, identity, view, camera, height, width) always gives the same
+    picture.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        self.seed = seed
+        self.identity = lru_cache(maxsize=None)(self._identity)
+        self.pose = lru_cache(maxsize=65536)(self._pose)
+        self.camera = lru_cache(maxsize=None)(self._camera)
+
+    def rng(self, kind: int, *index: int) -> np.random.Generator:
+        """A generator for one thing, independent of every other and of the order of drawing."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, kind, *index))))
+
+    def _identity(self, identity: int) -> tuple[Body, Clothes]:
+        return random_identity(self.rng(_IDENTITY, identity))
+
+    def _pose(self, view: int) -> Pose:
+        return random_pose(self.rng(_VIEW, view))
+
+    def _camera(self, camera: int) -> tuple[Camera, np.ndarray, np.ndarray]:
+        properties = random_camera(self.rng(_CAMERA, camera))
+        tile = self.rng(_NOISE, camera).standard_normal((_NOISE_TILE, _NOISE_TILE, 3), dtype=np.float32)
+        return properties, tone_curves(properties), tile
+
+    def draw(
+        self,
+        identity: int,
+        view: int,
+        camera: int,
+        height: int = 256,
+        width: int = 128,
+        *,
+        body_of: int | None = None,
+    ) -> np.ndarray:
+        """The picture of `identity` in `view` as `camera` records it: uint8 (height, width, 3) RGB.
+
+        `body_of` takes build, hair style, bag and hat from another identity and only colours, patterns and
+        cut of the clothes from `identity`: the paper's own division (Table 1), in which body size, hair and
+        carrying are structure.
+        """
+        for name, value in (("identity", identity), ("view", view), ("camera", camera)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if height < 16 or width < 8:
+            raise ValueError(f"height and width must be at least 16 and 8, got {height} and {width}")
+        body, clothes = self.identity(int(identity))
+        if body_of is not None:
+            body = self.identity(int(body_of))[0]
+        pose = self.pose(int(view))
+        properties, curves, tile = self.camera(int(camera))
+        # Shapes are drawn without anti-aliasing at a multiple of the size and averaged down.
+        factor = max(2, -(-256 // height))
+        size = (width * factor, height * factor)
+        scene = np.empty(
+            (size[1] // 2, size[0] // 2, 3), dtype=np.uint8
+        )  # half as sharp: cheaper, and out of focus
+        draw_background(scene, self.rng(_BACKGROUND, int(view)))
+        canvas = cv2.resize(scene, size, interpolation=cv2.INTER_LINEAR)
+        Figure(canvas, body, clothes, pose).draw()
+        picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+        row, column = (int(view) * 97) % _NOISE_TILE, (int(view) * 61) % _NOISE_TILE
+        noise = tile.take(np.arange(row, row + height), 0, mode="wrap").take(
+            np.arange(column, column + width), 1, mode="wrap"
+        )
+        return apply_camera(picture, properties, curves, noise)
+
+
+@dataclass(frozen=True)
+class SyntheticSplit(Split):
+    """Synthetic pictures: `identities`, `views` (int64 (N,)) and `cameras` are the arguments of
+    `SyntheticPedestrians.draw`.
+
+    `identities` equals `ids` except for distractors and junk, whose ids say nothing of who was drawn.
+    """
+
+    identities: np.ndarray
+    views: np.ndarray
+    pedestrians: SyntheticPedestrians
+    height: int
+    width: int
+
+    def load(self, index: int) -> np.ndarray:
+        return self.load_resized(index, self.height, self.width)
+
+    def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
+        """The picture drawn (not resized) at this size: uint8 (height, width, 3) RGB."""
+        who = int(self.identities[index]), int(self.views[index]), int(self.cameras[index])
+        if self.ids[index] != JUNK:
+            return self.pedestrians.draw(*who, height, width)
+        # A bad detection: a corner of a larger picture.
+        picture = self.pedestrians.draw(*who, 2 * height, 2 * width)
+        top, left = (who[1] % 3) * height // 2, (who[1] // 3 % 3) * width // 2
+        return np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+    def truth(self, i: int, j: int, *, keep_body: bool = False) -> np.ndarray:
+        """The true picture of the identity of picture i in the structure of picture j: uint8 (height, width,
+        3).
+
+        With `keep_body` build, hair style, bag and hat stay those of picture j (see
+        `SyntheticPedestrians.draw`).
+        """
+        if JUNK in (self.ids[i], self.ids[j]):
+            raise ValueError(
+                f"junk pictures have no truth; pictures {i} and {j} have ids {self.ids[i]} and {self.ids[j]}"
+            )
+        return self.pedestrians.draw(
+            int(self.identities[i]),
+            int(self.views[j]),
+            int(self.cameras[j]),
+            self.height,
+            self.width,
+            body_of=int(self.identities[j]) if keep_body else None,
+        )
+
+
+def load_synthetic(
+    *,
+    seed: int = 0,
+    train_identities: int = 64,
+    test_identities: int = 32,
+    views_per_identity: int = 16,
+    cameras: int = 4,
+    distractors: int = 64,
+    junk: int = 16,
+    height: int = 256,
+    width: int = 128,
+) -> ReidDataset:
+    """The synthetic dataset of `seed`.
+
+    Every identity is seen `views_per_identity` times by two or more of the `cameras`, each time in a view of
+    its own. Of the test identities, who are not among the training ones, one picture per camera is a query
+    and the others are gallery, where `distractors` (id 0) and `junk` (id -1, bad detections) join them. As in
+    Market-1501's `gt_bbox`, `multi_query` holds every picture of a query's identity and camera.
+    """
+    limits = {
+        "train_identities": (train_identities, 1),
+        "test_identities": (test_identities, 1),
+        "cameras": (cameras, 2),
+        "views_per_identity": (views_per_identity, 4),
+        "distractors": (distractors, 0),
+        "junk": (junk, 0),
+    }
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    pedestrians = SyntheticPedestrians(seed)
+    plan = pedestrians.rng(_PLAN)
+    last = train_identities + test_identities
+    shots = []  # (id, identity, camera, is the first of its identity and camera)
+    for identity in range(1, last + 1):
+        most = min(cameras, views_per_identity // 2)  # two pictures a camera leave one for the gallery
+        seen_by = plan.permutation(cameras)[: int(plan.integers(2, most + 1))] + 1
+        for view in range(views_per_identity):
+            shots.append((identity, identity, int(seen_by[view % len(seen_by)]), view < len(seen_by)))
+    for extra in range(distractors + junk):
+        label = DISTRACTOR if extra < distractors else JUNK
+        shots.append((label, last + 1 + extra, int(plan.integers(cameras)) + 1, False))
+    ids, identities, seen_by, first = (np.array(column) for column in zip(*shots, strict=True))
+    views = np.arange(len(shots), dtype=np.int64)
+    train = (ids >= 1) & (ids <= train_identities)
+
+    def split(members: np.ndarray) -> SyntheticSplit:
+        chosen = np.flatnonzero(members)
+        names = [f"id{ids[i]:04d}_view{i:06d}_c{seen_by[i]}" for i in chosen]
+        return SyntheticSplit(
+            ids[chosen].astype(np.int64),
+            seen_by[chosen].astype(np.int64),
+            names,
+            identities[chosen].astype(np.int64),
+            views[chosen],
+            pedestrians,
+            height,
+            width,
+        )
+
+    tested = ids > train_identities
+    return ReidDataset(
+        "synthetic", split(train), split(tested & first), split(~train & ~first), split(tested)
+    )

@@ -1,0 +1,79 @@
+"""Pictures to work on, by the name of where they lie: a file, a folder, or a split of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dgnet_fast.config import DATASETS, SEVERAL, Config
+from dgnet_fast.data import ChosenPictures, Split, decode_split
+from dgnet_fast.data.base import UNKNOWN_CAMERA
+from dgnet_fast.data.files import FileSplit, picture_files
+
+SPLITS = ("train", "query", "gallery", "multi_query")
+NOBODY = -1
+"""Person of a picture whose identity is unknown: equal to no other person."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to generate from. ``label`` says where they come from, ``people`` int64 (N,) who is on each
+    (`NOBODY` where unknown).
+    """
+
+    label: str
+    split: Split
+    people: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def choose(self, indices: Sequence[int]) -> Pictures:
+        """Only these pictures, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Pictures(self.label, ChosenPictures.of(self.split, chosen), self.people[chosen])
+
+    def decode(self, height: int, width: int, workers: int | None = None) -> Tensor:
+        """All of them, uint8 (N, 3, height, width)."""
+        return decode_split(self.split, height, width, workers=workers)
+
+
+def open_pictures(source: str, config: Config) -> Pictures:
+    """The pictures that ``source`` names: a file, a folder, or ``DATASET:SPLIT`` such as ``market1501:gallery``.
+
+    A folder is read with all folders below it, in order of path; where it has folders, they are the people.
+    Of a data set junk is left out; its folder and options are those of ``config`` (``data_root``, …). Raises
+    ValueError for a source that is neither, or empty.
+    """
+    name, _, part = source.partition(":")
+    if all(one in DATASETS for one in name.split(SEVERAL)) and not Path(source).exists():
+        return _of_dataset(source, name, part, config)
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(
+            f"no such picture, folder or data set: {source!r}; a data set is named with its split, as in market1501:gallery"
+        )
+    files, root = picture_files([path]), path if path.is_dir() else path.parent
+    names = [file.relative_to(root).as_posix() for file in files]
+    folders = sorted({str(file.parent) for file in files})
+    people = [folders.index(str(file.parent)) + 1 if file.parent != root else NOBODY for file in files]
+    unknown = np.full(len(files), UNKNOWN_CAMERA, dtype=np.int64)
+    people = np.array(people, dtype=np.int64)
+    return Pictures(source, FileSplit(people, unknown, names, root), people)
+
+
+def _of_dataset(source: str, name: str, part: str, config: Config) -> Pictures:
+    from dgnet_fast.data.datasets import dataset_of
+
+    if part not in SPLITS:
+        raise ValueError(f"{source!r} names no split; allowed: {', '.join(f'{name}:{s}' for s in SPLITS)}")
+    dataset = dataset_of(config.replace(data=name))
+    split = dataset.splits.get(part)
+    if split is None:
+        raise ValueError(f"the data set {name!r} has no split {part!r} here")
+    everybody = Pictures(source, split, np.where(split.ids > 0, split.ids, NOBODY))
+    return everybody.choose(np.flatnonzero(split.ids >= 0))

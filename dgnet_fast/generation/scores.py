@@ -1,0 +1,276 @@
+"""Generated pictures scored: against real ones, against the pictures they were made from, and against the truth where it
+is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgnet_fast.config import Config
+from dgnet_fast.data import decode_split, denormalize, normalize
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.data.drawn.dataset import SyntheticSplit
+from dgnet_fast.data.pictures import Pictures, open_pictures
+from dgnet_fast.generation.codes import reconstructions
+from dgnet_fast.generation.sets import read_description, read_manifest
+from dgnet_fast.metrics import psnr, ssim
+from dgnet_fast.metrics.generation import (
+    Features,
+    frechet_distance,
+    gaussian_of,
+    inception,
+    lpips,
+    mean_ssim,
+    same_person_pairs,
+)
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.retrieval.features import extract_features
+
+
+def score_pictures(
+    model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], np.ndarray]
+) -> dict[str, float]:
+    """PSNR (dB) and SSIM of reconstructions and swaps.
+
+    ``pictures`` uint8 (N, 3, H, W); ``pairs`` (M, 2) of (appearance i, structure j); ``truth(i, j)`` uint8
+    (H, W, 3) is the true picture of that swap, which only drawn data has. As a measure of how much the swap
+    changed, the score of simply returning picture j is given too (``copy_*``).
+    """
+    device = next(model.parameters()).device
+    results: dict[str, list] = {"recon": [], "swap": [], "copy": []}
+    for part in torch.from_numpy(pairs).split(32):
+        appearance, structure = (normalize(pictures[part[:, k]].to(device)) for k in (0, 1))
+        swapped = denormalize(model.swap(appearance, structure)).cpu()
+        rebuilt = denormalize(model.swap(structure, structure)).cpu()
+        target = torch.from_numpy(np.stack([truth(int(i), int(j)) for i, j in part])).permute(0, 3, 1, 2)
+        original = pictures[part[:, 1]]
+        for name, ours, wanted in (
+            ("recon", rebuilt, original),
+            ("swap", swapped, target),
+            ("copy", original, target),
+        ):
+            results[name].append((psnr(ours, wanted), ssim(ours, wanted)))
+    table = {}
+    for name, rows in results.items():
+        table[f"{name}_psnr"] = float(np.mean(np.concatenate([p for p, _ in rows])))
+        table[f"{name}_ssim"] = float(np.mean(np.concatenate([s for _, s in rows])))
+    return table
+
+
+SWAP_PAIRS = 64
+"""Pairs of test pictures whose swaps are scored against the truth."""
+
+
+def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
+    """Reconstructions and swaps of drawn test pictures against the drawn truth."""
+    config = model.config
+    people = np.flatnonzero(gallery.ids > 0)
+    rng = np.random.default_rng(config.seed)
+    pairs = rng.choice(people, size=(SWAP_PAIRS, 2))
+    pairs = pairs[gallery.ids[pairs[:, 0]] != gallery.ids[pairs[:, 1]]]
+    pictures = decode_split(gallery, config.crop_image_height, config.crop_image_width)
+    scores = score_pictures(model, pictures, pairs, lambda i, j: gallery.truth(i, j, keep_body=True))
+    names = {"recon": "reconstruction", "swap": "swap", "copy": "structure picture left as it is"}
+    return {
+        "title": "Pictures of people never trained on, against the truth",
+        "columns": ["", "PSNR (dB)", "SSIM"],
+        "rows": [
+            [label, round(scores[f"{k}_psnr"], 2), round(scores[f"{k}_ssim"], 3)]
+            for k, label in names.items()
+        ],
+        "notes": [
+            f"{len(pairs)} swaps; the truth of a swap is drawn: the clothes of one in the pose, build, place and camera of the other",
+            "the last row compares the unchanged structure picture with the swap's truth: a swap must beat it",
+        ],
+    }
+
+
+def open_generated(folder: Path) -> tuple[Pictures, tuple[int, int] | None]:
+    """The pictures of a generated set, each the person who gives its appearance, and their size; or a plain folder."""
+    if not (folder / "manifest.csv").is_file():
+        return open_pictures(str(folder), Config()), None
+    description, rows = read_description(folder), read_manifest(folder)
+    if not rows:
+        raise ValueError(f"{folder} is a set without a picture so far")
+    everything = open_pictures(str(folder), Config())
+    place = {name: k for k, name in enumerate(everything.split.names)}
+    gone = [row.file for row in rows if row.file not in place]
+    if gone:
+        raise ValueError(f"{folder}: {len(gone)} pictures of the manifest are not there, such as {gone[0]}")
+    chosen = everything.choose([place[row.file] for row in rows])
+    people = np.array([row.appearance_id for row in rows], dtype=np.int64)
+    return Pictures(str(folder), chosen.split, people), (description["height"], description["width"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How sets of pictures are compared: at which size (height, width), in passes of how many, on which device; SSIM and
+    LPIPS over how many pairs, drawn from ``seed``; the TorchScript files of Inception (for FID) and LPIPS, where given.
+    """
+
+    size: tuple[int, int]
+    device: torch.device
+    batch: int = 64
+    pairs: int = 1000
+    seed: int = 0
+    inception: Path | None = None
+    lpips: Path | None = None
+
+
+def sample(pictures: Pictures, most: int | None, seed: int) -> Pictures:
+    if most is None or len(pictures) <= most:
+        return pictures
+    return pictures.choose(np.sort(np.random.default_rng(seed).permutation(len(pictures))[:most]))
+
+
+def _batches(pictures: Pictures, size: tuple[int, int], batch: int) -> Iterator[Tensor]:
+    for first in range(0, len(pictures), batch):
+        yield pictures.choose(range(first, min(first + batch, len(pictures)))).decode(*size)
+
+
+def _halves(pictures: Pictures, seed: int) -> tuple[Pictures, Pictures]:
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    return pictures.choose(order[::2]), pictures.choose(order[1::2])
+
+
+def frechet_row(
+    title: str, features: Features, real: Pictures, generated: Pictures, how: Comparison
+) -> list[Any]:
+    """[title, distance of generated to real, distance between two halves of the real]."""
+    whole, made = (gaussian_of(_batches(p, how.size, how.batch), features) for p in (real, generated))
+    one, other = (gaussian_of(_batches(p, how.size, how.batch), features) for p in _halves(real, how.seed))
+    return [title, round(frechet_distance(made, whole), 3), round(frechet_distance(one, other), 3)]
+
+
+def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Comparison) -> dict[str, Any]:
+    """Distances between the sets, and the likeness of one person's pictures within each."""
+    rows = []
+    if how.inception:
+        rows.append(frechet_row("FID", inception(how.inception, how.device), real, generated, how))
+    if model is not None:
+
+        def own(pictures: Tensor) -> Tensor:
+            x = normalize(pictures.to(how.device))
+            return extract_features(model.appearance_encoder, x, upsample=model.config.ID_upsample)
+
+        rows.append(
+            frechet_row("Fréchet distance over the checkpoint's re-id features", own, real, generated, how)
+        )
+    notes = [
+        f"{len(generated)} generated and {len(real)} real pictures, all at {how.size[0]}x{how.size[1]}; real ones resized bicubically",
+        "distances: between generated and real; beside it between two random halves of the real, the floor at that count",
+        f"intra-class: {how.pairs} random pairs of different pictures of one person (of a generated picture: who gives the appearance)",
+    ]
+    distances = {"intra-class SSIM": mean_ssim}
+    if how.lpips:
+        measure = lpips(how.lpips, how.device)
+
+        def mean_lpips(pictures: Tensor, pairs: np.ndarray) -> float:
+            parts = np.array_split(pairs, -(-len(pairs) // how.batch))
+            return float(
+                np.concatenate([measure(pictures[p[:, 0]], pictures[p[:, 1]]) for p in parts]).mean()
+            )
+
+        distances["intra-class LPIPS"] = mean_lpips
+    for name, measure_pairs in distances.items():
+        row: list[Any] = [name]
+        for pictures in (generated, real):
+            pairs = same_person_pairs(pictures.people, how.pairs, how.seed)
+            if not len(pairs):
+                row.append(None)
+                continue
+            used, places = np.unique(pairs, return_inverse=True)
+            decoded = pictures.choose(used).decode(*how.size)
+            row.append(round(measure_pairs(decoded, places.reshape(pairs.shape)), 4))
+        rows.append(row)
+    if not how.inception:
+        notes.append("no FID: --inception FILE names its network (docs/weights_and_data.md)")
+    return {
+        "title": "Generated pictures beside real ones",
+        "columns": ["", "generated", "real"],
+        "rows": rows,
+        "notes": notes,
+    }
+
+
+def reconstruction_table(model: DGNet, real: Pictures, how: Comparison) -> dict[str, Any]:
+    """How well real pictures come back from their own codes, from the same person's, and around the cycle."""
+    chosen = sample(real, min(how.pairs, 256), how.seed)
+    positives = []
+    for k in range(len(chosen)):
+        same = np.flatnonzero(real.people == chosen.people[k]) if chosen.people[k] > 0 else []
+        names = [i for i in same if real.split.names[i] != chosen.split.names[k]]
+        positives.append(names[0] if names else None)
+    known = [k for k, i in enumerate(positives) if i is not None]
+    shown, others = chosen.choose(known), real.choose([positives[k] for k in known])
+    if len(shown) < 2:
+        raise ValueError(f"{real.label} has no people with two pictures; reconstruction needs them")
+    pictures = shown.decode(*how.size)
+    made = []
+    for part in torch.arange(len(shown)).split(max(2, how.batch // 2)):
+        rows = part if len(part) > 1 else torch.cat([part, part[:1]])
+        made.append(
+            reconstructions(model, pictures[rows], others.choose(rows.numpy()).decode(*how.size))[: len(part)]
+        )
+    table = []
+    for k, name in enumerate(("its own codes", "same person's appearance", "around the cycle")):
+        x = torch.cat(made)[:, k]
+        error = (x.float() - pictures.float()).abs().mean().item()
+        table.append(
+            [
+                name,
+                round(error, 2),
+                round(float(psnr(x, pictures).mean()), 2),
+                round(float(ssim(x, pictures).mean()), 4),
+            ]
+        )
+    return {
+        "title": "Reconstruction of real pictures",
+        "columns": ["", "mean error (of 255)", "PSNR (dB)", "SSIM"],
+        "rows": table,
+        "notes": [f"{len(shown)} pictures"],
+    }
+
+
+def truth_table(model: DGNet, folder: Path, generated: Pictures, size: tuple[int, int]) -> dict | None:
+    """Swaps of drawn people against the pictures that they should be; None where the truth is not known."""
+    description, rows = read_description(folder), read_manifest(folder)
+    label = description["appearances"]
+    if label != description["structures"] or not label.startswith("synthetic:"):
+        return None
+    source = open_pictures(label, model.config.replace(data="synthetic"))
+    if (model.config.data, size) != (
+        "synthetic",
+        (model.config.crop_image_height, model.config.crop_image_width),
+    ):
+        return None
+    split = dataset_of(model.config).splits[label.partition(":")[2]]
+    kept = source.split.indices
+    truth, structure = [], []
+    for row in rows:
+        if source.split.names[row.appearance_index] != row.appearance:
+            raise ValueError(
+                f"{folder} was drawn from other synthetic data than the checkpoint's options describe"
+            )
+        i, j = int(kept[row.appearance_index]), int(kept[row.structure_index])
+        truth.append(split.truth(i, j, keep_body=True))
+        structure.append(split.load(j))
+    wanted, copies = (
+        torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).contiguous() for x in (truth, structure)
+    )
+    lines = []
+    for name, x in (("swaps", generated.decode(*size)), ("structure picture left as it is", copies)):
+        lines.append([name, round(float(psnr(x, wanted).mean()), 2), round(float(ssim(x, wanted).mean()), 4)])
+    return {
+        "title": "Swaps against the drawn truth",
+        "columns": ["", "PSNR (dB)", "SSIM"],
+        "rows": lines,
+        "notes": [f"{len(rows)} swaps", "a swap must beat the last row"],
+    }

@@ -1,0 +1,1 @@
+"""Finding people: features of pictures, galleries that are searched, and scores."""

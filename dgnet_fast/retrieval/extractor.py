@@ -1,0 +1,184 @@
+"""Retrieval features of any pictures: files, folders, arrays, tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.config.device import resolve_device
+from dgnet_fast.data import normalize
+from dgnet_fast.data.files import picture_files, unlabelled
+from dgnet_fast.metrics import symmetric_features
+from dgnet_fast.models.batch_norm import fold_batch_norms
+from dgnet_fast.report.progress import Progress
+from dgnet_fast.retrieval.features import extract_features, split_features
+
+
+class Extractor:
+    """The appearance encoder of a checkpoint as a function from pictures to features.
+
+    ``Extractor("runs/a")(pictures)`` gives float32 (N, F) on the CPU: the features that
+    `dgnet_fast.evaluate` scores, 1024 numbers in style AB, each half of unit length. Pictures are one or a
+    list of
+
+    - paths of files, or of folders (all pictures below them, sorted: `picture_files`);
+    - PIL pictures;
+    - NumPy arrays, uint8 RGB, (H, W, 3) or (N, H, W, 3);
+    - tensors, uint8 or floating point in 0..1, (3, H, W) or (N, 3, H, W), on any device.
+
+    All are resized bicubically to the network's size, so a picture has the same feature whichever way it
+    comes. `to_unit` turns features into vectors whose dot product is the score.
+
+    Args:
+        checkpoint: anything that `load_for_use` reads: a run folder, one of its checkpoints, public files.
+        device: auto, cpu, cuda or cuda:N.
+        batch: pictures per pass; each counts twice, for its mirror image.
+        config_file, allow_extra: as in `load_for_use`, for public checkpoints.
+        second_half_weight: of the fine-grained half, in `to_unit`; None for that half alone.
+
+    Raises:
+        ValueError: a checkpoint that cannot be read; pictures of another kind or that cannot be read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        device: str = "auto",
+        batch: int = 64,
+        config_file: str | Path | None = None,
+        allow_extra: bool = False,
+        second_half_weight: float | None = 0.5,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        where = resolve_device(device)
+        model, known = load_for_use(checkpoint, config_file=config_file, allow_extra=allow_extra)
+        config = model.config
+        self.encoder = model.appearance_encoder.to(where).requires_grad_(False)
+        self._folded = fold_batch_norms(self.encoder)
+        self.height, self.width = config.crop_image_height, config.crop_image_width
+        self.upsample, self.batch, self.device = config.ID_upsample, batch, where
+        self.source: str = known["source"]
+        self.second_half_weight = second_half_weight if self.encoder.style == "AB" else 1.0
+        self._fingerprint = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the weights and the picture size: equal for models whose features can be
+        compared.
+        """
+        if not self._fingerprint:
+            digest = hashlib.sha256(
+                f"{self.encoder.style} {self.height} {self.width} {self.upsample}".encode()
+            )
+            for name, value in sorted(self.encoder.state_dict().items()):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                              if value.ndim else str(value.item()).encode())  # fmt: skip
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def __call__(self, pictures: Any, *, progress: Progress | None = None) -> Tensor:
+        """Features float32 (N, F) on the CPU, in the order of the pictures."""
+        if isinstance(pictures, (str, Path)):
+            pictures = [pictures]
+        if (
+            isinstance(pictures, (list, tuple))
+            and pictures
+            and all(isinstance(p, (str, Path)) for p in pictures)
+        ):
+            return self.files(picture_files(pictures), progress=progress)
+        rows: list[Tensor] = []
+        waiting: list[Tensor] = []
+        for picture in self._resized(pictures):
+            waiting.append(picture)
+            if len(waiting) == self.batch:
+                rows.append(self._features(waiting))
+                waiting = []
+        if waiting:
+            rows.append(self._features(waiting))
+        if not rows:
+            raise ValueError("no pictures to extract features from")
+        return torch.cat(rows)
+
+    def files(self, paths: Iterable[str | Path], *, progress: Progress | None = None) -> Tensor:
+        """Features of picture files, float32 (N, F) on the CPU."""
+        split = unlabelled(paths)
+        if not len(split):
+            raise ValueError("no pictures to extract features from")
+        return split_features(
+            self._folded, split, self.height, self.width,
+            batch=self.batch, upsample=self.upsample, progress=progress,
+        )  # fmt: skip
+
+    def to_unit(self, features: Tensor) -> Tensor:
+        """Vectors (N, F) of unit length whose dot product is the score (0..1 for the same picture: 1), as
+        `symmetric_features` makes them.
+        """
+        return symmetric_features(features, self.second_half_weight)
+
+    def _features(self, pictures: list[Tensor]) -> Tensor:
+        batch = normalize(torch.stack(pictures).to(self.device))
+        return extract_features(self._folded, batch, upsample=self.upsample).cpu()
+
+    def _resized(self, pictures: Any) -> Iterator[Tensor]:
+        """Each picture as uint8 (3, height, width)."""
+        size = (self.width, self.height)
+        for image in _images(pictures):
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _images(pictures: Any) -> Iterator[Image.Image]:
+    """RGB pictures of any accepted input, lists of mixed kinds included."""
+    if isinstance(pictures, Image.Image):
+        yield pictures.convert("RGB")
+    elif isinstance(pictures, (str, Path)):
+        split = unlabelled(picture_files([pictures]))
+        for index in range(len(split)):
+            yield Image.fromarray(split.load(index))
+    elif isinstance(pictures, np.ndarray):
+        if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or pictures.shape[-1] != 3:
+            raise ValueError(
+                f"an array of pictures is {pictures.dtype} of shape {pictures.shape}; "
+                "expected uint8 RGB of shape (H, W, 3) or (N, H, W, 3)"
+            )
+        for array in pictures if pictures.ndim == 4 else [pictures]:
+            yield Image.fromarray(np.ascontiguousarray(array))
+    elif isinstance(pictures, Tensor):
+        yield from _images(_array_of(pictures))
+    elif isinstance(pictures, Iterable):
+        for picture in pictures:
+            yield from _images(picture)
+    else:
+        raise ValueError(
+            f"a picture is a {type(pictures).__name__}; expected a path, a PIL picture, a NumPy array or a tensor"
+        )
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor of pictures as uint8 (..., H, W, 3)."""
+    tensor = tensor.detach().cpu()
+    if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3:
+        raise ValueError(
+            f"a tensor of pictures has shape {tuple(tensor.shape)}; expected (3, H, W) or (N, 3, H, W)"
+        )
+    if tensor.is_floating_point():
+        if not (tensor.numel() and 0 <= float(tensor.min()) and float(tensor.max()) <= 1):
+            raise ValueError(
+                "a floating-point tensor of pictures has values outside 0..1; do not normalise it"
+            )
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    elif tensor.dtype != torch.uint8:
+        raise ValueError(f"a tensor of pictures is {tensor.dtype}; expected uint8 or floating point in 0..1")
+    return tensor.movedim(-3, -1).numpy()

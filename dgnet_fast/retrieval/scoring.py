@@ -1,0 +1,155 @@
+"""Retrieval scores from features: rankings, variants of them, rank lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from dgnet_fast.data import ReidDataset
+from dgnet_fast.metrics import (
+    RetrievalScores,
+    SingleShotScores,
+    evaluate_retrieval,
+    evaluate_scores,
+    evaluate_single_shot,
+    expand_queries,
+    k_reciprocal_scores,
+    symmetric_features,
+)
+from dgnet_fast.metrics.ranking import match_and_junk
+from dgnet_fast.models.appearance_encoder import AppearanceEncoder
+from dgnet_fast.report.rank_list import Ranked, RankedRow
+from dgnet_fast.retrieval.features import LabelledFeatures, retrieval_sets
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How galleries are ranked and what is scored beside the plain ranking.
+
+    ``weight`` is that of the second head's half of the feature (None: only that half); styles with one kind
+    of feature take 1. ``expand`` (alpha query expansion) and ``rerank`` (k-reciprocal) each add a row of
+    scores, and one of both together. ``single_shot`` is the number of single-shot galleries drawn, 0 for
+    none.
+    """
+
+    weight: float | None = 0.5
+    expand: bool = False
+    neighbours: int = 10
+    alpha: float = 3.0
+    rerank: bool = False
+    k1: int = 20
+    k2: int = 6
+    original_weight: float = 0.3
+    single_shot: int = 0
+    seed: int = 0
+
+
+def ranking_for(encoder: AppearanceEncoder, ranking: Ranking) -> Ranking:
+    """`ranking` with a weight that fits the encoder: 1 for styles whose feature has no two halves."""
+    return ranking if encoder.style == "AB" else replace(ranking, weight=1.0)
+
+
+def score_features(
+    query: LabelledFeatures, gallery: LabelledFeatures, ranking: Ranking
+) -> dict[str, RetrievalScores]:
+    """Scores by the name of what was done to the ranking: '' for nothing, 'AQE', 're-ranked', and both."""
+    labels = (query.ids, query.cameras, gallery.ids, gallery.cameras)
+    scores = {"": evaluate_retrieval(*query, *gallery, second_half_weight=ranking.weight)}
+    if not (ranking.expand or ranking.rerank):
+        return scores
+    asked, searched = (symmetric_features(x.features, ranking.weight) for x in (query, gallery))
+    variants = {"": asked}
+    if ranking.expand:
+        expanded = expand_queries(asked, searched, neighbours=ranking.neighbours, alpha=ranking.alpha)
+        variants["AQE"] = expanded
+        rows = (part @ searched.T for part in expanded.split(256))
+        scores["AQE"] = evaluate_scores(rows, *labels)
+    if ranking.rerank:
+        options = {"k1": ranking.k1, "k2": ranking.k2, "original_weight": ranking.original_weight}
+        for name, features in variants.items():
+            rows = k_reciprocal_scores(features, searched, **options)
+            scores[", ".join(filter(None, (name, "re-ranked")))] = evaluate_scores(rows, *labels)
+    return scores
+
+
+def score_single_shot(
+    query: LabelledFeatures, gallery: LabelledFeatures, ranking: Ranking
+) -> SingleShotScores:
+    """The single-gallery-shot CMC of the plain ranking, over `ranking.single_shot` draws."""
+    asked, searched = (symmetric_features(x.features, ranking.weight) for x in (query, gallery))
+    return evaluate_single_shot(
+        (part @ searched.T for part in asked.split(256)),
+        query.ids,
+        query.cameras,
+        gallery.ids,
+        gallery.cameras,
+        repeats=ranking.single_shot,
+        seed=ranking.seed,
+    )
+
+
+def score_sets(
+    sets: dict[str, LabelledFeatures], ranking: Ranking
+) -> dict[str, RetrievalScores | SingleShotScores]:
+    """Scores of `retrieval_sets`: 'single', 'multi', each also 'single, re-ranked' and the like where asked,
+    and 'single-shot'.
+    """
+    scores: dict[str, RetrievalScores | SingleShotScores] = {
+        ", ".join(filter(None, (kind, how))): one
+        for kind in ("single", "multi")
+        if kind in sets
+        for how, one in score_features(sets[kind], sets["gallery"], ranking).items()
+    }
+    if ranking.single_shot:
+        scores["single-shot"] = score_single_shot(sets["single"], sets["gallery"], ranking)
+    return scores
+
+
+def score_retrieval(
+    encoder: AppearanceEncoder,
+    dataset: ReidDataset,
+    height: int,
+    width: int,
+    *,
+    ranking: Ranking | None = None,
+    **options,  # noqa: ANN003 - of retrieval_sets
+) -> dict[str, RetrievalScores | SingleShotScores]:
+    """`score_sets` of a data set's `retrieval_sets`; without ``ranking`` the plain one."""
+    sets = retrieval_sets(encoder, dataset, height, width, **options)
+    return score_sets(sets, ranking_for(encoder, ranking or Ranking()))
+
+
+def rank_list_rows(
+    sets: dict[str, LabelledFeatures], dataset: ReidDataset, ranking: Ranking, *, queries: int, top: int = 10
+) -> list[RankedRow]:
+    """The first ``top`` gallery pictures of ``queries`` queries, evenly spread, junk left out."""
+    query, gallery = sets["single"], sets["gallery"]
+    count = len(query.ids)
+    chosen = np.unique(np.linspace(0, count - 1, min(queries, count)).round().astype(int))
+    asked, searched = (symmetric_features(x.features, ranking.weight) for x in (query, gallery))
+    scores = asked[torch.from_numpy(chosen)] @ searched.T
+    labels = [torch.from_numpy(x) for x in (query.ids[chosen], query.cameras[chosen])]
+    match, junk = match_and_junk(*labels, torch.from_numpy(gallery.ids), torch.from_numpy(gallery.cameras))
+    scores.masked_fill_(junk, -torch.inf)
+    best, places = scores.topk(min(top, scores.shape[1]), dim=1)
+    rows = []
+    for row, index in enumerate(chosen.tolist()):
+        results = [
+            Ranked(dataset.gallery.load(place), f"{value:.3f}", "right" if match[row, place] else "wrong")
+            for value, place in zip(best[row].tolist(), places[row].tolist(), strict=True)
+            if value > -torch.inf
+        ]
+        rows.append(RankedRow(dataset.query.load(index), dataset.query.names[index], results))
+    return rows
+
+
+def chance_scores(dataset: ReidDataset, seed: int = 0) -> RetrievalScores:
+    """Scores of features that know nothing (Gaussian noise)."""
+    rng = np.random.default_rng(seed)
+    query, gallery = dataset.query, dataset.gallery
+    q, g = (rng.standard_normal((len(part), 16)).astype(np.float32) for part in (query, gallery))
+    return evaluate_retrieval(
+        q, query.ids, query.cameras, g, gallery.ids, gallery.cameras, second_half_weight=1.0
+    )

@@ -1,0 +1,244 @@
+"""Runs the steps of an objective: passes and parts with their backward passes, optimisers, and the guard against losses
+that are not finite. It knows of no network: an objective is a subclass of `Runner` (DG-Net's is
+`dgnet_fast.training.step.TrainingStep`) that says in which order its passes, parts and optimisers come.
+
+A *pass* computes what several parts of the objective use; a *part* computes some of the objective's terms. Each part's
+backward pass follows at once and ends in the results of the passes that it used, so that the activations of one part
+live at a time (`Shared`); what the parts left there goes on through the passes at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils import _pytree as pytree
+
+from dgnet_fast.training.graphs import Recorder, StepGraphs
+from dgnet_fast.training.guard import Guard, StepResult
+from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.weight_copies import WeightCopies
+
+Terms = dict[str, Tensor]
+"""Terms by name, (S,) each with S the number of streams, and ``total``, the weighted sum that is differentiated."""
+
+Results = TypeVar("Results")
+
+
+class Phase(NamedTuple):
+    """A phase of a step: when its gradients are whole, its terms are checked and its optimisers move.
+
+    ``total`` is the name of its weighted sum among the terms of the step. ``network`` is the model's child that the
+    optimisers move, '' for several; it is read again before the step ends.
+    """
+
+    optimisers: tuple[str, ...]
+    total: str
+    network: str = ""
+
+
+class Shared(Generic[Results]):
+    """The results of a pass (tensors in any nest of tuples) that several parts use, as leaves of the graph, where the
+    parts' backward passes end and their gradients add up.
+    """
+
+    def __init__(self, name: str, results: Results) -> None:
+        tensors, form = pytree.tree_flatten(results)
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
+        self._name, self._pairs = name, list(zip(tensors, leaves, strict=True))
+        self.leaves: Results = pytree.tree_unflatten(leaves, form)
+
+    def backward(self) -> None:
+        """Take what the leaves have gathered back through the pass, whose activations are free after it. A second
+        call does nothing.
+        """
+        reached = [(x, leaf.grad) for x, leaf in self._pairs if leaf.grad is not None]
+        self._pairs = []
+        if reached:
+            with labelled(self._name):
+                torch.autograd.backward(*zip(*reached, strict=True))
+
+
+class Runner(ABC):
+    """Runs steps of one objective. A step with a non-finite loss leaves weights, optimisers and running statistics as
+    they were; `Guard` sees to that.
+
+    A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs every pass and
+    part through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
+    keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed. ``whole`` is a
+    part of the model whose weights keep their dtype under autocast (see `WeightCopies`).
+    """
+
+    PHASES: dict[str, Phase]
+    """In their order."""
+    TERMS: tuple[str, ...]
+    """Every term that a step may have, the phases' totals included."""
+    STREAMS: int
+    """Numbers that each term has, but for the totals, which have one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimisers: Optimisers,
+        precision: Precision,
+        *,
+        seed: int,
+        compile: bool = False,
+        deferred: bool | None = None,
+        recorder: Recorder | None = None,
+        whole: nn.Module | None = None,
+    ) -> None:
+        self.model, self.optimisers, self.precision = model, optimisers, precision
+        self.seed, self.compile = seed, compile
+        if deferred is None:
+            deferred = precision.device.type == "cuda" and not precision.scaling
+        optimisers.create_state()
+        phases = list(self.PHASES.values())
+        self.guard = Guard(
+            model,
+            optimisers,
+            terms=self.TERMS,
+            totals=tuple(phase.total for phase in phases),
+            streams=self.STREAMS,
+            early=[name for phase in phases[:-1] for name in phase.optimisers],
+            deferred=deferred,
+        )
+        self.graphs = StepGraphs(self.update, recorder) if recorder else None
+        self.copies = WeightCopies(model, precision.dtype, without=whole) if precision.dtype else None
+        self._functions: dict[Callable, Callable] = {}
+
+    @abstractmethod
+    def plan(self, step: int) -> Any:
+        """What step ``step`` goes by, drawn from PyTorch's default generator, which is seeded for it."""
+
+    @abstractmethod
+    def variant(self, plan: Any) -> Hashable:
+        """What the host decides in a plan; two steps of one variant do the same work on a device."""
+
+    @abstractmethod
+    def one_batch(self, step: Step, batch: Any, plan: Any) -> None:
+        """The order of a step on one batch: passes, parts, optimisers."""
+
+    @abstractmethod
+    def several_batches(self, step: Step, batches: list[Any], plan: Any) -> None:
+        """The order of a step whose gradients are added up over batches."""
+
+    def __call__(self, batches: list[Any], step: int) -> StepResult:
+        """One update from one or, with gradient accumulation, several batches."""
+        torch.manual_seed(derive_seed(self.seed, "step", step))
+        plan = self.plan(step)
+        self.optimisers.set_learning_rates(step)
+        self.guard.steps += 1
+        if self.graphs is not None and len(batches) == 1:
+            names = self.graphs(batches[0], plan, self.variant(plan))
+        else:
+            names = self.update(batches, plan)
+        return StepResult(self.guard, names)
+
+    def update(self, batches: list[Any], plan: Any) -> list[str]:
+        """The step's work on the device, all that a CUDA graph records; returns the names of its terms."""
+        self.guard.begin()
+        if self.copies:
+            self.copies.refresh()
+        step = Step(self, len(batches))
+        if len(batches) == 1:
+            self.one_batch(step, batches[0], plan)
+        else:
+            self.several_batches(step, batches, plan)
+        self.guard.finish(failed=step.failed)
+        for _, optimiser in self.optimisers.named():
+            optimiser.zero_grad(set_to_none=True)
+        return list(step.terms)
+
+    def served(self, function: Callable) -> Callable:
+        """What runs a pass or a part: the function itself, or what torch.compile made of it when it was first asked for."""
+        if function not in self._functions:
+            self._functions[function] = compile_part(function) if self.compile else function
+        return self._functions[function]
+
+    @contextlib.contextmanager
+    def watching(self, function: Callable, seen: list[Any]):  # noqa: ANN201 - a context
+        """Within, the results of a pass or a part are also appended to ``seen``."""
+        plain = self.served(function)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.append(plain(*arguments, **options))
+            return seen[-1]
+
+        self._functions[function] = watched
+        try:
+            yield
+        finally:
+            self._functions[function] = plain
+
+
+class Step:
+    """A step under way: what an objective's order is written with. ``terms`` are those of the phases checked so far."""
+
+    def __init__(self, runner: Runner, batches: int) -> None:
+        self._runner, self._share = runner, 1 / batches
+        self._found: dict[str, Terms] = {phase: {} for phase in runner.PHASES}
+        self.terms: Terms = {}
+        self.failed = False
+
+    def run(self, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """``function(model, ...)`` under autocast, with weights that are cast already."""
+        runner = self._runner
+        with labelled(function.__name__), runner.precision.autocast():
+            with runner.copies.in_place() if runner.copies else contextlib.nullcontext():
+                return runner.served(function)(runner.model, *arguments, **options)
+
+    def shared(self, function: Callable[..., Results], *arguments: Any, **options: Any) -> Shared[Results]:
+        """A pass whose results parts share."""
+        return Shared(function.__name__, self.run(function, *arguments, **options))
+
+    def learn(self, phase: str, part: Callable[..., Terms], *arguments: Any) -> None:
+        """One part's terms, kept for the check of ``phase``, and its backward pass, outside of autocast as PyTorch wants
+        it. A part that returns no terms is passed over.
+        """
+        runner, found = self._runner, self._found[phase]
+        terms = self.run(part, *arguments)
+        if not terms:
+            return
+        with labelled(part.__name__):
+            runner.precision.scalers[phase].scale(terms["total"] * self._share).backward()
+        for name, value in terms.items():
+            known = runner.PHASES[phase].total if name == "total" else name
+            share = value.detach() * self._share
+            found[known] = found[known] + share if known in found else share
+
+    def apply(self, phase: str) -> bool:
+        """Check the terms and let the phase's optimisers move; False where a loss is not finite and the step must end."""
+        runner = self._runner
+        self.terms |= self._found[phase]
+        self.failed = runner.guard.failed(self.terms)
+        if self.failed:
+            return False
+        scaler = runner.precision.scalers[phase]
+        by_name = dict(runner.optimisers.named())
+        with labelled("optimisers"):
+            for name in runner.PHASES[phase].optimisers:
+                scaler.step(by_name[name])
+            scaler.update()
+        if runner.copies and runner.PHASES[phase].network:
+            runner.copies.refresh(runner.PHASES[phase].network)
+        return True
+
+
+LABEL = "step: "
+
+
+def labelled(name: str) -> record_function:
+    """Time spent within goes by this name in a profile of PyTorch's profiler."""
+    return record_function(LABEL + name)
+
+
+def compile_part(function: Callable) -> Callable:
+    """torch.compile of a pass or a part: one graph or an error, static shapes."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
