@@ -27,6 +27,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.conftest import machine
+from dgnet_fast.report.tables import read_tables
 from dgnet_fast.training.optim import cpu_is_fast_at_bf16
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -62,7 +63,7 @@ class ProductsInFloat32(TorchDispatchMode):
 def scores(folder: Path) -> dict[str, float]:
     """'DG-Net mAP' → 89.1 and so on: every number of a run's final tables."""
     found = {}
-    for table in json.loads((folder / "results.json").read_text()):
+    for table in read_tables(folder / "results.json"):
         for name, *values in table["rows"]:
             for column, value in zip(table["columns"][1:], values, strict=True):
                 found[f"{name}: {column}"] = value

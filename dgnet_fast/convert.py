@@ -9,6 +9,7 @@ The result is read back and compared, tensor by tensor. Nothing that exists is o
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from dgnet_fast.checkpoints.runs import save_run_folder
 from dgnet_fast.checkpoints.safetensors import save_safetensors
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
+
+logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 FORMATS = ("public", "run", "safetensors")
 
@@ -59,7 +62,7 @@ def body(argv: list[str] | None) -> int:
     if "gen" in absent:
         raise ConfigError(f"{known['source']} has no gen_*.pt beside it; a checkpoint needs E_s, G and E_a")
     if "dis" in absent:
-        print("no dis_*.pt in the source: D is written with its fresh weights", file=sys.stderr)
+        logger.warning("no dis_*.pt in the source: D is written with its fresh weights")
     if args.to == "public":
         written = save_public(model, known, args.out)
     elif args.to == "run":

@@ -7,22 +7,25 @@ A target is NAME=DIR as for --data and --root; `synthetic` has no DIR. A source 
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, run_command
 from dgnet_fast.cli.shared_options import add_ranking_options, ranking_of
 from dgnet_fast.config import DATASETS, Config, ConfigError
 from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data import ReidDataset, cache_folder
+from dgnet_fast.data import ReidDataset
 from dgnet_fast.data.datasets import dataset_of
-from dgnet_fast.report.progress import chunks_progress
-from dgnet_fast.report.tables import print_tables
+from dgnet_fast.report.progress import progress
+from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import Ranking, ranking_for, score_retrieval
 from dgnet_fast.retrieval.tables import matrix
+
+logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 
 def parser() -> Parser:
@@ -88,16 +91,18 @@ def score_source(
 ) -> dict[str, dict[str, Any]]:
     """Scores of one checkpoint on every target."""
     model, known = load_for_use(path, config_file=args.config, allow_extra=args.allow_extra)
-    config, encoder = model.config, model.appearance_encoder.to(resolve_device(args.device))
+    encoder = model.appearance_encoder.to(resolve_device(args.device))
+    extractor = Extractor.of(encoder, model.config, batch=args.batch)
     scores = {}
     for label, dataset in targets.items():
-        print(f"{known['source']}, {known['step']} steps, on {label}", file=sys.stderr)
+        logger.info(f"{known['source']}, {known['step']} steps, on {label}")
         scores[label] = score_retrieval(
-            encoder, dataset, config.crop_image_height, config.crop_image_width,
-            ranking=ranking_for(encoder, ranking), max_queries=args.max_queries, batch=args.batch,
-            upsample=config.ID_upsample, workers=config.num_workers or 1, cache=cache_folder(config.data_cache),
-            progress=chunks_progress("features"),
-        )  # fmt: skip
+            extractor,
+            dataset,
+            ranking=ranking_for(extractor, ranking),
+            max_queries=args.max_queries,
+            progress=progress("features"),
+        )
     return scores
 
 
@@ -129,7 +134,7 @@ def body(argv: list[str] | None) -> int:
         )
     print_tables(tables)
     if args.json:
-        args.json.write_text(json.dumps(tables, indent=1))
+        write_tables(args.json, tables)
     return 0
 
 

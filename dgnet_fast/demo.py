@@ -20,7 +20,7 @@ from dgnet_fast.cli.shared_options import source_config
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.pictures import open_pictures
-from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.progress import progress
 from dgnet_fast.web.server import Demo, create_app
 
 
@@ -74,7 +74,7 @@ def body(argv: list[str] | None) -> int:
         model.to(device, memory_format=torch.channels_last),
         gallery,
         nearest=args.nearest,
-        progress=chunks_progress("gallery"),
+        progress=progress("gallery"),
     )
     app = create_app(demo, f"{known['source']}, step {known['step']}")
     from werkzeug.serving import make_server  # comes with Flask

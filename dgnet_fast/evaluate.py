@@ -10,23 +10,25 @@ The data is the one that the checkpoint was trained on unless --data and --root 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import sys
 from pathlib import Path
 
 from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, run_command
 from dgnet_fast.cli.shared_options import add_ranking_options, ranking_of
 from dgnet_fast.config import DATASETS
 from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data import cache_folder
 from dgnet_fast.data.datasets import dataset_of
-from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.files import atomically
+from dgnet_fast.report.progress import progress
 from dgnet_fast.report.rank_list import rank_list
-from dgnet_fast.report.tables import print_tables
-from dgnet_fast.retrieval.features import retrieval_sets
-from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, score_sets
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets
 from dgnet_fast.retrieval.tables import single_shot_table, table
+
+logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 
 def parser() -> Parser:
@@ -91,30 +93,26 @@ def body(argv: list[str] | None) -> int:
         **{k: v for k, v in changes.items() if v is not None}, skip_unreadable=args.skip_unreadable
     )
     dataset = dataset_of(config)
-    print(f"{known['source']}, {known['step']} steps, on {dataset.name}", file=sys.stderr)
-    ranking = ranking_for(model.appearance_encoder, ranking)
+    logger.info(f"{known['source']}, {known['step']} steps, on {dataset.name}")
+    extractor = Extractor.of(model.appearance_encoder.to(device), config, batch=args.batch)
+    ranking = ranking_for(extractor, ranking)
     sets = retrieval_sets(
-        model.appearance_encoder.to(device),
+        extractor,
         dataset,
-        config.crop_image_height,
-        config.crop_image_width,
         multi_query=args.multi_query,
         max_queries=args.max_queries,
-        batch=args.batch,
-        upsample=config.ID_upsample,
-        workers=config.num_workers or 1,
-        cache=cache_folder(config.data_cache),
-        progress=chunks_progress("features"),
+        progress=progress("features"),
     )
     scores = score_sets(sets, ranking)
     single_shot = scores.pop("single-shot", None)
     tables = [table(scores)] + ([single_shot_table(single_shot)] if single_shot else [])
     print_tables(tables)
     if args.json:
-        args.json.write_text(json.dumps(tables if single_shot else tables[0], indent=1))
+        write_tables(args.json, tables)
     if args.rank_list:
         rows = rank_list_rows(sets, dataset, ranking, queries=args.rank_list_queries)
-        rank_list(rows).save(args.rank_list, format="PNG")
+        with atomically(args.rank_list) as temporary:
+            rank_list(rows).save(temporary, format="PNG")
     return 0
 
 

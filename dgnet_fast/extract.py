@@ -10,7 +10,6 @@ the columns `path` and `feature`. The features of a picture are one for each hea
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -20,16 +19,16 @@ from torch import Tensor
 from dgnet_fast.cli.parser import Parser, check_new, optional, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
-from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.files import atomically
+from dgnet_fast.report.progress import progress
 
 SUFFIXES = (".npz", ".parquet")
 
 
 def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: str) -> None:
-    """Write ``out`` (.npz or .parquet) through a temporary file."""
+    """Write ``out`` (.npz or .parquet) atomically."""
     names = [str(path) for path in paths]
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with atomically(out) as temporary:
         if out.suffix == ".npz":
             with open(temporary, "wb") as file:
                 np.savez(file, features=features.numpy(), paths=np.array(names), fingerprint=fingerprint)
@@ -39,9 +38,6 @@ def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: 
             column = arrow.FixedSizeListArray.from_arrays(features.numpy().ravel(), features.shape[1])
             table = arrow.table({"path": names, "feature": column})
             parquet.write_table(table.replace_schema_metadata({"fingerprint": fingerprint}), temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def parser() -> Parser:
@@ -62,7 +58,7 @@ def body(argv: list[str] | None) -> int:
         optional("pyarrow", "pyarrow", "a .parquet file")
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
-    features = extractor.files(paths, progress=chunks_progress("features"))
+    features = extractor.files(paths, progress=progress("features"))
     write_features(args.out, features, paths, extractor.fingerprint)
     print(
         f"{args.out}: {len(features)} features of {features.shape[1]} numbers, model {extractor.fingerprint}"

@@ -35,7 +35,7 @@ from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
 from dgnet_fast.generation.sets import SUFFIXES, write_set
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.grid import image_grid, picture_rows, to_image
-from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.progress import progress
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -179,7 +179,7 @@ def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
 
 def _picture(args: argparse.Namespace, model: DGNet):  # noqa: ANN202 - a Pillow image
     """What the modes that write one picture show."""
-    size = model.config.crop_image_height, model.config.crop_image_width
+    size = model.config.picture_size
     if args.mode == "pair":
         pair = torch.stack([_one(args.appearance, size), _one(args.structure, size)])
         appearance, structure = appearance_codes(model, pair[:1]), structure_codes(model, pair[1:])
@@ -221,7 +221,7 @@ def body(argv: list[str] | None) -> int:
         made, before = write_set(
             args.out, Swapper(model, appearances, structures), appearances, structures, pairs,
             seed=args.seed, checkpoint=fingerprint(model), file_type=args.file_type, batch=args.batch,
-            progress=chunks_progress("pictures"),
+            progress=progress("pictures"),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         print(

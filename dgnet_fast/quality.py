@@ -10,13 +10,13 @@ against their truth. docs/generation.md writes down what is compared with what.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import torch
 
 from dgnet_fast.checkpoints.loading import load_generator
+from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.cli.shared_options import source_config
 from dgnet_fast.config import Config, ConfigError
@@ -30,7 +30,6 @@ from dgnet_fast.generation.scores import (
     set_table,
     truth_table,
 )
-from dgnet_fast.report.tables import print_tables
 
 
 def parser() -> Parser:
@@ -77,7 +76,7 @@ def body(argv: list[str] | None) -> int:
         model.to(device, memory_format=torch.channels_last)
     config = model.config if model is not None else Config()
     generated, size = open_generated(args.generated)
-    size = size or (config.crop_image_height, config.crop_image_width)
+    size = size or config.picture_size
     real = sample(open_pictures(args.real, source_config(config, args.real, args)), args.limit, args.seed)
     how = Comparison(
         size,
@@ -94,13 +93,13 @@ def body(argv: list[str] | None) -> int:
             table := truth_table(model, args.generated, generated, size)
         ):
             tables.append(table)
-        if size == (config.crop_image_height, config.crop_image_width):
+        if size == config.picture_size:
             tables.append(reconstruction_table(model, real, how))
     generated = sample(generated, args.limit, args.seed)
     tables.insert(0, set_table(real, generated, model, how))
     print_tables(tables)
     if args.json:
-        args.json.write_text(json.dumps(tables, indent=1))
+        write_tables(args.json, tables)
     return 0
 
 

@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -26,10 +27,13 @@ from dgnet_fast.cli.parser import Parser, at_least, check_new, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint_options, extractor_of, readable_files, weight_of
 from dgnet_fast.config import ConfigError
 from dgnet_fast.data.files import unlabelled
-from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.files import atomically, write_text
+from dgnet_fast.report.progress import progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.index import Entry, PictureIndex, faiss_library, is_index
+
+logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 COLUMNS = ("query", "rank", "path", "score", "identity", "camera", "mark")
 
@@ -177,7 +181,8 @@ def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path:
             for query, results in zip(queries, rows, strict=True)
         ]
     )
-    sheet.save(path, format="PNG")
+    with atomically(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def extend(
@@ -187,9 +192,9 @@ def extend(
     known = {entry.path for entry in index.entries} if index else set()
     entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
     if index and len(entries) < len(paths):
-        print(f"{len(paths) - len(entries)} pictures are in the index already", file=sys.stderr)
+        logger.info(f"{len(paths) - len(entries)} pictures are in the index already")
     if entries:
-        features = extractor.files([entry.path for entry in entries], progress=chunks_progress("gallery"))
+        features = extractor.files([entry.path for entry in entries], progress=progress("gallery"))
         vectors = extractor.to_unit(features)
         index = index or PictureIndex(extractor, vectors.shape[1])
         index.add(vectors, entries)
@@ -238,7 +243,7 @@ def body(argv: list[str] | None) -> int:
     index = extend(index, pictures, extractor, labels)
     if (args.save or args.add) and len(index) > before:
         index.save(args.save or folder)
-        print(f"{args.save or folder}: {len(index)} pictures, model {extractor.fingerprint}", file=sys.stderr)
+        logger.info(f"{args.save or folder}: {len(index)} pictures, model {extractor.fingerprint}")
     if not queries:
         return 0
     vectors = extractor.to_unit(extractor.files([query.path for query in queries]))
@@ -249,7 +254,7 @@ def body(argv: list[str] | None) -> int:
             if args.out.suffix == ".csv"
             else as_json(queries, rows, extractor.fingerprint)
         )
-        args.out.write_text(text, encoding="utf-8")
+        write_text(args.out, text)
     else:
         print(as_csv(queries, rows), end="")
     if args.picture:

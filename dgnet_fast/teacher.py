@@ -11,15 +11,14 @@ Called again with the same --out it continues an interrupted training.
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import datetime
 from pathlib import Path
 
 from dgnet_fast.cli.config_options import add_config_options, config_from
+from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
-from dgnet_fast.report.tables import print_tables
 from dgnet_fast.training.loop import Stopped
 from dgnet_fast.training.run import run_teacher
 
@@ -67,7 +66,7 @@ def body(argv: list[str] | None) -> int:
     except Stopped as stopped:
         print(f"stopped after step {stopped.step}, saved; the same command with --out {folder} continues")
         return 0
-    (folder / "results.json").write_text(json.dumps(tables, indent=1))
+    write_tables(folder / "results.json", tables)
     print_tables(tables)
     print(f"teacher: {folder / 'teacher.pt'}")
     return 0

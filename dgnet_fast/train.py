@@ -16,9 +16,9 @@ from pathlib import Path
 
 from dgnet_fast.checkpoints.runs import saved_options
 from dgnet_fast.cli.config_options import add_config_options, config_from, given_options
+from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError, set_in_tree
-from dgnet_fast.report.tables import print_tables
 from dgnet_fast.training.loop import Diverged, Stopped
 from dgnet_fast.training.run import run_training
 

@@ -7,7 +7,6 @@ python -m dgnet_fast.visualize RUN --data market1501 --root DIR --out DIR --meth
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
@@ -24,12 +24,13 @@ from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.pictures import Pictures
 from dgnet_fast.generation.pairs import spread
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.report.files import write_json
 from dgnet_fast.report.page import write_report
-from dgnet_fast.report.progress import chunks_progress
-from dgnet_fast.report.tables import print_tables
+from dgnet_fast.report.progress import progress
+from dgnet_fast.report.tables import TABLES
 from dgnet_fast.retrieval.activation import HEAD_NAMES, activation_maps, activation_page
 from dgnet_fast.retrieval.embedding import METHODS, embedding_map
-from dgnet_fast.retrieval.features import split_features
+from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.tables import camera_table
 
 FILES = ("embedding.png", "activation.png", "cameras.json")
@@ -69,23 +70,14 @@ def parser() -> Parser:
     return made
 
 
-def _features(model: DGNet, dataset: ReidDataset) -> dict[str, torch.Tensor]:
-    config = model.config
-    size = config.crop_image_height, config.crop_image_width
-    return {
-        name: split_features(
-            model.appearance_encoder, split, *size, upsample=config.ID_upsample, workers=config.num_workers or 1,
-            progress=chunks_progress(f"features of {name}"),
-        )
-        for name, split in (("query", dataset.query), ("gallery", dataset.gallery))
-    }  # fmt: skip
-
-
 def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Write the map, the activation maps and the table of cameras into ``folder``; returns the table."""
     config = model.config
-    features = _features(model, dataset)
-    gallery = dataset.gallery
+    extractor, gallery = Extractor.of(model.appearance_encoder, config), dataset.gallery
+    features = {
+        name: extractor.split(split, progress=progress(f"features of {name}"))
+        for name, split in (("query", dataset.query), ("gallery", gallery))
+    }
     rng = np.random.default_rng(args.seed)
     known = np.unique(gallery.ids[gallery.ids > 0])
     shown = np.flatnonzero(np.isin(gallery.ids, rng.permutation(known)[: args.people]))
@@ -95,9 +87,7 @@ def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namesp
     )  # fmt: skip
     people = Pictures("gallery", gallery, np.where(gallery.ids > 0, gallery.ids, -1))
     people = people.choose(np.flatnonzero(gallery.ids > 0))
-    pictures = people.choose(spread(people, args.pictures, args.seed)).decode(
-        config.crop_image_height, config.crop_image_width
-    )
+    pictures = people.choose(spread(people, args.pictures, args.seed)).decode(*config.picture_size)
     device = next(model.parameters()).device
     maps, _ = activation_maps(
         model.appearance_encoder, normalize(pictures.to(device)), upsample=config.ID_upsample
@@ -105,9 +95,8 @@ def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namesp
     activation_page(pictures, maps, HEAD_NAMES[model.appearance_encoder.style]).save(
         folder / "activation.png"
     )
-    weight = 0.5 if model.appearance_encoder.style == "AB" else 1.0
-    table = camera_table(dataset, features["query"], features["gallery"], weight)
-    (folder / "cameras.json").write_text(json.dumps(table, indent=1))
+    table = camera_table(dataset, features["query"], features["gallery"], extractor.second_half_weight)
+    write_json(folder / "cameras.json", {TABLES: [table]})
     return table
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,8 +18,9 @@ from dgnet_fast.metrics import (
     symmetric_features,
 )
 from dgnet_fast.report.rank_list import MARKS, tile_origin
-from dgnet_fast.retrieval.features import retrieval_sets
-from dgnet_fast.retrieval.scoring import Ranking, score_retrieval
+from dgnet_fast.report.tables import read_tables
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.scoring import Ranking, retrieval_sets, score_retrieval
 from tests.tiny_run import draw_people, tiny_run
 
 
@@ -34,18 +33,16 @@ def run(tmp_path_factory):
 def sets(run):
     """The tiny run's features, and its encoder and data."""
     model, _ = load_for_use(run)
-    dataset = dataset_of(model.config)
-    return retrieval_sets(model.appearance_encoder, dataset, 40, 24), model.appearance_encoder, dataset
+    dataset, extractor = dataset_of(model.config), Extractor.of(model.appearance_encoder, model.config)
+    return retrieval_sets(extractor, dataset), extractor, dataset
 
 
 def test_rows_are_what_the_metrics_say(sets):
-    (found, encoder, dataset) = sets
+    (found, extractor, dataset) = sets
     asked, gallery = found["single"], found["gallery"]
     scores = score_retrieval(
-        encoder,
+        extractor,
         dataset,
-        40,
-        24,
         ranking=Ranking(expand=True, rerank=True, single_shot=5, k1=5, k2=2, neighbours=3),
     )
     labels = (asked.ids, asked.cameras, gallery.ids, gallery.cameras)
@@ -74,7 +71,7 @@ def test_evaluate_adds_rows_and_a_rank_list(run, sets, tmp_path, capsys):
     words = ["--rerank", "--aqe", "--single-shot", "--repeats", "5", "--no-multi-query", "--device", "cpu"]
     drawn = ["--rank-list", str(sheet), "--rank-list-queries", "3"]
     assert evaluate.main([str(run), *words, *drawn, "--json", str(out)]) == 0
-    first, second = json.loads(out.read_text())
+    first, second = read_tables(out)
     assert [row[0] for row in first["rows"]] == [
         "single query", "single query, AQE", "single query, re-ranked", "single query, AQE, re-ranked",
     ]  # fmt: skip
@@ -129,7 +126,7 @@ def test_sources_and_targets(run, veri, tmp_path, capsys):
         out,
     ]
     assert cross_evaluate.main([str(word) for word in [*words, *more]]) == 0
-    plain, ranked, single = json.loads(out.read_text())
+    plain, ranked, single = read_tables(out)
     assert plain["columns"] == [
         "source",
         "synthetic Rank-1",
@@ -159,7 +156,7 @@ def test_sources_and_targets(run, veri, tmp_path, capsys):
             "cpu",
         ]
         assert evaluate.main([str(source), *options, "--json", str(one)]) == 0
-        expected = json.loads(one.read_text())
+        (expected,) = read_tables(one)
         names = expected["columns"]
         for cells, line in ((row, expected["rows"][0]), (again, expected["rows"][1])):
             values = dict(zip(names, line, strict=True))

@@ -82,7 +82,7 @@ def test_mistakes_are_told(client):
     assert (answer.status_code, answer.get_json()) == (400, {"error": "picture B is missing"})
     files = {"a": (io.BytesIO(picture), "a.png"), "b": (io.BytesIO(b"text"), "b.png")}
     answer = client.post("/swap", data=files)
-    assert answer.status_code == 400 and "picture B cannot be read" in answer.get_json()["error"]
+    assert answer.status_code == 400 and "cannot read image B" in answer.get_json()["error"]
     files = {"a": (io.BytesIO(picture), "a.png"), "b": (io.BytesIO(b"0" * (33 * 2**20)), "b.png")}
     answer = client.post("/swap", data=files)
     assert answer.status_code == 413 and "larger than 32 MB" in answer.get_json()["error"]
@@ -164,5 +164,5 @@ def test_in_a_browser(made, address, browser, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     page.set_input_files("#file-b", tmp_path / "bad.png")
     page.wait_for_selector("#message.error")
-    assert "picture B cannot be read" in page.inner_text("#message")
+    assert "cannot read image B" in page.inner_text("#message")
     assert page.is_hidden("#results")

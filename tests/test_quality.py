@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import scipy.linalg
@@ -21,6 +19,7 @@ from dgnet_fast.metrics.generation import (
     mean_ssim,
     same_person_pairs,
 )
+from dgnet_fast.report.tables import read_tables
 from dgnet_fast.retrieval.features import extract_features
 from tests.tiny_run import fails, tiny_run
 
@@ -134,7 +133,7 @@ def test_command(run, made, script, tmp_path, capsys):
     words += ["--pairs", 40, "--json", tmp_path / "scores.json"]
     assert quality.main([str(w) for w in words]) == 0
     assert "Generated pictures beside real ones" in capsys.readouterr().out
-    tables = json.loads((tmp_path / "scores.json").read_text())
+    tables = read_tables(tmp_path / "scores.json")
     generated, size = quality.open_generated(made)
     assert size == SIZE and len(generated) == 30
     real = open_pictures(GALLERY, model.config)
@@ -164,7 +163,7 @@ def test_command(run, made, script, tmp_path, capsys):
 def test_a_plain_folder_against_itself(made, tmp_path, capsys):
     words = [made / "pictures", "--real", made / "pictures", "--pairs", 20, "--json", tmp_path / "s.json"]
     assert quality.main([str(w) for w in words]) == 0
-    scores = table(json.loads((tmp_path / "s.json").read_text()), "Generated pictures beside real ones")
+    scores = table(read_tables(tmp_path / "s.json"), "Generated pictures beside real ones")
     assert (
         list(scores) == ["intra-class SSIM"]
         and scores["intra-class SSIM"][0] == scores["intra-class SSIM"][1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 
@@ -17,10 +16,11 @@ from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.metrics import evaluate_retrieval
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.report.tables import read_tables
 from dgnet_fast.retrieval import embedding
 from dgnet_fast.retrieval.activation import activation_maps, activation_page, channel_weights, overlay
 from dgnet_fast.retrieval.embedding import embedding_map, pca
-from dgnet_fast.retrieval.features import split_features
+from dgnet_fast.retrieval.extractor import Extractor
 from tests.tiny_run import fails, tiny_run
 
 
@@ -130,8 +130,9 @@ def test_command_and_report(run, capsys):
     out = capsys.readouterr().out
     assert "Retrieval for each query camera" in out and str(path / "visual" / "embedding.png") in out
     dataset = dataset_of(model.config)
-    features = [split_features(model.appearance_encoder, s, 40, 24) for s in (dataset.query, dataset.gallery)]
-    rows = {row[0]: row[1:] for row in json.loads((path / "visual" / "cameras.json").read_text())["rows"]}
+    extractor = Extractor.of(model.appearance_encoder, model.config)
+    features = [extractor.split(s) for s in (dataset.query, dataset.gallery)]
+    rows = {row[0]: row[1:] for row in read_tables(path / "visual" / "cameras.json")[0]["rows"]}
     cameras = np.unique(dataset.query.cameras)
     assert list(rows) == [*(f"camera {c}" for c in cameras), "all"]
     here = dataset.query.cameras == cameras[0]

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dgnet_fast.report.files import atomically
+
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save through a temporary file, so that a kill leaves the old file or the new one, never half of
-    one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """torch.save, `atomically`: a kill leaves the old file or the new one, never half of one."""
+    with atomically(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
-def load_file(path: str | Path) -> Any:
-    """torch.load on the CPU without unpickling code; ValueError names a missing or broken file."""
+def load_file(path: str | Path, what: str = "checkpoint") -> Any:
+    """torch.load on the CPU without unpickling code; ValueError names a missing or broken file. ``what`` it should be."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no such checkpoint: {path}")
+        raise ValueError(
+            f"no such {what} file: {path}" if what != "checkpoint" else f"no such checkpoint: {path}"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # PyTorch's own text advises to load it as a program, which nobody should do with a file that is none of theirs
+        raise ValueError(
+            f"{path} is not a readable {what}: it is no file of tensors, or holds more than tensors"
+        ) from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+        raise ValueError(f"{path} is not a readable {what}: {reason}") from error

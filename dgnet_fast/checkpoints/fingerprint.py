@@ -27,9 +27,13 @@ def fingerprint(model: DGNet) -> str:
 
     The same weights have the same fingerprint in whichever file they came.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(model_state(model).items()):
-        if name.startswith(GENERATING):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return digest({name: value for name, value in model_state(model).items() if name.startswith(GENERATING)})
+
+
+def digest(state: dict[str, Tensor], about: str = "") -> str:
+    """16 hexadecimal digits of SHA-256 over names, dtypes, shapes and values of tensors, and over ``about``."""
+    made = hashlib.sha256(about.encode())
+    for name, value in sorted(state.items()):
+        made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        made.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()[:16]

@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD
-from dgnet_fast.models.appearance_encoder import upsample_small
+from dgnet_fast.models.appearance_encoder import joined_features, upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.ops import registry
+from dgnet_fast.report.files import atomically
 
 INPUTS = {
     "uint8": "uint8, 0 to 255 RGB; normalisation inside; generated pictures come out as uint8",
@@ -81,9 +80,7 @@ class Encoder(_Network):
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         x = upsample_small(self._in(pictures), self.upsample)
         both = self.appearance_encoder(torch.cat([x, x.flip(-1)]), BatchNormMode())
-        halves = [F.normalize(one, dim=1).unflatten(0, (2, -1)).sum(dim=0) for one in both.features]
-        features = torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
-        return features, both.code.unflatten(0, (2, -1))[0]
+        return joined_features(both.features), both.code.unflatten(0, (2, -1))[0]
 
 
 class Generator(_Network):
@@ -148,7 +145,7 @@ def _adaptive_max_pool2d(x: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
 def example(model: DGNet, network: _Network, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
     """Random pictures of the network's input kind, one tensor an input."""
     generator = torch.Generator().manual_seed(seed)
-    size = (batch, 3, model.config.crop_image_height, model.config.crop_image_width)
+    size = (batch, 3, *model.config.picture_size)
     drawn = []
     for _ in network.inputs:
         pictures = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
@@ -184,9 +181,9 @@ def save_archive(model: DGNet, name: str, kind: str, path: Path, metadata: dict[
     The metadata lies in the archive as the extra file ``dgnet_fast.json``.
     """
     network, program = to_program(model, name, kind)
-    with _whole_file(path) as temporary:
-        torch.export.save(program, temporary, extra_files={"dgnet_fast.json": json.dumps(metadata)})
-        loaded = torch.export.load(temporary).module()
+    with atomically(path) as temporary:
+        torch.export.save(program, str(temporary), extra_files={"dgnet_fast.json": json.dumps(metadata)})
+        loaded = torch.export.load(str(temporary)).module()
         error = check(model, network, lambda pictures: loaded(*pictures), path)
     return error
 
@@ -211,9 +208,9 @@ def save_onnx(model: DGNet, name: str, kind: str, path: Path, metadata: dict[str
     proto = made.model_proto
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
-    with _whole_file(path) as temporary:
-        onnx.save(proto, temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+    with atomically(path) as temporary:
+        onnx.save(proto, str(temporary))
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
 
         def run(pictures: tuple[Tensor, ...]) -> list[Tensor]:
             feed = {n: x.numpy() for n, x in zip(network.inputs, pictures, strict=True)}
@@ -288,20 +285,3 @@ def _needed(package: str) -> Any:
         raise ValueError(
             f"ONNX export needs {package}, which is not installed: pip install 'dgnet-fast[export]'"
         ) from None
-
-
-class _whole_file:  # noqa: N801 - a context manager used as a function
-    """A temporary name beside ``path`` with its suffix; becomes ``path`` where the body ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-
-    def __enter__(self) -> str:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return str(self.temporary)
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        self.temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from dgnet_fast.checkpoints.public_layout import (
     import_state,
 )
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.report.files import write_text
 
 PUBLIC = re.compile(r"(gen|id|dis)_(\d{8,})\.pt$")
 
@@ -90,7 +91,7 @@ def export_public(
 def save_public(model: DGNet, known: dict[str, Any], folder: Path) -> list[Path]:
     """Write ``gen_``, ``id_`` and ``dis_XXXXXXXX.pt`` of the public layout and their ``config.yaml``."""
     paths = export_public(model, folder, known["step"])
-    (folder / "config.yaml").write_text(model.config.to_yaml())
+    write_text(folder / "config.yaml", model.config.to_yaml())
     return list(paths.values())
 
 

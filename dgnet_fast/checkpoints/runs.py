@@ -10,6 +10,7 @@ from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
 from dgnet_fast.config import ConfigError, read_yaml
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.report.files import write_text
 
 FORMAT = "dgnet_fast.run.1"
 NAME = "step_{:08d}.pt"
@@ -109,7 +110,7 @@ def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
         "model": model_state(model),
     }
     save_atomically(content, path)
-    (folder / "config.yaml").write_text(model.config.to_yaml())
+    write_text(folder / "config.yaml", model.config.to_yaml())
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from dgnet_fast.checkpoints.fingerprint import fingerprint, model_state
 from dgnet_fast.checkpoints.runs import restore_model
 from dgnet_fast.config import from_dict
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.report.files import atomically
 
 SAFETENSORS_FORMAT = "dgnet_fast.safetensors.1"
 
@@ -30,13 +30,8 @@ def save_safetensors(model: DGNet, known: dict[str, Any], path: Path) -> Path:
         "class_names": json.dumps(known["class_names"]),
         "fingerprint": fingerprint(model),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomically(path) as temporary:
         save_file(model_state(model), temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

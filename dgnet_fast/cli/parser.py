@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dgnet_fast.cli.output import show_log
 from dgnet_fast.config import ConfigError
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -22,6 +24,24 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             *args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
         )
+
+        self.add_argument(
+            "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="only warnings and results"
+        )
+        self.add_argument(
+            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="more about what happens"
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; then the log of the package is shown as --quiet and --verbose ask."""
+        found = super().parse_known_args(args, namespace)
+        given = vars(found[0])
+        if given.get("quiet") and given.get("verbose"):
+            self.error("--quiet and --verbose exclude each other")
+        show_log(
+            logging.WARNING if "quiet" in given else logging.DEBUG if "verbose" in given else logging.INFO
+        )
+        return found
 
     def error(self, message: str) -> typing.NoReturn:
         unknown = "unrecognized arguments: "

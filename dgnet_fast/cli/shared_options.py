@@ -5,7 +5,7 @@ pictures that a source names.
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from dgnet_fast.data.datasets import unreadable
 from dgnet_fast.data.files import picture_files, unlabelled
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import Ranking
+
+logger = logging.getLogger(__name__)
 
 
 def add_ranking_options(made: Parser) -> None:
@@ -126,7 +128,7 @@ def readable_files(places: list[str], *, skip: bool) -> list[Path]:
     paths = picture_files(places)
     bad = unreadable(unlabelled(paths)) if skip else {}
     if bad:
-        print(f"left out {len(bad)} of {len(paths)}; first: {next(iter(bad.values()))}", file=sys.stderr)
+        logger.warning(f"left out {len(bad)} of {len(paths)}; first: {next(iter(bad.values()))}")
         if len(bad) == len(paths):
             raise ValueError(f"none of the {len(paths)} pictures can be read")
     return [path for index, path in enumerate(paths) if index not in bad]

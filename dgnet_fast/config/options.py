@@ -231,6 +231,11 @@ class Config:
     epoch_iteration: int = option(0, "accepted from old files; computed there", low=0)
     vgg_model_path: str = option("", "accepted from old files; no perceptual loss here")
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        return self.crop_image_height, self.crop_image_width
+
     def validate(self) -> Config:
         """Check every option and their combinations; returns self."""
         for name, spec, owner in walk(self):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from dgnet_fast.data.reading import resized
+
 JUNK, DISTRACTOR, UNKNOWN_CAMERA = -1, 0, -1
 
 
@@ -37,10 +39,7 @@ class Split(ABC):
 
     def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
         """The picture resized bicubically, as DG-Net does: uint8 (height, width, 3) RGB."""
-        picture = self.load(index)
-        if picture.shape[:2] == (height, width):
-            return picture
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        return resized(Image.fromarray(self.load(index)), height, width)
 
 
 @dataclass(frozen=True)

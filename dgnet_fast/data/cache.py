@@ -12,15 +12,15 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import mmap
 import os
 import re
 import secrets
 import shutil
-import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -49,12 +49,7 @@ ROOM = 2**30
 RESIZED = f"bicubic, Pillow {PIL.__version__}"
 """How pictures get their size; part of what a file is valid for."""
 
-Say = Callable[[str], None]
-
-
-def say(text: str) -> None:
-    """A line of progress on standard error."""
-    print(text, file=sys.stderr, flush=True)
+logger = logging.getLogger(__name__)
 
 
 def cache_folder(option: str = "auto") -> Path | None:
@@ -247,7 +242,7 @@ def _verify(file: int, wanted: _Wanted, checksum: object, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, say: Say) -> Iterator[bool]:
+def _locked(path: Path) -> Iterator[bool]:
     """Hold the file's lock, which ends with the process whatever happens; False where locks do not work, and
     then two processes that build at once both do the work, each in a file of its own.
     """
@@ -256,7 +251,7 @@ def _locked(path: Path, say: Say) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"waiting for another process that makes {path}")
+                logger.info(f"waiting for another process that makes {path}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             held = True
         except OSError:
@@ -282,7 +277,7 @@ def _write(file: int, content: memoryview | bytes, place: int) -> None:
         left, place = left[written:], place + written
 
 
-def _build(wanted: _Wanted, split: Split, workers: int | None, progress: Progress | None, say: Say) -> None:
+def _build(wanted: _Wanted, split: Split, workers: int | None, progress: Progress | None) -> None:
     """Decode into a file of a temporary name, then give it its name. Leaves nothing behind if it cannot.
 
     Nothing is forced to the disk: a file torn by a power cut fails its checksums and is made again.
@@ -294,7 +289,7 @@ def _build(wanted: _Wanted, split: Split, workers: int | None, progress: Progres
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             _reserve(file, wanted.file_bytes, path.parent)
-            say(f"decoding {wanted.shape[0]} pictures into {path} ({wanted.file_bytes / 1e9:.3g} GB)")
+            logger.info(f"decoding {wanted.shape[0]} pictures into {path} ({wanted.file_bytes / 1e9:.3g} GB)")
 
             def keep(index: int, picture: np.ndarray) -> None:
                 checksums[index] = zlib.crc32(picture)
@@ -320,13 +315,12 @@ def cached_pictures(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-    say: Say = say,
 ) -> MappedPictures | None:
     """All pictures of `split` at this size from their file in `folder`, which is made first if it is missing,
     older than the pictures, torn or altered.
 
     Equal to what `decode_split` gives. None where there is no cache: `folder` is None, the split is of a kind
-    that is not cached (`inputs_of`), or the file cannot be made, which `say` is told in one line. `progress` is
+    that is not cached (`inputs_of`), or the file cannot be made, which the log is told in one line. `progress` is
     called while pictures are decoded. An unreadable picture raises ValueError with its path.
     """
     if folder is None or not len(split):
@@ -344,20 +338,20 @@ def cached_pictures(
             if (found := _open(wanted, workers=threads)) is not None:
                 return found
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(wanted.path, say) as held:
+        with _locked(wanted.path) as held:
             try:
                 if (found := _open(wanted, workers=threads)) is not None:
                     return found  # another process made it meanwhile
             except _Unusable as reason:
-                say(f"{wanted.path} {reason}; making it again")
+                logger.info(f"{wanted.path} {reason}; making it again")
             if held:
                 for left in folder.glob(f".{wanted.path.name}.*.part"):  # by processes that were killed
                     left.unlink(missing_ok=True)
-            _build(wanted, split, workers, progress, say)
+            _build(wanted, split, workers, progress)
             return _open(wanted, verify=False)
     except (OSError, _Unusable) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else error
-        say(f"warning: no cache of decoded pictures in {folder} ({reason}); going on without it")
+        logger.warning(f"no cache of decoded pictures in {folder} ({reason}); going on without it")
         return None
 
 
@@ -368,5 +362,4 @@ def load_pictures(
     found = cached_pictures(split, height, width, folder, **options)
     if found is not None:
         return found
-    options.pop("say", None)
     return decode_split(split, height, width, **options)

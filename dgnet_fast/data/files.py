@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
+from dgnet_fast.data.reading import read_picture, resized
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 CSV_COLUMNS = ("path", "id", "camera", "split")
@@ -26,26 +26,11 @@ class FileSplit(Split):
     def path(self, index: int) -> Path:
         return self.root / self.names[index]
 
-    def _read(self, index: int) -> Image.Image:
-        try:
-            with Image.open(self.path(index)) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:  # Pillow's, for damaged files
-            raise ValueError(f"cannot read image {self.path(index)}: {error}") from error
-
     def load(self, index: int) -> np.ndarray:
-        return np.asarray(self._read(index))
+        return np.asarray(read_picture(self.path(index)))
 
     def load_resized(self, index: int, height: int, width: int) -> np.ndarray:
-        image = self._read(index)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        return resized(read_picture(self.path(index)), height, width)
 
     def select(self, indices: Iterable[int]) -> FileSplit:
         """The split of only these pictures."""

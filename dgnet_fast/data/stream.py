@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from dgnet_fast.data.cache import MappedPictures, Say, say
+from dgnet_fast.data.cache import MappedPictures
+
+logger = logging.getLogger(__name__)
 
 PLACES = ("auto", "device", "host")
 SHARE = 4
@@ -25,7 +28,6 @@ def place(
     where: str = "auto",
     *,
     free: Callable[[torch.device], int] | None = None,
-    say: Say = say,
 ) -> Tensor | MappedPictures:
     """uint8 pictures (N, 3, H, W) where training should find them.
 
@@ -48,7 +50,7 @@ def place(
     if held is None and where == "device":
         raise ValueError(f"pictures_on is 'device': {sizes}; allowed here: auto, host")
     if held is None:
-        say(f"{sizes}: they stay in host memory and are streamed")
+        logger.info(f"{sizes}: they stay in host memory and are streamed")
         return pictures
     count = max(1, PIECE // max(1, source[:1].nbytes))
     for first in range(0, len(source), count):

@@ -70,7 +70,7 @@ class CodeStore:
         wanted = list(dict.fromkeys(int(i) for i in indices))
         new = [i for i in wanted if i not in self._kept]
         if new:
-            size = config.crop_image_height, config.crop_image_width
+            size = config.picture_size
             codes = self.encode(self.model, self.pictures.choose(new).decode(*size, self.workers))
             self._kept.update(zip(new, codes, strict=True))
         for i in wanted:

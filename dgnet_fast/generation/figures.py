@@ -27,7 +27,7 @@ def draw_figure(
 
     Raises ValueError for another name, or fewer than two people to draw.
     """
-    size = model.config.crop_image_height, model.config.crop_image_width
+    size = model.config.picture_size
     chosen = spread(pictures, count, seed)
     if name not in FIGURES:
         raise ValueError(f"figure is {name!r}; allowed: {', '.join(FIGURES)}")

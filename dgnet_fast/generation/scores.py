@@ -31,7 +31,7 @@ from dgnet_fast.metrics.generation import (
     same_person_pairs,
 )
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.retrieval.features import extract_features
+from dgnet_fast.retrieval.extractor import Extractor
 
 
 def score_pictures(
@@ -75,7 +75,7 @@ def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
     pairs = rng.choice(people, size=(SWAP_PAIRS, 2))
     pairs = pairs[gallery.ids[pairs[:, 0]] != gallery.ids[pairs[:, 1]]]
-    pictures = decode_split(gallery, config.crop_image_height, config.crop_image_width)
+    pictures = decode_split(gallery, *config.picture_size)
     scores = score_pictures(model, pictures, pairs, lambda i, j: gallery.truth(i, j, keep_body=True))
     names = {"recon": "reconstruction", "swap": "swap", "copy": "structure picture left as it is"}
     return {
@@ -155,14 +155,9 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
     if how.inception:
         rows.append(frechet_row("FID", inception(how.inception, how.device), real, generated, how))
     if model is not None:
-
-        def own(pictures: Tensor) -> Tensor:
-            x = normalize(pictures.to(how.device))
-            return extract_features(model.appearance_encoder, x, upsample=model.config.ID_upsample)
-
-        rows.append(
-            frechet_row("Fréchet distance over the checkpoint's re-id features", own, real, generated, how)
-        )
+        own = Extractor.of(model.appearance_encoder, model.config, batch=how.batch)
+        name = "Fréchet distance over the checkpoint's re-id features"
+        rows.append(frechet_row(name, own, real, generated, how))
     notes = [
         f"{len(generated)} generated and {len(real)} real pictures, all at {how.size[0]}x{how.size[1]}; real ones resized bicubically",
         "distances: between generated and real; beside it between two random halves of the real, the floor at that count",
@@ -248,7 +243,7 @@ def truth_table(model: DGNet, folder: Path, generated: Pictures, size: tuple[int
     source = open_pictures(label, model.config.replace(data="synthetic"))
     if (model.config.data, size) != (
         "synthetic",
-        (model.config.crop_image_height, model.config.crop_image_width),
+        model.config.picture_size,
     ):
         return None
     split = dataset_of(model.config).splits[label.partition(":")[2]]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.generation.codes import Swapper
+from dgnet_fast.report.files import atomically
 from dgnet_fast.report.grid import to_image
 from dgnet_fast.report.progress import Progress
 
@@ -150,9 +151,9 @@ class GeneratedSet:
             raise ValueError(f"{folder} exists and holds no generated set; choose another --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(folder / "set.json", (json.dumps(description, indent=1) + "\n").encode())
+            _write(folder / "set.json", (json.dumps(description, indent=1) + "\n").encode())
         if not self.manifest.exists():
-            _write_atomically(self.manifest, (",".join(COLUMNS) + "\n").encode())
+            _write(self.manifest, (",".join(COLUMNS) + "\n").encode())
         _cut_unfinished_line(self.manifest)
         self.listed = {row.file for row in read_manifest(folder)}
 
@@ -183,7 +184,7 @@ class GeneratedSet:
         data = io.BytesIO()
         suffix = Path(row.file).suffix
         to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)
-        _write_atomically(self.folder / row.file, data.getvalue(), sync=False)
+        _write(self.folder / row.file, data.getvalue(), sync=False)
 
 
 def _cut_unfinished_line(path: Path) -> None:
@@ -194,17 +195,9 @@ def _cut_unfinished_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, data: bytes, *, sync: bool = True) -> None:
+    with atomically(path, sync=sync) as temporary:
+        temporary.write_bytes(data)
 
 
 def rows_of(
@@ -245,7 +238,7 @@ def write_set(
         raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(SUFFIXES)}")
     config = swapper.model.config
     common = {"seed": seed, "checkpoint": checkpoint, "suffix": SUFFIXES[file_type]}
-    size = config.crop_image_height, config.crop_image_width
+    size = config.picture_size
     target = GeneratedSet(folder, describe(appearances, structures, pairs, size=size, **common))
     rows = rows_of(appearances, structures, pairs, **common)
     todo = target.missing([row.file for row in rows])

@@ -7,7 +7,7 @@ attached; also the teacher) and ``PCB`` (one head per horizontal strip).
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ def upsample_small(x: Tensor, enabled: bool = True) -> Tensor:
 
 def appearance_input_size(config: Config) -> tuple[int, int]:
     """(height, width) of what E_a sees of a picture."""
-    height, width = config.crop_image_height, config.crop_image_width
+    height, width = config.picture_size
     factor = 2 if config.ID_upsample and height <= SMALL_HEIGHT else 1
     return height * factor, width * factor
 
@@ -127,6 +127,16 @@ class AppearanceEncoder(nn.Module):
         return Appearance(code, logits, features)
 
 
+def joined_features(heads: Sequence[Tensor]) -> Tensor:
+    """Retrieval features (N, heads·F) from each head's features (2N, F) of N pictures and then of their mirror images.
+
+    Every head's feature is L2-normalised, summed over the picture and its mirror image and normalised again (paper
+    section 4.1): 1024 numbers in style AB.
+    """
+    halves = [F.normalize(one.float(), dim=1).unflatten(0, (2, -1)).sum(dim=0) for one in heads]
+    return torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
+
+
 def build_appearance_encoder(config: Config, generator: torch.Generator | None = None) -> AppearanceEncoder:
     """E_a as the options say. In style normal the stride is 2 and in PCB 1, whatever ID_stride says."""
     stride = {"AB": config.ID_stride, "normal": 2, "PCB": 1}[config.ID_style]
@@ -157,29 +167,3 @@ def build_teacher(config: Config, stride: int, generator: torch.Generator | None
         features=config.ID_features,
         generator=generator,
     )
-
-
-def load_imagenet(encoder: AppearanceEncoder, path: str | Path) -> None:
-    """Start the backbone from a torchvision ResNet-50 file (its ``fc`` is not used).
-
-    Raises ValueError naming missing, extra or wrongly shaped entries, or an unreadable file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"pretrained is {str(path)!r}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"pretrained is {str(path)!r}, which is not a weight file: {error}") from error
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    own = encoder.backbone.state_dict()
-    for name in own:  # files older than PyTorch 0.4.1 do not count batches
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, own[name])
-    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra or wrong:
-        raise ValueError(
-            f"pretrained {path} does not fit E_a: missing {missing[:3]}, extra {extra[:3]}, other shape {wrong[:3]}"
-        )
-    encoder.backbone.load_state_dict(state)

@@ -32,8 +32,13 @@ class DGNet(nn.Module):
             raise ValueError(
                 f"ID_class is {config.ID_class}; the networks need the number of identities (at least 1)"
             )
-        generator = torch.Generator().manual_seed(config.seed)
         self.config = config
+        # PyTorch's layers draw first weights of their own from the caller's generator; ours take their place
+        with torch.random.fork_rng(devices=[]):
+            self._build(config, torch.Generator().manual_seed(config.seed))
+        self.teachers = nn.ModuleList(teachers or []).requires_grad_(False)
+
+    def _build(self, config: Config, generator: torch.Generator) -> None:
         self.structure_encoder = StructureEncoder(config.gen, generator)
         channels = self.structure_encoder.channels
         self.mlp = AppearanceMlp(config.gen, channels, generator)
@@ -41,7 +46,6 @@ class DGNet(nn.Module):
         self.decoder.checkpoint = config.checkpoint_activations
         self.appearance_encoder = build_appearance_encoder(config, generator)
         self.discriminator = Discriminator(config.dis, generator)
-        self.teachers = nn.ModuleList(teachers or []).requires_grad_(False)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Parameters of E_s, the MLPs and G: one optimiser's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from dgnet_fast.report.files import write_json
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Variables that change speed or numbers. Comparisons of speed must state the allocator on both sides.
@@ -50,8 +51,7 @@ def collect_environment() -> dict[str, Any]:
 def write_environment(run_folder: str | os.PathLike[str]) -> Path:
     """Write `environment.json` into a run folder, made if missing; returns its path."""
     path = Path(run_folder) / "environment.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(collect_environment(), indent=2) + "\n", encoding="utf-8")
+    write_json(path, collect_environment())
     return path
 
 

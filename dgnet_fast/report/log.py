@@ -8,15 +8,22 @@ turns them back into floats.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from dgnet_fast.report.files import atomically
+from dgnet_fast.report.progress import on_terminal
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -37,8 +44,8 @@ class RunLog:
             `tensorboard/`.
         total_steps: steps of the whole run, for the share done and the time left.
         tensorboard: also write TensorBoard events (the package is imported at the first write).
-        stream: where progress lines go, standard error if None. They are plain lines, without control
-            characters.
+        stream: where progress lines go, plain lines without control characters. None: a bar on a terminal, else the
+            package's log (logger `dgnet_fast`).
         every: steps between two progress lines; calls of `progress` at other steps print nothing. The first
             step seen and the last of the run always print, and any step half a minute after the last line.
         main_terms: scalars that a progress line shows, in this order, as far as it is given them; when it is
@@ -68,7 +75,8 @@ class RunLog:
         self.path = self.folder / METRICS_FILE
         self.total_steps = total_steps
         self.every = every
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = stream
+        self._bar: tqdm | None = None
         self._main_terms = tuple(main_terms)
         self._clock = clock
         self._want_tensorboard = tensorboard
@@ -120,23 +128,46 @@ class RunLog:
         if step > last_step:
             self._intervals.append((now - last_time) / (step - last_step))
         self._last = (step, now)
+        if self._stream is None and on_terminal():
+            self._draw(step, scalars)
+            return
         if not self.due(step):
             return
         self._printed_at = now
-        shown = [name for name in self._main_terms if name in scalars] or list(scalars)[:6]
         total, seconds = self.total_steps, self.seconds_per_step
         parts = [f"step {step:>{len(str(total))}}/{total}", f"{step / total:6.1%}"]
         if self._intervals:
             parts.append(f"{seconds:.3g} s/step")
             parts.append(f"ETA {format_duration(seconds * max(total - step, 0))}")
-        parts += [f"{name} {float(scalars[name]):.4g}" for name in shown]
-        self._stream.write("  ".join(parts) + "\n")
-        self._stream.flush()
+        parts += [f"{name} {float(scalars[name]):.4g}" for name in self._shown(scalars)]
+        self._line("  ".join(parts))
 
     def note(self, text: str) -> None:
         """One line of text among the progress lines."""
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        if self._stream is None:
+            logger.warning(text)
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        if self._stream is None:
+            logger.info(text)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def _draw(self, step: int, scalars: Mapping[str, float]) -> None:
+        """The bar of a terminal, which always shows the step, and the terms of the last line that was due."""
+        if self._bar is None:
+            self._bar = tqdm(total=self.total_steps, initial=step, dynamic_ncols=True, unit="step")
+        if self.due(step):
+            self._bar.set_postfix_str(
+                ", ".join(f"{n} {float(scalars[n]):.4g}" for n in self._shown(scalars)), False
+            )
+        self._bar.update(step - self._bar.n)
+
+    def _shown(self, scalars: Mapping[str, float]) -> list[str]:
+        return [name for name in self._main_terms if name in scalars] or list(scalars)[:6]
 
     @property
     def seconds_per_step(self) -> float:
@@ -165,6 +196,9 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files; harmless when done twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -241,9 +275,7 @@ def _ends_with_newline(path: Path) -> bool:
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite the file with the complete lines that `keep` accepts, atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line, record in _records(path) if keep(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with atomically(path) as temporary:
+        temporary.write_text(
+            "".join(line + "\n" for line, record in _records(path) if keep(record)), encoding="utf-8"
+        )

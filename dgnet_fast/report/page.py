@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_fast.report.curves import TITLES, save_curves
+from dgnet_fast.report.files import write_text
 from dgnet_fast.report.log import METRICS_FILE, read_metrics
 from dgnet_fast.report.style import STYLE
 from dgnet_fast.report.tables import read_tables, table_cells
@@ -93,9 +94,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
         sections="\n".join(sections),
     )
     path = folder / "report.html"
-    temporary = folder / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)  # a reader never meets half a page
+    write_text(path, page)
     return path
 
 

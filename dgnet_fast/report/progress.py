@@ -1,22 +1,44 @@
-"""Progress of long work, for whoever waits."""
+"""Progress of long work: a bar on a terminal, lines of the log elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+"""Told how much is done, and of how much."""
 
 
-def chunks_progress(what: str, stream: Any = None) -> Callable[[int, int], None]:
-    """A progress callback that prints a line at each tenth of the work."""
-    last = [-1]
+def on_terminal() -> bool:
+    """Whether a bar can be drawn: the log is wanted, and standard error is a terminal."""
+    return logger.isEnabledFor(logging.INFO) and sys.stderr is not None and sys.stderr.isatty()
+
+
+def progress(what: str) -> Progress:
+    """A callback that shows how far ``what`` has come: a bar on a terminal, elsewhere a line of the log at each tenth.
+
+    A program that has not asked for the log of this package (logger ``dgnet_fast``, level INFO) sees nothing.
+    """
+    bars: list[tqdm] = []
+    last = -1
 
     def show(done: int, total: int) -> None:
+        nonlocal last
+        if on_terminal():
+            if not bars:
+                bars.append(tqdm(total=total, desc=what, leave=False, dynamic_ncols=True))
+            bars[0].update(done - bars[0].n)
+            if done >= total:
+                bars.pop().close()
+            return
         tenth = 10 * done // max(total, 1)
-        if tenth != last[0]:
-            last[0] = tenth
-            print(f"{what}: {done}/{total}", file=stream or sys.stderr, flush=True)
+        if tenth != last:
+            last = tenth
+            logger.info("%s: %d/%d", what, done, total)
 
     return show

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MISSING = "–"
+TABLES = "tables"
+"""The key under which a JSON file holds its list of tables."""
 
 
 class Cells(NamedTuple):
@@ -28,7 +30,7 @@ class Cells(NamedTuple):
 
 
 def read_tables(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The tables of a `results.json`, which holds one table or a list of them; each is checked.
+    """The tables of a `results.json`, which holds ``{"tables": [...]}``, a list of tables or one; each is checked.
 
     Raises:
         ValueError: not JSON, or not tables.
@@ -37,6 +39,8 @@ def read_tables(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         tables = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(tables, dict) and TABLES in tables:
+        tables = tables[TABLES]
     tables = tables if isinstance(tables, list) else [tables]
     for table in tables:
         table_cells(table)
@@ -118,9 +122,3 @@ def _value_text(value: Any, decimals: int) -> str:
         tiny = value != 0 and abs(value) < 1e-4
         return f"{value:.3g}" if tiny or abs(value) >= 1e15 else f"{value:.{decimals}f}"
     return str(value)
-
-
-def print_tables(tables: list[dict[str, Any]]) -> None:
-    """The result tables on standard output."""
-    for table in tables:
-        print(format_table(table), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dgnet_fast.checkpoints.fingerprint import digest
 from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.config import Config
 from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data import normalize
+from dgnet_fast.data import Split, cache_folder, normalize
+from dgnet_fast.data.chunks import CHUNK, decoded_chunks
 from dgnet_fast.data.files import picture_files, unlabelled
+from dgnet_fast.data.reading import as_rgb, resized
 from dgnet_fast.metrics import symmetric_features
+from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import fold_batch_norms
 from dgnet_fast.report.progress import Progress
-from dgnet_fast.retrieval.features import extract_features, split_features
+from dgnet_fast.retrieval.features import extract_features
 
 
 class Extractor:
@@ -62,13 +66,34 @@ class Extractor:
             raise ValueError(f"batch is {batch}; it must be at least 1")
         where = resolve_device(device)
         model, known = load_for_use(checkpoint, config_file=config_file, allow_extra=allow_extra)
-        config = model.config
-        self.encoder = model.appearance_encoder.to(where).requires_grad_(False)
-        self._folded = fold_batch_norms(self.encoder)
-        self.height, self.width = config.crop_image_height, config.crop_image_width
-        self.upsample, self.batch, self.device = config.ID_upsample, batch, where
-        self.source: str = known["source"]
-        self.second_half_weight = second_half_weight if self.encoder.style == "AB" else 1.0
+        encoder = model.appearance_encoder.to(where).requires_grad_(False)
+        self._hold(encoder, model.config, batch, second_half_weight)
+        self.source = str(known["source"])
+
+    @classmethod
+    def of(
+        cls,
+        encoder: AppearanceEncoder,
+        config: Config,
+        *,
+        batch: int = 64,
+        second_half_weight: float | None = 0.5,
+    ) -> Extractor:
+        """The extractor of a network in memory, where it is and as it is now, at the size that ``config`` gives."""
+        made = cls.__new__(cls)
+        made._hold(encoder, config, batch, second_half_weight)
+        return made
+
+    def _hold(
+        self, encoder: AppearanceEncoder, config: Config, batch: int, second_half_weight: float | None
+    ) -> None:
+        self.encoder, self.device = encoder, next(encoder.parameters()).device
+        self._folded = fold_batch_norms(encoder)
+        self.height, self.width = config.picture_size
+        self.upsample, self.batch, self.workers = config.ID_upsample, batch, config.num_workers or 1
+        self.cache = cache_folder(config.data_cache)
+        self.second_half_weight = second_half_weight if encoder.style == "AB" else 1.0
+        self.source = ""
         self._fingerprint = ""
 
     @property
@@ -77,14 +102,8 @@ class Extractor:
         compared.
         """
         if not self._fingerprint:
-            digest = hashlib.sha256(
-                f"{self.encoder.style} {self.height} {self.width} {self.upsample}".encode()
-            )
-            for name, value in sorted(self.encoder.state_dict().items()):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                              if value.ndim else str(value.item()).encode())  # fmt: skip
-            self._fingerprint = digest.hexdigest()[:16]
+            about = f"{self.encoder.style} {self.height} {self.width} {self.upsample}"
+            self._fingerprint = digest(self.encoder.state_dict(), about)
         return self._fingerprint
 
     def __call__(self, pictures: Any, *, progress: Progress | None = None) -> Tensor:
@@ -102,10 +121,10 @@ class Extractor:
         for picture in self._resized(pictures):
             waiting.append(picture)
             if len(waiting) == self.batch:
-                rows.append(self._features(waiting))
+                rows.append(self._features(torch.stack(waiting)))
                 waiting = []
         if waiting:
-            rows.append(self._features(waiting))
+            rows.append(self._features(torch.stack(waiting)))
         if not rows:
             raise ValueError("no pictures to extract features from")
         return torch.cat(rows)
@@ -115,10 +134,19 @@ class Extractor:
         split = unlabelled(paths)
         if not len(split):
             raise ValueError("no pictures to extract features from")
-        return split_features(
-            self._folded, split, self.height, self.width,
-            batch=self.batch, upsample=self.upsample, progress=progress,
-        )  # fmt: skip
+        return self.split(split, cached=False, progress=progress)
+
+    def split(self, split: Split, *, cached: bool = True, progress: Progress | None = None) -> Tensor:
+        """Features float32 (N, F) on the CPU of all pictures of a split, decoded a bounded number at a time; with
+        ``cached`` from the cache of decoded pictures that the options name, which is made at once if need be.
+        """
+        rows, cache = [], self.cache if cached else None
+        chunks = decoded_chunks(split, self.height, self.width, workers=self.workers, cache=cache)
+        for first, pictures in chunks:
+            rows += [self._features(part) for part in pictures.split(self.batch)]
+            if progress is not None:
+                progress(min(first + CHUNK, len(split)), len(split))
+        return torch.cat(rows)
 
     def to_unit(self, features: Tensor) -> Tensor:
         """Vectors (N, F) of unit length whose dot product is the score (0..1 for the same picture: 1), as
@@ -126,23 +154,20 @@ class Extractor:
         """
         return symmetric_features(features, self.second_half_weight)
 
-    def _features(self, pictures: list[Tensor]) -> Tensor:
-        batch = normalize(torch.stack(pictures).to(self.device))
-        return extract_features(self._folded, batch, upsample=self.upsample).cpu()
+    def _features(self, pictures: Tensor) -> Tensor:
+        x = normalize(pictures.to(self.device))
+        return extract_features(self._folded, x, upsample=self.upsample).cpu()
 
     def _resized(self, pictures: Any) -> Iterator[Tensor]:
         """Each picture as uint8 (3, height, width)."""
-        size = (self.width, self.height)
         for image in _images(pictures):
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.BICUBIC)
-            yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            yield torch.from_numpy(resized(image, self.height, self.width).copy()).permute(2, 0, 1)
 
 
 def _images(pictures: Any) -> Iterator[Image.Image]:
     """RGB pictures of any accepted input, lists of mixed kinds included."""
     if isinstance(pictures, Image.Image):
-        yield pictures.convert("RGB")
+        yield as_rgb(pictures)
     elif isinstance(pictures, (str, Path)):
         split = unlabelled(picture_files([pictures]))
         for index in range(len(split)):

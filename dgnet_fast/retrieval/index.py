@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dgnet_fast.report.files import atomically
 from dgnet_fast.retrieval.extractor import Extractor
 
 FORMAT = "dgnet_fast.index.1"
@@ -75,19 +75,12 @@ class PictureIndex:
 
     def save(self, folder: Path) -> None:
         """Write the index to ``folder``, replacing the one that lies there."""
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"vectors-{len(self):08d}.faiss"
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        listing = folder / f".{ENTRIES}.{os.getpid()}.tmp"
-        try:
+        with atomically(folder / name) as temporary:
             faiss_library().write_index(self.vectors, str(temporary))
-            os.replace(temporary, folder / name)
-            content = self.made_by | {"vectors": name, "pictures": [asdict(entry) for entry in self.entries]}
-            listing.write_text(json.dumps(content, indent=0), encoding="utf-8")
-            os.replace(listing, folder / ENTRIES)
-        finally:
-            temporary.unlink(missing_ok=True)
-            listing.unlink(missing_ok=True)
+        content = self.made_by | {"vectors": name, "pictures": [asdict(entry) for entry in self.entries]}
+        with atomically(folder / ENTRIES) as temporary:
+            temporary.write_text(json.dumps(content, indent=0), encoding="utf-8")
         for old in folder.glob("vectors-*.faiss"):
             if old.name != name:
                 old.unlink(missing_ok=True)

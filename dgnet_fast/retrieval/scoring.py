@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dgnet_fast.data import ReidDataset
+from dgnet_fast.data import ChosenPictures, ReidDataset, Split
 from dgnet_fast.metrics import (
     RetrievalScores,
     SingleShotScores,
@@ -16,12 +18,13 @@ from dgnet_fast.metrics import (
     evaluate_single_shot,
     expand_queries,
     k_reciprocal_scores,
+    multi_query_features,
     symmetric_features,
 )
 from dgnet_fast.metrics.ranking import match_and_junk
-from dgnet_fast.models.appearance_encoder import AppearanceEncoder
+from dgnet_fast.report.progress import Progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow
-from dgnet_fast.retrieval.features import LabelledFeatures, retrieval_sets
+from dgnet_fast.retrieval.extractor import Extractor
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,51 @@ class Ranking:
     seed: int = 0
 
 
-def ranking_for(encoder: AppearanceEncoder, ranking: Ranking) -> Ranking:
-    """`ranking` with a weight that fits the encoder: 1 for styles whose feature has no two halves."""
-    return ranking if encoder.style == "AB" else replace(ranking, weight=1.0)
+def ranking_for(extractor: Extractor, ranking: Ranking) -> Ranking:
+    """`ranking` with a weight that fits the network: 1 for styles whose feature has no two halves."""
+    return ranking if extractor.encoder.style == "AB" else replace(ranking, weight=1.0)
+
+
+class LabelledFeatures(NamedTuple):
+    """Features float32 (N, F) on the CPU with ids and cameras int64 (N,)."""
+
+    features: Tensor
+    ids: np.ndarray
+    cameras: np.ndarray
+
+
+def retrieval_sets(
+    extractor: Extractor,
+    dataset: ReidDataset,
+    *,
+    multi_query: bool = False,
+    max_queries: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, LabelledFeatures]:
+    """What a data set's scores are made from: 'gallery', 'single' queries, 'multi' where asked and there.
+
+    ``max_queries`` takes the first queries only, and of the multi-query set what belongs to them.
+    """
+
+    def labelled(split: Split) -> LabelledFeatures:
+        return LabelledFeatures(extractor.split(split, progress=progress), split.ids, split.cameras)
+
+    asked, more = dataset.query, dataset.multi_query
+    if max_queries is not None and max_queries < len(asked):
+        asked = ChosenPictures.of(asked, np.arange(max_queries))
+        if more is not None:
+            wanted = set(zip(asked.ids.tolist(), asked.cameras.tolist(), strict=True))
+            labels = zip(more.ids.tolist(), more.cameras.tolist(), strict=True)
+            theirs = [k for k, one in enumerate(labels) if one in wanted]
+            if theirs:  # with none the error is that of the whole set
+                more = ChosenPictures.of(more, np.array(theirs))
+    sets = {"gallery": labelled(dataset.gallery)}
+    sets["single"] = query = labelled(asked)
+    if multi_query and more is not None:
+        sets["multi"] = query._replace(
+            features=multi_query_features(*labelled(more), query.ids, query.cameras)
+        )
+    return sets
 
 
 def score_features(
@@ -108,17 +153,16 @@ def score_sets(
 
 
 def score_retrieval(
-    encoder: AppearanceEncoder,
+    extractor: Extractor,
     dataset: ReidDataset,
-    height: int,
-    width: int,
     *,
     ranking: Ranking | None = None,
-    **options,  # noqa: ANN003 - of retrieval_sets
+    max_queries: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, RetrievalScores | SingleShotScores]:
     """`score_sets` of a data set's `retrieval_sets`; without ``ranking`` the plain one."""
-    sets = retrieval_sets(encoder, dataset, height, width, **options)
-    return score_sets(sets, ranking_for(encoder, ranking or Ranking()))
+    sets = retrieval_sets(extractor, dataset, max_queries=max_queries, progress=progress)
+    return score_sets(sets, ranking_for(extractor, ranking or Ranking()))
 
 
 def rank_list_rows(

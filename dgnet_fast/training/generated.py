@@ -68,7 +68,7 @@ def load_generated(
     Raises ValueError for a folder that holds no finished set, pictures of another size, or another teacher.
     """
     description, rows = read_description(folder), read_manifest(folder)
-    size = config.crop_image_height, config.crop_image_width
+    size = config.picture_size
     if (description["height"], description["width"]) != size:
         raise ConfigError(
             f"{folder} has pictures of {description['height']}x{description['width']}, the options say {size[0]}x{size[1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ class Diverged(Exception):
 
 class StopSignal:
     """While active, the first SIGINT or SIGTERM sets ``requested`` (the loop saves and leaves); the second
-    acts at once.
+    acts at once. In another thread than the main one, where Python takes no signals, nothing is set up.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +43,8 @@ class StopSignal:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in self.SIGNALS:
+        main = threading.current_thread() is threading.main_thread()
+        for number in self.SIGNALS if main else ():
             self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import resource
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgnet_fast.checkpoints.pretrained import load_imagenet
 from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run, restore_model
 from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers, save_teachers
 from dgnet_fast.config import Config, ConfigError
@@ -23,19 +23,24 @@ from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.generation.codes import swap_cells
 from dgnet_fast.generation.scores import picture_table
 from dgnet_fast.metrics import RetrievalScores
-from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size, load_imagenet
+from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report import image_grid, write_environment, write_report
+from dgnet_fast.report.files import atomically, write_json, write_text
 from dgnet_fast.report.log import RunLog, format_duration
-from dgnet_fast.report.progress import chunks_progress
+from dgnet_fast.report.progress import progress
+from dgnet_fast.report.tables import TABLES
+from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import chance_scores, score_retrieval
 from dgnet_fast.retrieval.tables import retrieval_table
 from dgnet_fast.training.generated import load_generated
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.training.teacher_loop import train_teacher
+
+logger = logging.getLogger(__name__)
 
 
 def with_classes(config: Config, dataset: ReidDataset) -> Config:
@@ -44,15 +49,10 @@ def with_classes(config: Config, dataset: ReidDataset) -> Config:
     """
     count = dataset.num_classes
     if config.ID_class not in (0, count):
-        say(
+        logger.info(
             f"ID_class is {config.ID_class} in the options; the training set has {count} identities, using {count}"
         )
     return config.replace(ID_class=count)
-
-
-def say(text: str) -> None:
-    """A line of progress on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -74,15 +74,15 @@ class Run:
         precision = Precision(resolve_amp(config, device), device)
         graphs = graphs_wanted(config, precision)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml())
+        write_text(folder / "config.yaml", config.to_yaml())
         write_environment(folder)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
-        say(
+        logger.info(
             f"{dataset.name}: {config.ID_class} identities, {len(dataset.train)} training pictures; {device}, {kind}; run folder {folder}"
         )
         if device.type == "cuda" and not graphs:
             reason = "as asked" if config.cuda_graphs == "off" else graphs_refused(config, precision)
-            say(f"steps are not recorded as CUDA graphs: {reason}")
+            logger.info(f"steps are not recorded as CUDA graphs: {reason}")
         return cls(config, folder, dataset, device, precision)
 
     def batches(
@@ -105,14 +105,13 @@ class Run:
         config, start = self.config, time.perf_counter()
         pictures = load_pictures(
             self.dataset.train,
-            config.crop_image_height,
-            config.crop_image_width,
+            *config.picture_size,
             cache_folder(config.data_cache),
             workers=config.num_workers or 1,
-            progress=chunks_progress("decoding training pictures"),
+            progress=progress("decoding training pictures"),
         )
         pictures = place(pictures, self.device, config.pictures_on)
-        say(f"{len(pictures)} training pictures ready in {time.perf_counter() - start:.1f} s")
+        logger.info(f"{len(pictures)} training pictures ready in {time.perf_counter() - start:.1f} s")
         return pictures
 
     def teacher_only(
@@ -141,7 +140,7 @@ class Run:
         config = self.config
         own = self.folder / "teacher.pt"
         if config.teacher == "auto" and not own.is_file():
-            say("training the teacher (the paper's baseline) first")
+            logger.info("training the teacher (the paper's baseline) first")
             return [self.teacher_only(pictures, stop)]
         name = str(own) if config.teacher == "auto" else config.teacher
         found = load_teachers(config.replace(teacher=name), self.dataset.class_names)
@@ -149,17 +148,8 @@ class Run:
 
     def scores_of(self, networks: dict[str, AppearanceEncoder]) -> dict[str, RetrievalScores]:
         """Single-query scores of several encoders on the test people."""
-        config = self.config
         return {
-            name: score_retrieval(
-                network,
-                self.dataset,
-                config.crop_image_height,
-                config.crop_image_width,
-                upsample=config.ID_upsample,
-                workers=config.num_workers or 1,
-                cache=cache_folder(config.data_cache),
-            )["single"]
+            name: score_retrieval(Extractor.of(network, self.config), self.dataset)["single"]
             for name, network in networks.items()
         }
 
@@ -171,10 +161,7 @@ class Run:
         people = [i for i in np.unique(gallery.ids) if i > 0]
         firsts = [int(np.flatnonzero(gallery.ids == i)[0]) for i in people[: 2 * config.display_size]]
         columns, rows = firsts[: config.display_size], firsts[config.display_size :] or firsts
-        chosen = {
-            k: gallery.load_resized(k, config.crop_image_height, config.crop_image_width)
-            for k in {*columns, *rows}
-        }
+        chosen = {k: gallery.load_resized(k, *config.picture_size) for k in {*columns, *rows}}
         appearances, structures = (
             torch.from_numpy(np.stack([chosen[k] for k in part])).permute(0, 3, 1, 2)
             for part in (columns, rows)
@@ -183,8 +170,8 @@ class Run:
         def sample(step: int) -> None:
             cells = swap_cells(model, structures, appearances)
             path = self.folder / "samples" / f"step_{step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image_grid(structures, appearances, cells).save(path)
+            with atomically(path, sync=False) as temporary:
+                image_grid(structures, appearances, cells).save(temporary)
 
         return sample
 
@@ -215,7 +202,7 @@ def run_training(
     content = read_run(checkpoint) if checkpoint else None
     first = content["step"] if content else 0
     last = min(config.max_iter, max_steps or config.max_iter)
-    with StopSignal() as stop:
+    with StopSignal() as stop, generators_kept(run.device):
         pictures = run.training_pictures() if first < last else torch.empty(0)
         teachers = run.teachers(pictures, stop)
         model = DGNet(config, teachers)
@@ -224,7 +211,7 @@ def run_training(
         elif config.pretrained:
             load_imagenet(model.appearance_encoder, config.pretrained)
         elif config.ID_width == 64 and first == 0:
-            say(
+            logger.info(
                 "E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)"
             )
         model.to(run.device, memory_format=torch.channels_last)
@@ -234,7 +221,7 @@ def run_training(
             for part, name in ((optimisers, "optimisers"), (run.precision, "precision")):
                 if name in content:  # a converted checkpoint has none: they start afresh
                     part.load_state_dict(content[name])
-            say(f"resuming {checkpoint} at step {first}")
+            logger.info(f"resuming {checkpoint} at step {first}")
         if first < last:
             batches = run.batches(
                 config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p
@@ -247,21 +234,21 @@ def run_training(
                     first_step=first, last_step=last, sample=run.sampler(model), stop=stop,
                 )  # fmt: skip
                 seconds = time.perf_counter() - begin
-                say(
+                logger.info(
                     f"{last - first} steps in {format_duration(seconds)}, {seconds / (last - first):.3g} s a step, "
                     f"peak memory {peak_memory(run.device) / 1e9:.2f} GB"
                 )
     tables = []
     if last == config.max_iter:
-        say("scoring on people never trained on")
+        logger.info("scoring on people never trained on")
         with (
             StopSignal() as stop
         ):  # training moved the teachers' running statistics: score them as they were saved
             teachers = run.teachers(torch.empty(0), stop)
         tables = final_tables(run, model, teachers)
-        (folder / "results.json").write_text(json.dumps(tables, indent=1))
+        write_json(folder / "results.json", {TABLES: tables})
     else:
-        say(
+        logger.info(
             f"stopped at --max-steps {last} of {config.max_iter}; python -m dgnet_fast.evaluate {folder} scores it"
         )
     report = write_report(folder)
@@ -277,7 +264,7 @@ def run_teacher(
     Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public implementation.
     """
     run = Run.open(config, folder)
-    with StopSignal() as stop:
+    with StopSignal() as stop, generators_kept(run.device):
         extra = {}
         if generated is not None:
             names = run.dataset.class_names
@@ -285,7 +272,7 @@ def run_teacher(
             extra = {"generated": batches, "generated_weight": weight}
         teacher = run.teacher_only(run.training_pictures(), stop, **extra)
     export_public_teacher(teacher, folder / "net_last.pth")
-    (folder / "opts.yaml").write_text(f"stride: {run.config.teacher_stride}\n")
+    write_text(folder / "opts.yaml", f"stride: {run.config.teacher_stride}\n")
     return [
         retrieval_table(
             run.dataset,

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 
 def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
     """A 63-bit seed for (run seed, purpose, step), the same on every machine."""
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), step]).generate_state(2, np.uint32)
     return (int(words[0]) << 31) ^ int(words[1])
+
+
+@contextlib.contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Within, PyTorch's default generators may be seeded and drawn from; afterwards the caller's go on as if nothing
+    had been.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

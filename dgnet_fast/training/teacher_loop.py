@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
+from dgnet_fast.checkpoints.pretrained import load_imagenet
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.appearance_encoder import (
     AppearanceEncoder,
     build_teacher,
-    load_imagenet,
     upsample_small,
 )
 from dgnet_fast.models.batch_norm import BatchNormMode

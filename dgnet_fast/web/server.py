@@ -11,30 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from dgnet_fast.data import normalize
 from dgnet_fast.data.pictures import NOBODY, Pictures
+from dgnet_fast.data.reading import read_picture, resized
 from dgnet_fast.generation.codes import appearance_codes, decode_codes, structure_codes
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.grid import to_image
-from dgnet_fast.retrieval.features import extract_features, split_features
+from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.web.page import PAGE
 
 LARGEST_UPLOAD = 32 * 2**20
-FINE_WEIGHT = 0.5
-
-
-def read_picture(data: bytes, name: str, height: int, width: int) -> Tensor:
-    """An uploaded picture as uint8 (3, height, width), resized bicubically; ValueError names one that is none."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {name} cannot be read: it is no image, or a damaged one") from error
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
 def data_url(picture: Tensor) -> str:
@@ -52,17 +39,13 @@ class Demo:
     ) -> None:
         self.model, self.gallery, self.count = model, gallery, nearest
         config = model.config
-        self.size = config.crop_image_height, config.crop_image_width
+        self.size = config.picture_size
         self.lock = threading.Lock()
-        self.features = None
+        self.extractor = Extractor.of(model.appearance_encoder, config)
+        self.vectors = None
         if gallery is not None:
-            self.features = split_features(
-                model.appearance_encoder,
-                gallery.split,
-                *self.size,
-                upsample=config.ID_upsample,
-                progress=progress,
-            )
+            features = self.extractor.split(gallery.split, cached=False, progress=progress)
+            self.vectors = self.extractor.to_unit(features)
 
     def swaps(self, pictures: Tensor) -> Tensor:
         """uint8 pictures (2, 3, H, W) → appearance of the first in the structure of the second, and the reverse."""
@@ -71,13 +54,8 @@ class Demo:
 
     def nearest(self, picture: Tensor) -> list[tuple[int, float]]:
         """(index, cosine-like score) of the gallery's nearest pictures of different people, nearest first."""
-        encoder = self.model.appearance_encoder
-        x = normalize(picture[None].to(next(encoder.parameters()).device))
-        feature = extract_features(encoder, x, upsample=self.model.config.ID_upsample)[0].cpu()
-        heads = torch.ones_like(feature)
-        if encoder.style == "AB":  # the fine-grained half counts half, as in the retrieval scores
-            heads[len(heads) // 2 :] = FINE_WEIGHT
-        scores = self.features @ (feature * heads) / heads.view(len(encoder.heads), -1)[:, 0].sum()
+        assert self.gallery is not None and self.vectors is not None
+        scores = self.vectors @ self.extractor.to_unit(self.extractor(picture))[0]
         found, seen = [], set()
         for index in scores.argsort(descending=True).tolist():
             person = int(self.gallery.people[index])
@@ -91,10 +69,11 @@ class Demo:
     def answer(self, uploads: dict[str, bytes]) -> dict[str, Any]:
         """What the page shows of the uploads 'a' and 'b'; ValueError for a picture that cannot be read."""
         start = time.perf_counter()
-        pictures = torch.stack([read_picture(uploads[k], k.upper(), *self.size) for k in ("a", "b")])
+        read = [resized(read_picture(uploads[k], k.upper()), *self.size) for k in ("a", "b")]
+        pictures = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
         with self.lock:
             made = self.swaps(pictures)
-            near = [] if self.features is None else [self.nearest(picture) for picture in pictures]
+            near = [] if self.vectors is None else [self.nearest(picture) for picture in pictures]
         captions = ("appearance of A, structure of B", "appearance of B, structure of A")
         groups = []
         for name, found in zip("AB", near, strict=False):

@@ -1,3 +1,5 @@
+import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from dgnet_fast.data.cache import cached_pictures, load_pictures
 from dgnet_fast.data.chunks import decoded_chunks
 from dgnet_fast.data.files import unlabelled
 from dgnet_fast.models.appearance_encoder import build_appearance_encoder
+from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
 from dgnet_fast.training.run import Run
 from tests.tiny import tiny_config
@@ -36,17 +39,31 @@ def pictures(tmp_path):
 
 
 class Told(list):
-    """Lines that were said, and how many pictures were decoded."""
+    """Lines of the log, and how many pictures were decoded."""
 
     decoded = 0
 
     def progress(self, done, total):
         self.decoded += 1
 
+    @contextlib.contextmanager
+    def listening(self):
+        logger, handler = logging.getLogger("dgnet_fast"), logging.Handler()
+        handler.emit = lambda record: self.append(record.getMessage())
+        before = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield self
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(before)
+
 
 def opened(split, folder, told=None, size=SIZE):
     told = Told() if told is None else told
-    return cached_pictures(split, *size, folder, workers=2, progress=told.progress, say=told.append)
+    with told.listening():
+        return cached_pictures(split, *size, folder, workers=2, progress=told.progress)
 
 
 def files(folder):
@@ -223,23 +240,24 @@ def test_two_at_once_without_locks(pictures, tmp_path, monkeypatch):
 
     def meanwhile(done, total):
         if done == 6:
-            inner.append(cached_pictures(split, *SIZE, tmp_path / "c", say=lambda _: None))
+            inner.append(cached_pictures(split, *SIZE, tmp_path / "c"))
 
-    outer = cached_pictures(split, *SIZE, tmp_path / "c", progress=meanwhile, say=lambda _: None)
+    outer = cached_pictures(split, *SIZE, tmp_path / "c", progress=meanwhile)
     assert torch.equal(inner[0].tensor, expected) and torch.equal(outer.tensor, expected)
     assert len(files(tmp_path / "c")) == 1
 
 
 def warned(told):
     (line,) = told
-    assert line.startswith("warning: no cache of decoded pictures in ") and "\n" not in line
+    assert line.startswith("no cache of decoded pictures in ") and "\n" not in line
     return line
 
 
 def test_no_room_on_the_disk(pictures, tmp_path, monkeypatch):
     split, told = unlabelled(pictures), Told()
     monkeypatch.setattr(cache, "ROOM", 2**62)
-    found = load_pictures(split, *SIZE, tmp_path / "c", workers=1, say=told.append)
+    with told.listening():
+        found = load_pictures(split, *SIZE, tmp_path / "c", workers=1)
     assert isinstance(found, torch.Tensor) and torch.equal(found, decode_split(split, *SIZE))
     assert "to be left free" in warned(told)
     assert files(tmp_path / "c") == []
@@ -274,7 +292,8 @@ def test_unwritable_folder(pictures, tmp_path, kind, monkeypatch):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(cache.Path, "mkdir", refused)  # a folder's mode does not stop root, who may test
-    found = load_pictures(split, *SIZE, folder, workers=1, say=told.append)
+    with told.listening():
+        found = load_pictures(split, *SIZE, folder, workers=1)
     assert torch.equal(found, decode_split(split, *SIZE))
     assert str(folder) in warned(told)
     if kind == "file in the way":
@@ -341,7 +360,7 @@ def test_the_mapped_pictures_are_not_in_memory_twice(tmp_path):
         return {key: int(said.split(key + ":")[1].split()[0]) * 1024 for key in ("RssAnon", "RssFile")}
 
     before = resident()
-    found = cached_pictures(split, 256, 256, tmp_path / "c", say=lambda _: None)
+    found = cached_pictures(split, 256, 256, tmp_path / "c")
     assert int(found.tensor[:, :, ::16, ::16].long().sum()) == 300 * 256 * 24
     touched = resident()
     found.release()
@@ -350,13 +369,15 @@ def test_the_mapped_pictures_are_not_in_memory_twice(tmp_path):
     assert max(touched["RssAnon"], after["RssAnon"]) - before["RssAnon"] < 30e6
 
 
-def test_a_run_keeps_its_pictures(tmp_path, capsys):
+def test_a_run_keeps_its_pictures(tmp_path, caplog):
     config = tiny_config(**DATA_OPTIONS, data_cache=str(tmp_path / "c"))
     found = []
     for name in ("first", "second"):
         run = Run.open(config, tmp_path / name)
-        found.append(run.training_pictures())
-        said = capsys.readouterr().err
+        caplog.clear()
+        with caplog.at_level("INFO", logger="dgnet_fast"):
+            found.append(run.training_pictures())
+        said = "\n".join(caplog.messages)
         assert ("decoding training pictures: 20/20" in said) == (name == "first")
         assert "20 training pictures ready in " in said
     run = Run.open(config.replace(data_cache="off"), tmp_path / "third")
@@ -364,8 +385,10 @@ def test_a_run_keeps_its_pictures(tmp_path, capsys):
     assert all(torch.equal(one.tensor, plain) for one in found)
     encoder = build_appearance_encoder(run.config).eval()
     scores = [
-        score_retrieval(encoder, run.dataset, 64, 32, cache=folder)["single"].mAP
-        for folder in (None, tmp_path / "c", tmp_path / "c")
+        score_retrieval(Extractor.of(encoder, run.config.replace(data_cache=str(folder))), run.dataset)[
+            "single"
+        ].mAP
+        for folder in ("off", tmp_path / "c", tmp_path / "c")
     ]
     assert scores[0] == scores[1] == scores[2]
     assert len(files(tmp_path / "c")) == 3

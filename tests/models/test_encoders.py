@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dgnet_fast.checkpoints.pretrained import load_imagenet
 from dgnet_fast.checkpoints.public_layout import encoder_layout
 from dgnet_fast.config import Config, GeneratorConfig
 from dgnet_fast.models.appearance_encoder import (
@@ -15,7 +16,6 @@ from dgnet_fast.models.appearance_encoder import (
     appearance_input_size,
     build_appearance_encoder,
     build_teacher,
-    load_imagenet,
     upsample_small,
 )
 from dgnet_fast.models.batch_norm import BatchNormMode

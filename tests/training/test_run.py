@@ -23,6 +23,8 @@ from dgnet_fast.config import load_config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.report.log import read_metrics
+from dgnet_fast.report.tables import read_tables
+from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
 from dgnet_fast.training import loop, run, teacher_loop
 from tests.tiny import NETWORK, arguments
@@ -109,7 +111,7 @@ def test_the_run_folder(whole):
 
 
 def test_the_results(whole, capsys):
-    retrieval, pictures = json.loads((whole / "results.json").read_text())
+    retrieval, pictures = read_tables(whole / "results.json")
     assert [row[0] for row in retrieval["rows"]] == ["chance", "teacher (baseline)", "DG-Net"]
     assert retrieval["columns"] == ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"]
     for _, rank1, rank5, rank10, *rest in retrieval["rows"]:
@@ -122,8 +124,8 @@ def test_the_teachers_row_is_that_of_the_saved_teacher(whole):
     """Generated pictures pass through the teacher's BatchNorms in training; its score must not suffer from that."""
     config = load_config(whole / "config.yaml").replace(teacher=str(whole))
     (found,) = load_teachers(config)
-    scores = score_retrieval(found, dataset_of(config), 40, 24)["single"]
-    (row,) = (r for r in json.loads((whole / "results.json").read_text())[0]["rows"] if "teacher" in r[0])
+    scores = score_retrieval(Extractor.of(found, config), dataset_of(config))["single"]
+    (row,) = (r for r in read_tables(whole / "results.json")[0]["rows"] if "teacher" in r[0])
     assert row == run.retrieval_row("teacher (baseline)", scores)
 
 
@@ -291,14 +293,14 @@ def scores(capsys, *arguments):
     """What evaluate prints and writes."""
     file = Path(str(arguments[0])).parent / "scores.json"
     assert evaluate.main([*map(str, arguments), "--json", str(file), "--device", "cpu"]) == 0
-    table = json.loads(file.read_text())
+    (table,) = read_tables(file)
     assert "Rank-1" in capsys.readouterr().out
     return table
 
 
 def test_evaluate_gives_the_runs_own_scores(whole, capsys):
     table = scores(capsys, whole)
-    (row,) = (r for r in json.loads((whole / "results.json").read_text())[0]["rows"] if r[0] == "DG-Net")
+    (row,) = (r for r in read_tables(whole / "results.json")[0]["rows"] if r[0] == "DG-Net")
     single, multi = table["rows"]
     assert (single[0], multi[0]) == ("single query", "multi query")
     for column, value in zip(("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"), row[1:], strict=True):
@@ -331,7 +333,7 @@ def test_the_teacher_command(whole, tmp_path, capsys):
     assert teacher.main(words(folder)) == 0
     out = capsys.readouterr().out
     assert "teacher (baseline)" in out and f"teacher: {folder / 'teacher.pt'}" in out
-    (table,) = json.loads((folder / "results.json").read_text())
+    (table,) = read_tables(folder / "results.json")
     assert [row[0] for row in table["rows"]] == ["chance", "teacher (baseline)"]
     config = load_config(folder / "config.yaml")
     forms = [

@@ -1,0 +1,48 @@
+"""What commands print and write: result tables on standard output, the log on standard error, JSON files of tables."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from dgnet_fast.report.files import write_json
+from dgnet_fast.report.tables import TABLES, format_table
+
+
+class _StandardError(logging.Handler):
+    """Lines on whatever standard error is at the moment, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+            sys.stderr.flush()
+        except Exception:  # as logging does: a log that cannot be written stops nothing
+            self.handleError(record)
+
+
+def show_log(level: int) -> None:
+    """Show the package's log from ``level`` up on standard error. For commands; libraries leave it to their program."""
+    logger = logging.getLogger("dgnet_fast")
+    for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_StandardError())
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def print_tables(tables: Sequence[dict[str, Any]], file: TextIO | None = None) -> None:
+    """Result tables as text, on standard output unless ``file`` says otherwise."""
+    for table in tables:
+        print(format_table(table), file=file, flush=True)
+
+
+def write_tables(path: Path, tables: Sequence[dict[str, Any]]) -> None:
+    """The file that ``--json`` names: ``{"tables": [{"title", "columns", "rows", "notes"}, ...]}``, the same from every
+    command.
+    """
+    write_json(path, {TABLES: list(tables)})

@@ -1,0 +1,43 @@
+"""Writing files that are whole or not there: the one way in which this package writes what it may read again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """A temporary file beside ``path``, with its suffix, that takes its name when the body ends without an error.
+
+    A kill at any moment leaves the old file or the new one, never half of one. Missing folders are made. With ``sync``
+    the content is on the disk before the name changes, so that a power cut does not leave an empty file either.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # any name fits, however long it is
+    temporary = path.with_name(f".{short}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """A text file in UTF-8, `atomically`."""
+    with atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """A JSON file, `atomically`."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
