@@ -7,7 +7,7 @@ without bf16 arithmetic matrix products and convolutions of bf16 tensors are com
 which is what bf16 hardware does (exact products, float32 sums), because PyTorch's emulation takes seconds a call; all else
 runs as it is. Minutes a run, each in its own process, ``--jobs`` at a time (OMP_NUM_THREADS says with how many threads).
 
-The 96 queries of the small preset are few: ``--synthetic_test_ids 160`` scores 473, of people of the same kind.
+The 96 queries of the small preset are few: ``--synthetic-test-ids 160`` scores 473, of people of the same kind.
 """
 
 from __future__ import annotations

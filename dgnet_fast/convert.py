@@ -19,6 +19,7 @@ from dgnet_fast.checkpoints.public import missing_networks, save_public
 from dgnet_fast.checkpoints.runs import save_run_folder
 from dgnet_fast.checkpoints.safetensors import save_safetensors
 from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.shared_options import add_checkpoint
 from dgnet_fast.config import ConfigError
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
@@ -28,23 +29,10 @@ FORMATS = ("public", "run", "safetensors")
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.convert", description=__doc__)
-    made.add_argument(
-        "checkpoint",
-        type=Path,
-        help="run folder, step_*.pt, *.safetensors, or a public gen_, id_ or dis_*.pt or its folder",
-    )
+    add_checkpoint(made)
     made.add_argument("--to", required=True, choices=FORMATS, help="what to write")
     made.add_argument(
         "--out", required=True, type=Path, metavar="PATH", help="folder (public, run) or file (safetensors)"
-    )
-    made.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
-    )
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
     )
     return made
 

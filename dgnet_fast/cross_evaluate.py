@@ -15,7 +15,14 @@ from typing import Any
 from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, run_command
-from dgnet_fast.cli.shared_options import add_ranking_options, ranking_of
+from dgnet_fast.cli.shared_options import (
+    add_checkpoint_details,
+    add_device,
+    add_json,
+    add_ranking_options,
+    add_skip_unreadable,
+    ranking_of,
+)
 from dgnet_fast.config import DATASETS, Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import ReidDataset
@@ -44,20 +51,12 @@ def parser() -> Parser:
         default="",
         help="finds the camera in a file name ('folder' targets)",
     )
-    made.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out pictures that cannot be read, and count them",
-    )
+    add_skip_unreadable(made)
     add_ranking_options(made)
     made.add_argument("--max-queries", type=int, metavar="N", help="score the first N queries only")
-    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument("--config", metavar="FILE", help="options of public checkpoints (default: near each)")
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this file")
+    add_device(made)
+    add_checkpoint_details(made)
+    add_json(made)
     return made
 
 

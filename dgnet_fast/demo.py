@@ -10,13 +10,12 @@ nothing of what is dropped.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.parser import Parser, run_command
-from dgnet_fast.cli.shared_options import source_config
+from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.pictures import open_pictures
@@ -26,9 +25,7 @@ from dgnet_fast.web.server import Demo, create_app
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.demo", description=__doc__)
-    made.add_argument(
-        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
-    )
+    add_checkpoint(made)
     made.add_argument(
         "--gallery",
         metavar="SOURCE",
@@ -37,20 +34,8 @@ def parser() -> Parser:
     made.add_argument(
         "--nearest", type=int, default=5, metavar="N", help="people shown for each picture (default 5)"
     )
-    made.add_argument("--root", help="folder of the data set")
-    made.add_argument(
-        "--camera-pattern", help="regular expression that finds the camera in a file name (data set 'folder')"
-    )
-    made.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
-    )
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_source_details(made)
+    add_device(made, batch=None)
     made.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )

@@ -17,8 +17,15 @@ from pathlib import Path
 from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, run_command
-from dgnet_fast.cli.shared_options import add_ranking_options, ranking_of
-from dgnet_fast.config import DATASETS
+from dgnet_fast.cli.shared_options import (
+    add_checkpoint,
+    add_data_set,
+    add_device,
+    add_json,
+    add_ranking_options,
+    data_set_config,
+    ranking_of,
+)
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.report.files import atomically
@@ -33,25 +40,8 @@ logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.evaluate", description=__doc__)
-    made.add_argument(
-        "checkpoint", type=Path, help="run folder, step_*.pt, or a public id_*.pt or its folder"
-    )
-    made.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
-    )
-    made.add_argument("--data", help=f"data set: {', '.join(DATASETS)} (default: the checkpoint's)")
-    made.add_argument("--root", help="folder of the data set (csv: the file)")
-    made.add_argument(
-        "--camera-pattern", help="regular expression that finds the camera in a file name (folder data)"
-    )
-    made.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out pictures that cannot be read, and count them",
-    )
+    add_checkpoint(made)
+    add_data_set(made)
     add_ranking_options(made)
     made.add_argument(
         "--rank-list", type=Path, metavar="FILE", help="write a picture of the first ranks of some queries"
@@ -66,17 +56,13 @@ def parser() -> Parser:
         help="also score multi-query where the data has it",
     )
     made.add_argument("--max-queries", type=int, metavar="N", help="score the first N queries only")
-    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(made)
     made.add_argument(
         "--data-cache",
         metavar="DIR",
         help="folder that keeps decoded pictures, or off (default: the checkpoint's)",
     )
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to this file")
+    add_json(made)
     return made
 
 
@@ -87,11 +73,7 @@ def body(argv: list[str] | None) -> int:
     ranking = ranking_of(args)
     device = resolve_device(args.device)
     model, known = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
-    changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern}
-    changes["data_cache"] = args.data_cache
-    config = model.config.replace(
-        **{k: v for k, v in changes.items() if v is not None}, skip_unreadable=args.skip_unreadable
-    )
+    config = data_set_config(model.config, args, data_cache=args.data_cache)
     dataset = dataset_of(config)
     logger.info(f"{known['source']}, {known['step']} steps, on {dataset.name}")
     extractor = Extractor.of(model.appearance_encoder.to(device), config, batch=args.batch)

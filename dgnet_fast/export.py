@@ -18,6 +18,7 @@ from dgnet_fast.checkpoints.fingerprint import fingerprint
 from dgnet_fast.checkpoints.graphs import INPUTS, NETWORKS, metadata_of, save_archive, save_onnx
 from dgnet_fast.checkpoints.loading import load_for_use, load_generator
 from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.shared_options import add_checkpoint
 from dgnet_fast.config import ConfigError
 
 SAVE = {".onnx": save_onnx, ".pt2": save_archive}
@@ -25,9 +26,7 @@ SAVE = {".onnx": save_onnx, ".pt2": save_archive}
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.export", description=__doc__)
-    made.add_argument(
-        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
-    )
+    add_checkpoint(made)
     made.add_argument("--network", required=True, choices=tuple(NETWORKS), help="what to export")
     made.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
     made.add_argument(
@@ -35,15 +34,6 @@ def parser() -> Parser:
         default="unit",
         choices=tuple(INPUTS),
         help="; ".join(f"{k}: {v}" for k, v in INPUTS.items()) + " (default unit)",
-    )
-    made.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
-    )
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
     )
     return made
 

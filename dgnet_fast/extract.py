@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from dgnet_fast.cli.parser import Parser, check_new, optional, run_command
-from dgnet_fast.cli.shared_options import add_checkpoint_options, extractor_of, readable_files
+from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
@@ -45,7 +45,7 @@ def parser() -> Parser:
     made.add_argument("pictures", nargs="+", metavar="FILE|FOLDER", help="pictures, or folders of them")
     made.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz or .parquet to write")
     made.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    add_checkpoint_options(made)
+    add_extractor_options(made)
     return made
 
 

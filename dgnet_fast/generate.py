@@ -25,7 +25,7 @@ import torch
 from dgnet_fast.checkpoints.fingerprint import fingerprint
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.parser import Parser, run_command
-from dgnet_fast.cli.shared_options import source_config
+from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.pictures import Pictures, open_pictures
@@ -41,27 +41,10 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def _common(parser: Parser, out: str) -> None:
-    parser.add_argument(
-        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=out)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
-    )
-    parser.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
-    parser.add_argument(
-        "--root", help="folder of the data set that a source names (default: the checkpoint's)"
-    )
-    parser.add_argument(
-        "--camera-pattern", help="regular expression that finds the camera in a file name (data set 'folder')"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures per pass (default 32)")
+    add_source_details(parser)
+    add_device(parser, batch=32)
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
 
 

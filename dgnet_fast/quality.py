@@ -18,7 +18,13 @@ import torch
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, run_command
-from dgnet_fast.cli.shared_options import source_config
+from dgnet_fast.cli.shared_options import (
+    add_checkpoint_details,
+    add_device,
+    add_json,
+    add_source_details,
+    source_config,
+)
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.pictures import open_pictures
@@ -38,10 +44,7 @@ def parser() -> Parser:
     made.add_argument(
         "--real", required=True, metavar="SOURCE", help="real pictures: folder or DATASET:SPLIT"
     )
-    made.add_argument("--root", help="folder of the data set")
-    made.add_argument(
-        "--camera-pattern", help="regular expression that finds the camera in a file name (data set 'folder')"
-    )
+    add_source_details(made)
     made.add_argument("--inception", type=Path, metavar="FILE", help="TorchScript Inception of 2015, for FID")
     made.add_argument(
         "--lpips", type=Path, metavar="FILE", help="TorchScript VGG-16 with LPIPS weights, for diversity"
@@ -49,7 +52,7 @@ def parser() -> Parser:
     made.add_argument(
         "--checkpoint", type=Path, help="checkpoint that made the set: re-id features, reconstructions, truth"
     )
-    made.add_argument("--config", type=Path, metavar="FILE", help="options of a public checkpoint")
+    add_checkpoint_details(made)
     made.add_argument(
         "--limit", type=int, metavar="N", help="compare at most N pictures of each side (default all)"
     )
@@ -57,9 +60,8 @@ def parser() -> Parser:
         "--pairs", type=int, default=1000, metavar="N", help="pairs for SSIM and LPIPS (default 1000)"
     )
     made.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
-    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this file")
+    add_device(made)
+    add_json(made)
     return made
 
 
@@ -72,7 +74,7 @@ def body(argv: list[str] | None) -> int:
     device = resolve_device(args.device)
     model = None
     if args.checkpoint:
-        model = load_generator(args.checkpoint, config_file=args.config)[0]
+        model = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)[0]
         model.to(device, memory_format=torch.channels_last)
     config = model.config if model is not None else Config()
     generated, size = open_generated(args.generated)

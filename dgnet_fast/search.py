@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from dgnet_fast.cli.parser import Parser, at_least, check_new, run_command
-from dgnet_fast.cli.shared_options import add_checkpoint_options, extractor_of, readable_files, weight_of
+from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files, weight_of
 from dgnet_fast.config import ConfigError
 from dgnet_fast.data.files import unlabelled
 from dgnet_fast.report.files import atomically, write_text
@@ -71,7 +71,7 @@ def parser() -> Parser:
         "--second-half-weight", default="0.5", metavar="X",
         help="weight of the fine-grained half: a number, or 'only' for that half alone (default 0.5)",
     )  # fmt: skip
-    add_checkpoint_options(made)
+    add_extractor_options(made)
     return made
 
 

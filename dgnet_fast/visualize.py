@@ -17,6 +17,7 @@ import torch
 from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.shared_options import add_checkpoint, add_data_set, add_device, data_set_config
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import ReidDataset, normalize
@@ -38,23 +39,11 @@ FILES = ("embedding.png", "activation.png", "cameras.json")
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.visualize", description=__doc__)
-    made.add_argument(
-        "checkpoint", type=Path, help="run folder, step_*.pt, *.safetensors, or a public id_*.pt"
-    )
+    add_checkpoint(made)
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the pictures (default: RUN/visual, drawn anew)"
     )
-    made.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
-    )
-    made.add_argument("--data", help="data set (default: the checkpoint's)")
-    made.add_argument("--root", help="folder of the data set")
-    made.add_argument(
-        "--camera-pattern", help="regular expression that finds the camera in a file name (folder data)"
-    )
+    add_data_set(made)
     made.add_argument(
         "--method", default="pca", choices=METHODS, help="of the map; tsne needs scikit-learn (default pca)"
     )
@@ -63,10 +52,7 @@ def parser() -> Parser:
         "--pictures", type=int, default=6, metavar="N", help="pictures with activation maps (default 6)"
     )
     made.add_argument("--seed", type=int, default=0, help="of which people are shown (default 0)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
+    add_device(made, batch=None)
     return made
 
 
@@ -113,8 +99,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another --out")
     device = resolve_device(args.device)
     model, _ = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
-    changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern}
-    dataset = dataset_of(model.config.replace(**{k: v for k, v in changes.items() if v is not None}))
+    dataset = dataset_of(data_set_config(model.config, args))
     folder.mkdir(parents=True, exist_ok=True)
     table = draw(model.eval().to(device, memory_format=torch.channels_last), dataset, folder, args)
     print_tables([table])

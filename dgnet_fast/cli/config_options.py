@@ -41,7 +41,7 @@ def _description(spec: Any, default: Any) -> str:
 
 
 def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
-    """Add --config, --preset and one option per entry of the config tree (spelled with _ or -)."""
+    """Add --config, --preset and one option per entry of the config tree, spelled with - (or with _, as in the files)."""
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file of options (ours or the public implementation's)"
     )
@@ -55,7 +55,7 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
         if name in SECTIONS:
             group = parser.add_argument_group(SECTIONS[name])
         default = getattr(owner, spec.name)
-        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         spellings |= dict.fromkeys(alias for alias, target in (aliases or {}).items() if target == name)
         extra: dict[str, Any] = {}
         if isinstance(default, bool):

@@ -10,13 +10,93 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_fast.cli.parser import Parser, at_least
-from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.config import DATASETS, Config, ConfigError
 from dgnet_fast.data.datasets import unreadable
 from dgnet_fast.data.files import picture_files, unlabelled
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import Ranking
 
 logger = logging.getLogger(__name__)
+
+
+def add_checkpoint(made: Parser) -> None:
+    """The checkpoint, as the first word, and what a public one needs."""
+    made.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="run folder, step_*.pt, *.safetensors, or a public id_*.pt or its folder",
+    )
+    add_checkpoint_details(made)
+
+
+def add_checkpoint_details(made: Parser) -> None:
+    """What a public checkpoint needs beside its name."""
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options of a public checkpoint (default: config.yaml near it)",
+    )
+    made.add_argument(
+        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+    )
+
+
+def add_device(made: Parser, *, batch: int | None = 64) -> None:
+    """Where a command computes, and on how many pictures at a time (None: no such option)."""
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    if batch is not None:
+        made.add_argument(
+            "--batch", type=int, default=batch, metavar="N", help=f"pictures per pass (default {batch})"
+        )
+
+
+def add_source_details(made: Parser) -> None:
+    """What `source_config` reads: where the data sets lie that sources name."""
+    made.add_argument(
+        "--root", metavar="DIR", help="folder of the data set that a source names (default: the checkpoint's)"
+    )
+    made.add_argument(
+        "--camera-pattern",
+        metavar="RE",
+        help="regular expression that finds the camera in a file name (data set 'folder')",
+    )
+
+
+def add_skip_unreadable(made: Parser) -> None:
+    """Whether pictures that cannot be read stop the command."""
+    made.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out pictures that cannot be read, and count them",
+    )
+
+
+def add_data_set(made: Parser) -> None:
+    """What `data_set_config` reads: another data set than the checkpoint's."""
+    made.add_argument(
+        "--data", metavar="NAME", help=f"data set: {', '.join(DATASETS)} (default: the checkpoint's)"
+    )
+    made.add_argument("--root", metavar="DIR", help="folder of the data set (csv: the file)")
+    made.add_argument(
+        "--camera-pattern",
+        metavar="RE",
+        help="regular expression that finds the camera in a file name (folder data)",
+    )
+    add_skip_unreadable(made)
+
+
+def data_set_config(config: Config, args: argparse.Namespace, **more: Any) -> Config:
+    """The checkpoint's options with the data set that the options of `add_data_set` name, and ``more`` that is not None."""
+    changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern} | more
+    changes["skip_unreadable"] = args.skip_unreadable or None
+    return config.replace(**{k: v for k, v in changes.items() if v is not None})
+
+
+def add_json(made: Parser) -> None:
+    """The file that `dgnet_fast.cli.output.write_tables` writes."""
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this file")
 
 
 def add_ranking_options(made: Parser) -> None:
@@ -88,29 +168,19 @@ def weight_of(text: str) -> float | None:
     return value
 
 
-def add_checkpoint_options(made: Parser) -> None:
+def add_extractor_options(made: Parser) -> None:
     """What `extractor_of` reads."""
     made.add_argument(
-        "--checkpoint", required=True, metavar="RUN",
-        help="run folder, step_*.pt, or a public id_*.pt or its folder",
+        "--checkpoint", required=True, type=Path, metavar="RUN",
+        help="run folder, step_*.pt, *.safetensors, or a public id_*.pt or its folder",
     )  # fmt: skip
-    made.add_argument(
-        "--config", metavar="FILE", help="options of a public checkpoint (default: config.yaml near it)"
-    )
-    made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
-    )
-    made.add_argument("--batch", type=int, default=64, metavar="N", help="pictures per pass (default 64)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out pictures that cannot be read, and count them",
-    )
+    add_checkpoint_details(made)
+    add_device(made)
+    add_skip_unreadable(made)
 
 
 def extractor_of(args: Any, **options: Any) -> Extractor:
-    """The extractor that the options of `add_checkpoint_options` describe."""
+    """The extractor that the options of `add_extractor_options` describe."""
     if args.batch < 1:
         raise ConfigError(f"--batch is {args.batch}; allowed: at least 1")
     return Extractor(

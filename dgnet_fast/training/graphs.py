@@ -90,7 +90,7 @@ class CudaRecorder:
             except RuntimeError as error:
                 raise RuntimeError(
                     f"the step could not be recorded as a CUDA graph ({str(error).splitlines()[0]}); "
-                    "--cuda_graphs off runs it without"
+                    "--cuda-graphs off runs it without"
                 ) from error
         return graph.replay, names
 

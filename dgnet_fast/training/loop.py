@@ -78,7 +78,7 @@ def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: 
         place = "the last at" if skips.row else "before"
         raise Diverged(
             f"{skips.longest} steps in a row had non-finite losses ({names}), {place} step {done}; nothing was updated in them. "
-            f"The last good state is in {checkpoints}. Try --amp off, lower learning rates or --max_bad_steps"
+            f"The last good state is in {checkpoints}. Try --amp off, lower learning rates or --max-bad-steps"
         )
     steps = (
         f"step {done} skipped"

@@ -97,7 +97,7 @@ def train_teacher(
             value = loss.item()
             if value != value or value in (float("inf"), float("-inf")):
                 raise FloatingPointError(
-                    f"the teacher's loss is {value} at step {done}; lower --teacher_lr (now {config.teacher_lr})"
+                    f"the teacher's loss is {value} at step {done}; lower --teacher-lr (now {config.teacher_lr})"
                 )
             accuracy = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
             scalars = {"id": value, "accuracy": accuracy}
