@@ -124,7 +124,7 @@ def test_a_restored_run_goes_on_exactly(tmp_path):
     assert content["config"] == config.to_dict()
     assert not any(name.startswith("teachers.") for name in content["model"])
     resumed = tiny_step(tiny_model(config.replace(seed=9), 1), dropout=True)
-    resumed.model.config.seed = config.seed
+    resumed.seed = config.seed
     resumed.model.teachers.load_state_dict(teachers.state_dict())
     restore_model(resumed.model, content, path)
     resumed.optimisers.load_state_dict(content["optimisers"])
