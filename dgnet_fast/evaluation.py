@@ -24,6 +24,7 @@ from dgnet_fast.data import (
 from dgnet_fast.metrics import (
     RetrievalScores,
     SingleShotScores,
+    colour_error,
     evaluate_retrieval,
     evaluate_scores,
     evaluate_single_shot,
@@ -287,34 +288,64 @@ def ranking_for(encoder: AppearanceEncoder, ranking: Ranking) -> Ranking:
     return ranking if encoder.style == "AB" else replace(ranking, weight=1.0)
 
 
-def score_pictures(
-    model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], np.ndarray]
-) -> dict[str, float]:
-    """PSNR (dB) and SSIM of reconstructions and swaps.
+class Truth(NamedTuple):
+    """What a swap should be: ``picture`` uint8 (H, W, 3), and ``clothes`` bool (H, W), where it shows clothes."""
 
-    ``pictures`` uint8 (N, 3, H, W); ``pairs`` (M, 2) of (appearance i, structure j); ``truth(i, j)`` uint8
-    (H, W, 3) is the true picture of that swap, which only drawn data has. As a measure of how much the swap
-    changed, the score of simply returning picture j is given too (``copy_*``).
+    picture: np.ndarray
+    clothes: np.ndarray
+
+
+def score_pictures(
+    model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], Truth]
+) -> dict[str, dict[str, float]]:
+    """`likeness` of reconstructions, of swaps and, as what a swap must beat, of the unchanged structure picture: by
+    "recon", "swap" and "copy".
+
+    ``pictures`` uint8 (N, 3, H, W); ``pairs`` (M, 2) of (appearance i, structure j); ``truth(i, j)`` is the true
+    picture of that swap, which only drawn data has.
     """
     device = next(model.parameters()).device
-    results: dict[str, list] = {"recon": [], "swap": [], "copy": []}
+    rows: dict[str, list[dict[str, np.ndarray]]] = {"recon": [], "swap": [], "copy": []}
     for part in torch.from_numpy(pairs).split(32):
         appearance, structure = (normalize(pictures[part[:, k]].to(device)) for k in (0, 1))
         swapped = denormalize(model.swap(appearance, structure)).cpu()
         rebuilt = denormalize(model.swap(structure, structure)).cpu()
-        target = torch.from_numpy(np.stack([truth(int(i), int(j)) for i, j in part])).permute(0, 3, 1, 2)
+        target, clothes = (np.stack(x) for x in zip(*(truth(int(i), int(j)) for i, j in part), strict=True))
+        own_clothes = np.stack([truth(int(j), int(j)).clothes for j in part[:, 1]])
+        target = torch.from_numpy(target).permute(0, 3, 1, 2)
         original = pictures[part[:, 1]]
-        for name, ours, wanted in (
-            ("recon", rebuilt, original),
-            ("swap", swapped, target),
-            ("copy", original, target),
-        ):
-            results[name].append((psnr(ours, wanted), ssim(ours, wanted)))
-    table = {}
-    for name, rows in results.items():
-        table[f"{name}_psnr"] = float(np.mean(np.concatenate([p for p, _ in rows])))
-        table[f"{name}_ssim"] = float(np.mean(np.concatenate([s for _, s in rows])))
-    return table
+        rows["recon"].append(likeness(rebuilt, original, own_clothes))
+        rows["swap"].append(likeness(swapped, target, clothes))
+        rows["copy"].append(likeness(original, target, clothes))
+    return {
+        name: {k: float(np.nanmean(np.concatenate([one[k] for one in parts]))) for k in parts[0]}
+        for name, parts in rows.items()
+    }
+
+
+LIKENESS = {
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 3),
+    "clothes_colour": ("clothes: colour error", 2),
+    "clothes_psnr": ("clothes: PSNR (dB)", 2),
+    "rest_psnr": ("rest: PSNR (dB)", 2),
+    "rest_ssim": ("rest: SSIM", 3),
+}
+"""What `likeness` measures: name, heading in a table, and digits there."""
+
+
+def likeness(ours: Tensor, wanted: Tensor, clothes: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores (N,) of pictures uint8 (N, 3, H, W): PSNR in dB and SSIM of the whole, on the clothes (bool (N, H, W)) the
+    mean colour difference CIEDE2000 and PSNR, off the clothes PSNR and SSIM. NaN where there are no clothes, or only.
+    """
+    return {
+        "psnr": psnr(ours, wanted),
+        "ssim": ssim(ours, wanted),
+        "clothes_colour": colour_error(ours, wanted, clothes),
+        "clothes_psnr": psnr(ours, wanted, clothes),
+        "rest_psnr": psnr(ours, wanted, ~clothes),
+        "rest_ssim": ssim(ours, wanted, ~clothes),
+    }
 
 
 @torch.no_grad()
