@@ -1,7 +1,8 @@
-"""Scores of retrieval (CMC, mAP, mINP; re-ranking, query expansion, single-shot) and of pictures (PSNR, SSIM)."""
+"""Scores of retrieval (CMC, mAP, mINP; re-ranking, query expansion, single-shot) and of pictures (PSNR, SSIM,
+colour difference)."""
 
 from dgnet_fast.metrics.expansion import expand_queries
-from dgnet_fast.metrics.image_quality import psnr, ssim
+from dgnet_fast.metrics.image_quality import colour_error, psnr, ssim
 from dgnet_fast.metrics.reranking import k_reciprocal_scores
 from dgnet_fast.metrics.retrieval import (
     RetrievalScores,
@@ -15,6 +16,7 @@ from dgnet_fast.metrics.single_shot import SingleShotScores, evaluate_single_sho
 __all__ = [
     "RetrievalScores",
     "SingleShotScores",
+    "colour_error",
     "evaluate_retrieval",
     "evaluate_scores",
     "evaluate_single_shot",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from dgnet_fast.checkpoints.runs import save_run
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.report.log import RunLog
+from dgnet_fast.report.log import RunLog, read_metrics
+from dgnet_fast.training.alarm import DivergenceAlarm
 from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.schedule import weights_at
@@ -64,10 +66,12 @@ class StopSignal:
 
 
 def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float]:
-    """What a step writes to the log: every term summed over the streams, learning rates' ramps and weights in
-    force.
+    """What a step writes to the log: every term's mean over the two streams, as papers give it, and the ramped weights
+    in force.
+
+    The totals are what is minimised, and there the streams add up: ``total`` is twice the weighted sum of the means.
     """
-    scalars = {name: float(sum(v)) if isinstance(v, list) else float(v) for name, v in result.terms.items()}
+    scalars = {name: statistics.fmean(v) if isinstance(v, list) else v for name, v in result.terms.items()}
     return scalars | weights_at(config, step)._asdict()
 
 
@@ -104,6 +108,8 @@ def train(
 ) -> int:
     """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
 
+    Where a loss begins to diverge, a line says so (`dgnet_fast.training.alarm`).
+
     ``sample(step)`` is called every ``image_display_iter`` steps to write a picture grid. Checkpoints go to
     ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run
     (Stopped). A step with a non-finite loss is skipped and named; after ``max_bad_steps`` in a row Diverged
@@ -116,6 +122,12 @@ def train(
     checkpoints = folder / "checkpoints"
     sample_every = min(config.image_display_iter, config.image_save_iter)
     parts = config.accumulate
+    alarm = DivergenceAlarm()
+    for record in read_metrics(
+        log.path
+    ):  # of a run that goes on: the alarm knows what it would know without the break
+        if record["phase"] == "train" and "skipped" not in record:
+            alarm.observe(record["step"], record)
 
     def save(done: int) -> None:
         save_run(checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints)
@@ -132,6 +144,8 @@ def train(
                 report_skips(log, skips, done, config.max_bad_steps, checkpoints)
             elif log_due:
                 log.write(done, scalars)
+                for text in alarm.observe(done, scalars):
+                    log.note(f"step {done}: {text}")
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)

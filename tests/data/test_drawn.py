@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 
@@ -133,6 +136,40 @@ def test_truth(small):
     junk = int(np.flatnonzero(small.gallery.ids == -1)[0])
     with pytest.raises(ValueError, match="junk pictures have no truth"):
         small.gallery.truth(0, junk)
+
+
+def test_clothes_are_where_the_picture_changes_with_their_colours(small, monkeypatch):
+    split = small.train
+    drawer = SyntheticPedestrians(split.pedestrians.seed)
+    body, clothes = drawer.identity(int(split.ids[0]))
+    other = {
+        name: tuple(255 - c for c in getattr(clothes, name)) for name in ("upper", "upper_second", "lower")
+    }
+    dyed = SyntheticPedestrians(split.pedestrians.seed)
+    monkeypatch.setattr(dyed, "identity", lambda identity: (body, replace(clothes, **other)))
+    for index in range(4):  # pictures of one person
+        where = int(split.ids[index]), int(split.views[index]), int(split.cameras[index]), 64, 32
+        changed = np.abs(drawer.draw(*where).astype(int) - dyed.draw(*where)).max(axis=2) > 8
+        mask = split.clothes_mask(index, index)
+        assert mask.dtype == bool and mask.shape == (64, 32) and 0.05 < mask.mean() < 0.6
+        assert changed[mask].mean() > 0.9  # mid grey does not change
+        assert (changed & ~mask).sum() < 0.5 * mask.sum()  # pixels that clothes cover in part, and blur
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
+        outer = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))).astype(bool)
+        assert changed[inner].mean() > 0.9 and not changed[~outer].any()
+
+
+def test_clothes_of_a_swap(small):
+    split, drawer = small.train, small.train.pedestrians
+    who, view, body = int(split.ids[0]), int(split.views[20]), int(split.ids[20])
+    mask = split.clothes_mask(0, 20, keep_body=True)
+    np.testing.assert_array_equal(mask, drawer.clothes_mask(who, view, 64, 32, body_of=body))
+    np.testing.assert_array_equal(split.clothes_mask(0, 20), drawer.clothes_mask(who, view, 64, 32))
+    junk = int(np.flatnonzero(small.gallery.ids == -1)[0])
+    with pytest.raises(ValueError, match="junk pictures have no truth"):
+        small.gallery.clothes_mask(0, junk)
+    with pytest.raises(ValueError, match="view must be 0 or more, got -1"):
+        drawer.clothes_mask(1, -1)
 
 
 def test_decode_draws_at_the_wanted_size(small):

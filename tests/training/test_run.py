@@ -116,8 +116,14 @@ def test_the_results(whole, capsys):
     assert retrieval["columns"] == ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"]
     for _, rank1, rank5, rank10, *rest in retrieval["rows"]:
         assert 0 <= rank1 <= rank5 <= rank10 <= 100 and all(0 <= v <= 100 for v in rest)
-    assert [len(row) for row in pictures["rows"]] == [3, 3, 3]
-    assert all(5 < psnr < 60 and -1 <= ssim <= 1 for _, psnr, ssim in pictures["rows"])
+    assert [row[0] for row in pictures["rows"]] == [
+        "reconstruction", "swap", "structure picture left as it is",
+    ]  # fmt: skip
+    for row in pictures["rows"]:
+        scores = dict(zip(pictures["columns"], row, strict=True))
+        assert all(5 < scores[name] < 60 for name in scores if name.endswith("PSNR (dB)"))
+        assert all(-1 <= scores[name] <= 1 for name in scores if name.endswith("SSIM"))
+        assert 0 < scores["clothes: colour error"] < 100
 
 
 def test_the_teachers_row_is_that_of_the_saved_teacher(whole):
@@ -271,6 +277,41 @@ def test_single_bad_steps_do_not_stop_a_run(tmp_path, capsys, monkeypatch):
     assert [r.get("skipped", 0) for r in read_metrics(folder / "metrics.jsonl")] == [0, 1, 0, 1, 0]
     state = torch.load(folder / "checkpoints" / "step_00000005.pt", weights_only=True)
     assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_what_is_logged_is_the_mean_over_the_streams(tmp_path, capsys, monkeypatch):
+    terms = []
+    plain = loop.scalars_of
+
+    def seen(result, config, step):
+        terms.append(result.terms)
+        return plain(result, config, step)
+
+    monkeypatch.setattr(loop, "scalars_of", seen)
+    assert train.main([*words(tmp_path / "run", teacher="", pretrained=""), "--max-steps", "2"]) == 0
+    for found, record in zip(terms, read_metrics(tmp_path / "run" / "metrics.jsonl"), strict=True):
+        for name in ("recon_x", "id", "dis", "adv"):
+            assert record[name] == pytest.approx((found[name][0] + found[name][1]) / 2)
+        for name in ("total", "dis_total"):  # what is minimised: both streams together
+            assert record[name] == found[name]
+
+
+def test_the_alarm_is_heard_and_knows_what_was_before_a_break(tmp_path, capsys, monkeypatch):
+    heard = []
+
+    class Alarm:
+        def observe(self, step, scalars):
+            heard.append((step, scalars["recon_x"]))
+            return ["recon_x diverges"] if step == 3 else []
+
+    monkeypatch.setattr(loop, "DivergenceAlarm", Alarm)
+    options = words(tmp_path / "run", teacher="", pretrained="")
+    assert train.main([*options, "--max-steps", "3"]) == 0
+    assert "step 3: recon_x diverges" in capsys.readouterr().err.splitlines()
+    before = heard[:]
+    heard.clear()
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--max-steps", "4"]) == 0
+    assert heard[:3] == before and [step for step, _ in heard] == [1, 2, 3, 4]
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path, capsys):

@@ -9,7 +9,7 @@ view_j, camera_j)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import cv2
@@ -24,6 +24,9 @@ from dgnet_fast.data.drawn.scene import Camera, apply_camera, draw_background, r
 _IDENTITY, _VIEW, _BACKGROUND, _CAMERA, _NOISE, _PLAN = range(6)
 
 _NOISE_TILE = 331  # side of the noise tile, in pixels: a prime, larger than the pictures in use
+
+CLOTH = ("upper", "upper_second", "lower")
+"""Colours of `Clothes` that belong to the clothes themselves: top and trousers, shorts or skirt."""
 
 
 class SyntheticPedestrians:
@@ -70,19 +73,9 @@ class SyntheticPedestrians:
         cut of the clothes from `identity`: the paper's own division (Table 1), in which body size, hair and
         carrying are structure.
         """
-        for name, value in (("identity", identity), ("view", view), ("camera", camera)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
-        if height < 16 or width < 8:
-            raise ValueError(f"height and width must be at least 16 and 8, got {height} and {width}")
-        body, clothes = self.identity(int(identity))
-        if body_of is not None:
-            body = self.identity(int(body_of))[0]
-        pose = self.pose(int(view))
+        body, clothes, pose = self._subject(identity, view, camera, height, width, body_of)
         properties, curves, tile = self.camera(int(camera))
-        # Shapes are drawn without anti-aliasing at a multiple of the size and averaged down.
-        factor = max(2, -(-256 // height))
-        size = (width * factor, height * factor)
+        size = _canvas_size(height, width)
         scene = np.empty(
             (size[1] // 2, size[0] // 2, 3), dtype=np.uint8
         )  # half as sharp: cheaper, and out of focus
@@ -95,6 +88,42 @@ class SyntheticPedestrians:
             np.arange(column, column + width), 1, mode="wrap"
         )
         return apply_camera(picture, properties, curves, noise)
+
+    def clothes_mask(
+        self, identity: int, view: int, height: int = 256, width: int = 128, *, body_of: int | None = None
+    ) -> np.ndarray:
+        """Where `draw` of the same arguments shows clothes (`CLOTH`; not shoes, bag, hat, hair or skin): bool (height,
+        width), True where they cover at least half of the pixel.
+        """
+        body, clothes, pose = self._subject(identity, view, 0, height, width, body_of)
+        # The same figure again, clothes white and all else black. Shading leaves white above half, and black as it is.
+        colors = [one.name for one in fields(Clothes) if isinstance(getattr(clothes, one.name), tuple)]
+        flat = {name: (255,) * 3 if name in CLOTH else (0,) * 3 for name in colors}
+        size = _canvas_size(height, width)
+        canvas = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+        Figure(canvas, body, replace(clothes, **flat), pose).draw()
+        shown = (canvas.min(axis=2) >= 128).astype(np.float32)
+        return cv2.resize(shown, (width, height), interpolation=cv2.INTER_AREA) >= 0.5
+
+    def _subject(
+        self, identity: int, view: int, camera: int, height: int, width: int, body_of: int | None
+    ) -> tuple[Body, Clothes, Pose]:
+        """Who stands there and how; ValueError for arguments that no picture has."""
+        for name, value in (("identity", identity), ("view", view), ("camera", camera)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if height < 16 or width < 8:
+            raise ValueError(f"height and width must be at least 16 and 8, got {height} and {width}")
+        body, clothes = self.identity(int(identity))
+        if body_of is not None:
+            body = self.identity(int(body_of))[0]
+        return body, clothes, self.pose(int(view))
+
+
+def _canvas_size(height: int, width: int) -> tuple[int, int]:
+    """(columns, rows): shapes are drawn without anti-aliasing at a multiple of the size and averaged down."""
+    factor = max(2, -(-256 // height))
+    return width * factor, height * factor
 
 
 @dataclass(frozen=True)
@@ -131,18 +160,25 @@ class SyntheticSplit(Split):
         With `keep_body` build, hair style, bag and hat stay those of picture j (see
         `SyntheticPedestrians.draw`).
         """
+        identity, view, body = self._swap(i, j, keep_body)
+        camera = int(self.cameras[j])
+        return self.pedestrians.draw(identity, view, camera, self.height, self.width, body_of=body)
+
+    def clothes_mask(self, i: int, j: int, *, keep_body: bool = False) -> np.ndarray:
+        """Where `truth` of the same arguments shows clothes: bool (height, width); see
+        `SyntheticPedestrians.clothes_mask`.
+        """
+        identity, view, body = self._swap(i, j, keep_body)
+        return self.pedestrians.clothes_mask(identity, view, self.height, self.width, body_of=body)
+
+    def _swap(self, i: int, j: int, keep_body: bool) -> tuple[int, int, int | None]:
+        """Identity, view and lender of the body of the true picture of a swap."""
         if JUNK in (self.ids[i], self.ids[j]):
             raise ValueError(
                 f"junk pictures have no truth; pictures {i} and {j} have ids {self.ids[i]} and {self.ids[j]}"
             )
-        return self.pedestrians.draw(
-            int(self.identities[i]),
-            int(self.views[j]),
-            int(self.cameras[j]),
-            self.height,
-            self.width,
-            body_of=int(self.identities[j]) if keep_body else None,
-        )
+        body = int(self.identities[j]) if keep_body else None
+        return int(self.identities[i]), int(self.views[j]), body
 
 
 def load_synthetic(
