@@ -106,7 +106,17 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
 def one_run(folder: Path, seed: int, precision: str, options: list[str]) -> dict[str, Any] | str:
     """A run in a process of its own: what the report keeps of it, or why there is nothing to keep."""
     out = folder / f"{precision}-{seed}"
-    call = [*options, "--seed", str(seed), "--amp", PRECISIONS[precision], "--out", str(out)]
+    call = [
+        "--baseline",
+        "false",
+        *options,
+        "--seed",
+        str(seed),
+        "--amp",
+        PRECISIONS[precision],
+        "--out",
+        str(out),
+    ]
     code = f"import sys; from benchmarks.precision import train; sys.exit(train({call!r}))"
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, cwd=RESULTS.parents[1])

@@ -24,8 +24,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = {"_C", "_allocator", "kernels"}
 """Compiled modules and the Triton bodies: they import nothing of the package."""
 VERBS = {
-    "convert", "cross_evaluate", "demo", "doctor", "evaluate", "export", "extract", "generate", "quality", "search",
-    "teacher", "train", "visualize",
+    "convert", "cross_evaluate", "demo", "doctor", "evaluate", "export", "extract", "generate", "quality", "reproduce",
+    "search", "teacher", "train", "visualize",
 }  # fmt: skip
 
 

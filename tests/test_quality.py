@@ -148,6 +148,12 @@ def test_command(run, made, script, tmp_path, capsys):
     )
     own = distance(lambda x: extract_features(model.appearance_encoder, normalize(x)))
     assert scores["Fréchet distance over the checkpoint's re-id features"][0] == pytest.approx(own, abs=2e-3)
+    # the floor: as many real pictures as were generated, against the other real ones
+    order, count = np.random.default_rng(0).permutation(len(real)), min(30, len(real) // 2)
+    some, rest = (
+        gaussian(theirs[k].float().mean(dim=(2, 3)).numpy()) for k in (order[:count], order[count:])
+    )
+    assert scores["FID"][1] == pytest.approx(frechet_distance(some, rest), abs=6e-4, rel=1e-4)
     pairs = same_person_pairs(generated.people, 40)
     assert scores["intra-class SSIM"][0] == pytest.approx(mean_ssim(ours, pairs), abs=6e-5)
     measure = lpips(script)

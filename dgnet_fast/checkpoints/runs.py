@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,10 +12,12 @@ from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
 from dgnet_fast.config import ConfigError, read_yaml
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.report.files import write_text
+from dgnet_fast.report.files import atomically, write_text
 
 FORMAT = "dgnet_fast.run.1"
 NAME = "step_{:08d}.pt"
+BEST = "best.pt"
+"""The checkpoint with the best score while training, beside the newest ones."""
 PATTERN = re.compile(r"step_(\d{8,})\.pt$")
 
 
@@ -32,9 +36,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """The newest of our checkpoints in a run folder or its ``checkpoints`` folder, or the file itself."""
+    """The newest of our checkpoints in a run folder or its ``checkpoints`` folder, or the file itself if it is one,
+    whatever its name.
+    """
     if path.is_file():
-        return path if PATTERN.search(path.name) else None
+        return path if PATTERN.search(path.name) or is_run(path) else None
     found = checkpoints_in(path / "checkpoints") or checkpoints_in(path)
     return found[-1] if found else None
 
@@ -78,6 +84,26 @@ def read_run(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a dgnet_fast run (expected format {FORMAT!r})")
     return content
+
+
+def is_run(path: Path) -> bool:
+    """Whether a file is one of our checkpoints, by its content."""
+    try:
+        read_run(path)
+    except ValueError:
+        return False
+    return True
+
+
+def keep_best(checkpoint: Path) -> Path:
+    """Keep a checkpoint as `BEST` beside it, without a copy where the file system can link."""
+    best = checkpoint.with_name(BEST)
+    with atomically(best, sync=False) as temporary:
+        try:
+            os.link(checkpoint, temporary)
+        except OSError:
+            shutil.copyfile(checkpoint, temporary)
+    return best
 
 
 def restore_model(model: DGNet, content: dict[str, Any], source: Path) -> None:

@@ -147,6 +147,11 @@ class Config:
     teacher_batch: int = option(32, "batch of the teacher's own training", low=2)
     teacher_lr: float = option(0.05, "learning rate of the teacher's head (its trunk has a tenth)", low=0)
     teacher_stride: int = option(2, "stride of the teacher's last stage when we train it", choices=(1, 2))
+    baseline: bool = option(
+        True,
+        "at the end train the baseline for as many steps as E_a had in all (teacher_steps + max_iter) and score it beside "
+        "DG-Net; false saves that time",
+    )
 
     # --- objective
     gan_w: float = option(1.0, "weight of the adversarial term", low=0)
@@ -213,6 +218,13 @@ class Config:
     image_display_iter: int = option(5000, "steps between sample grids", low=1, unit="steps")
     image_save_iter: int = option(
         5000, "as image_display_iter (public files have both; the smaller one holds)", low=1, unit="steps"
+    )
+    eval_iter: int = option(
+        0,
+        "steps between scores of the test people while training, 0: only at the end; the checkpoint with the best mAP is "
+        "kept as best.pt",
+        low=0,
+        unit="steps",
     )
     snapshot_save_iter: int = option(10000, "steps between checkpoints", low=1, unit="steps")
     keep_checkpoints: int = option(3, "checkpoints kept (the newest)", low=1)

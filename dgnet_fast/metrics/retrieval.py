@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class RetrievalScores:
             match, mean over valid queries.
         num_queries: all queries.
         num_valid: queries with at least one match in the gallery.
+        ap: step-wise average precision of each query, float64 (num_queries,), NaN for invalid ones.
     """
 
     rank: dict[int, float]
@@ -52,6 +53,7 @@ class RetrievalScores:
     mINP: float
     num_queries: int
     num_valid: int
+    ap: np.ndarray = field(compare=False, repr=False)
 
 
 def evaluate_retrieval(
@@ -175,6 +177,7 @@ def evaluate_scores(
         mINP=float(inp[valid].mean()),
         num_queries=len(first),
         num_valid=int(valid.sum()),
+        ap=np.where(valid, ap, np.nan),
     )
 
 

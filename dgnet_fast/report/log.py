@@ -142,10 +142,10 @@ class RunLog:
         parts += [f"{name} {float(scalars[name]):.4g}" for name in self._shown(scalars)]
         self._line("  ".join(parts))
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, level: int = logging.WARNING) -> None:
         """One line of text among the progress lines."""
         if self._stream is None:
-            logger.warning(text)
+            logger.log(level, text)
         else:
             self._line(text)
 

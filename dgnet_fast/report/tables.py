@@ -70,6 +70,19 @@ def format_table(table: Mapping[str, Any]) -> str:
     return "\n".join([cells.title] * bool(cells.title) + text + [f"  {note}" for note in cells.notes])
 
 
+def markdown_table(table: Mapping[str, Any]) -> str:
+    """A table as Markdown: title, rows, and the notes as a list.
+
+    Raises:
+        ValueError: as `format_table`.
+    """
+    cells = table_cells(table)
+    rows = [cells.columns, ["--:" if number else "---" for number in cells.numeric], *cells.rows]
+    lines = [f"## {cells.title}", ""] * bool(cells.title)
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {note}" for note in cells.notes)]) + "\n"
+
+
 def table_cells(table: Mapping[str, Any]) -> Cells:
     """Check a table and turn every value into text."""
     if not isinstance(table, Mapping) or not all(

@@ -9,6 +9,7 @@ import torch
 
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.metrics import RetrievalScores, SingleShotScores, evaluate_retrieval
+from dgnet_fast.metrics.verdict import paired_difference
 
 
 def retrieval_row(name: str, scores: RetrievalScores) -> list[Any]:
@@ -28,6 +29,17 @@ def retrieval_table(dataset: ReidDataset, scores: dict[str, RetrievalScores]) ->
             f"percent; {len(query)} queries, {len(gallery)} gallery pictures; mAP: step-wise AP over valid queries"
         ],
     }
+
+
+def verdict(
+    dataset: ReidDataset, ours: str, scores: RetrievalScores, theirs: str, rival: RetrievalScores
+) -> str:
+    """One sentence: whether ``ours`` is better than ``theirs`` in mAP, worse, or within the noise of the queries."""
+    difference = paired_difference(100 * scores.ap, 100 * rival.ap, dataset.query.ids)
+    return (
+        f"{ours} beside {theirs}: {difference.word} in mAP, by {difference.mean:+.1f} ± {difference.error:.1f} points (standard "
+        f"error over {difference.groups} people; it does not include what another seed would change)"
+    )
 
 
 def table(scores: dict[str, RetrievalScores]) -> dict:

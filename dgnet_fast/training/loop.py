@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import statistics
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from dgnet_fast.checkpoints.runs import save_run
+from dgnet_fast.checkpoints.runs import keep_best, save_run
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.dgnet import DGNet
@@ -19,6 +20,9 @@ from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import TrainingStep
+
+EVALUATION = "eval"
+"""The log's phase of scores while training."""
 
 
 class Stopped(Exception):
@@ -104,11 +108,15 @@ def train(
     first_step: int = 0,
     last_step: int | None = None,
     sample: Callable[[int], None] | None = None,
+    evaluate: Callable[[], dict[str, float]] | None = None,
     stop: StopSignal,
 ) -> int:
     """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
 
     Where a loss begins to diverge, a line says so (`dgnet_fast.training.alarm`).
+
+    ``evaluate()`` is called every ``eval_iter`` steps; its scores go to the log's phase "eval", and the checkpoint with the
+    best ``mAP`` among them is kept as ``best.pt`` beside the newest ones.
 
     ``sample(step)`` is called every ``image_display_iter`` steps to write a picture grid. Checkpoints go to
     ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run
@@ -122,15 +130,18 @@ def train(
     checkpoints = folder / "checkpoints"
     sample_every = min(config.image_display_iter, config.image_save_iter)
     parts = config.accumulate
-    alarm = DivergenceAlarm()
+    alarm, best = DivergenceAlarm(), -1.0
     for record in read_metrics(
         log.path
     ):  # of a run that goes on: the alarm knows what it would know without the break
         if record["phase"] == "train" and "skipped" not in record:
             alarm.observe(record["step"], record)
+        best = max(best, record.get("mAP", -1.0)) if record["phase"] == EVALUATION else best
 
-    def save(done: int) -> None:
-        save_run(checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints)
+    def save(done: int) -> Path:
+        return save_run(
+            checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints
+        )
 
     for step in range(first_step, last_step):
         result = step_function([batches.batch(step * parts + k) for k in range(parts)], step)
@@ -149,9 +160,20 @@ def train(
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)
+        saved = None
+        if evaluate is not None and config.eval_iter and done % config.eval_iter == 0:
+            scores = evaluate()
+            if scores["mAP"] > best:
+                best, saved = scores["mAP"], save(done)
+                keep_best(saved)
+            log.write(done, scores, phase=EVALUATION)
+            log.note(
+                f"step {done}: " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()),
+                level=logging.INFO,
+            )
         if stop.requested:
-            save(done)
+            saved or save(done)
             raise Stopped(done)
-        if done % config.snapshot_save_iter == 0 or done == last_step:
+        if saved is None and (done % config.snapshot_save_iter == 0 or done == last_step):
             save(done)
     return max(first_step, last_step)

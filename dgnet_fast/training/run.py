@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import MappedPictures, ReidDataset, TrainBatches, cache_folder, load_pictures, place
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.generation.codes import swap_cells
-from dgnet_fast.generation.scores import picture_table
+from dgnet_fast.generation.scores import drawn_scores, picture_table
 from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size
 from dgnet_fast.models.dgnet import DGNet
@@ -32,7 +33,7 @@ from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import chance_scores, score_retrieval
-from dgnet_fast.retrieval.tables import retrieval_table
+from dgnet_fast.retrieval.tables import retrieval_table, verdict
 from dgnet_fast.training.generated import load_generated
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, train
@@ -41,6 +42,9 @@ from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.training.teacher_loop import train_teacher
 
 logger = logging.getLogger(__name__)
+
+TEACHER = "teacher.pt"
+"""The teacher of a run, in its folder."""
 
 
 def with_classes(config: Config, dataset: ReidDataset) -> Config:
@@ -114,37 +118,70 @@ class Run:
         logger.info(f"{len(pictures)} training pictures ready in {time.perf_counter() - start:.1f} s")
         return pictures
 
-    def teacher_only(
-        self, pictures: Tensor | MappedPictures, stop: StopSignal, **extra: Any
+    def train_baseline(
+        self, name: str, steps: int, pictures: Tensor | MappedPictures, stop: StopSignal, **extra: Any
     ) -> AppearanceEncoder:
-        """Train the baseline (or finish training it) and keep it as ``teacher.pt``; ``extra`` as `train_teacher`."""
-        config = self.config
+        """Train the paper's baseline for ``steps`` steps (or finish training it) and keep it as ``NAME.pt``; ``extra`` as
+        `train_teacher`.
+        """
+        config = self.config.replace(teacher_steps=steps)
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
-        with RunLog(self.folder / "teacher", config.teacher_steps, every=_every(config.teacher_steps)) as log:
-            teacher = train_teacher(
+        with RunLog(self.folder / name, steps, every=_every(steps)) as log:
+            network = train_teacher(
                 config,
                 batches,
                 log,
                 self.precision,
-                state_file=self.folder / "teacher" / "state.pt",
+                state_file=self.folder / name / "state.pt",
                 stop=stop,
                 **extra,
             )
-        save_teachers(
-            self.folder / "teacher.pt", [teacher], [config.teacher_stride], self.dataset.class_names, config
-        )
-        return teacher
+        names = self.dataset.class_names
+        save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
+        return network
 
     def teachers(self, pictures: Tensor | MappedPictures, stop: StopSignal) -> list[AppearanceEncoder]:
         """The teachers that the options name; ``auto`` trains one, once per run folder."""
         config = self.config
-        own = self.folder / "teacher.pt"
-        if config.teacher == "auto" and not own.is_file():
+        if config.teacher == "auto" and not (self.folder / TEACHER).is_file():
             logger.info("training the teacher (the paper's baseline) first")
-            return [self.teacher_only(pictures, stop)]
-        name = str(own) if config.teacher == "auto" else config.teacher
+            return [self.train_baseline("teacher", config.teacher_steps, pictures, stop)]
+        name = str(self.folder / TEACHER) if config.teacher == "auto" else config.teacher
         found = load_teachers(config.replace(teacher=name), self.dataset.class_names)
         return [t.to(self.device) for t in found]
+
+    def baseline(self, stop: StopSignal) -> tuple[AppearanceEncoder, int]:
+        """The baseline trained as long as the whole run, and its steps: as many updates as E_a had, from its teacher's
+        first step to DG-Net's last, with the schedule of a teacher of that length. Trained once per run folder.
+        """
+        config = self.config
+        steps = config.max_iter + (config.teacher_steps if config.teacher else 0)
+        own = self.folder / "baseline.pt"
+        if own.is_file():
+            (found,) = load_teachers(config.replace(teacher=str(own)), self.dataset.class_names)
+            return found.to(self.device), steps
+        logger.info(
+            f"training the baseline for as long, {steps} steps, to compare with (--baseline false leaves it out)"
+        )
+        begin = time.perf_counter()
+        network = self.train_baseline("baseline", steps, self.training_pictures(), stop)
+        logger.info(f"the baseline took {format_duration(time.perf_counter() - begin)}")
+        return network, steps
+
+    def evaluator(self, model: DGNet) -> Callable[[], dict[str, float]]:
+        """A function that scores the model as it is on the people never trained on; percent, and as `likeness`."""
+
+        def evaluate() -> dict[str, float]:
+            with generators_kept(self.device):
+                one = self.scores_of({"": model.appearance_encoder})[""]
+                scores = {"mAP": 100 * one.mAP, "Rank-1": 100 * one.rank[1]}
+                if self.config.data == "synthetic":
+                    pictures, _ = drawn_scores(model, self.dataset.gallery)
+                    scores["recon_psnr"] = pictures["recon"]["psnr"]
+                    scores["swap_clothes_colour"] = pictures["swap"]["clothes_colour"]
+            return scores
+
+        return evaluate
 
     def scores_of(self, networks: dict[str, AppearanceEncoder]) -> dict[str, RetrievalScores]:
         """Single-query scores of several encoders on the test people."""
@@ -231,7 +268,7 @@ def run_training(
                 begin = time.perf_counter()
                 train(
                     model, batches, optimisers, run.precision, log, folder, run.dataset.class_names,
-                    first_step=first, last_step=last, sample=run.sampler(model), stop=stop,
+                    first_step=first, last_step=last, sample=run.sampler(model), evaluate=run.evaluator(model), stop=stop,
                 )  # fmt: skip
                 seconds = time.perf_counter() - begin
                 logger.info(
@@ -240,12 +277,14 @@ def run_training(
                 )
     tables = []
     if last == config.max_iter:
+        with StopSignal() as stop, generators_kept(run.device):
+            # training moved the teachers' running statistics: score them as they were saved
+            networks = named_teachers(run.teachers(torch.empty(0), stop))
+            if config.baseline:
+                network, steps = run.baseline(stop)
+                networks[f"{BASELINE} ({steps} steps)"] = network
         logger.info("scoring on people never trained on")
-        with (
-            StopSignal() as stop
-        ):  # training moved the teachers' running statistics: score them as they were saved
-            teachers = run.teachers(torch.empty(0), stop)
-        tables = final_tables(run, model, teachers)
+        tables = final_tables(run, model, networks)
         write_json(folder / "results.json", {TABLES: tables})
     else:
         logger.info(
@@ -270,7 +309,9 @@ def run_teacher(
             names = run.dataset.class_names
             batches = load_generated(generated, labeller, run.config, names, run.device)
             extra = {"generated": batches, "generated_weight": weight}
-        teacher = run.teacher_only(run.training_pictures(), stop, **extra)
+        teacher = run.train_baseline(
+            "teacher", run.config.teacher_steps, run.training_pictures(), stop, **extra
+        )
     export_public_teacher(teacher, folder / "net_last.pth")
     write_text(folder / "opts.yaml", f"stride: {run.config.teacher_stride}\n")
     return [
@@ -288,13 +329,27 @@ def start_from_teacher(model: DGNet, teachers: list[AppearanceEncoder]) -> None:
     model.appearance_encoder.backbone.load_state_dict(teachers[0].backbone.state_dict())
 
 
-def final_tables(run: Run, model: DGNet, teachers: list[AppearanceEncoder]) -> list[dict[str, Any]]:
-    """Retrieval of chance, teacher and DG-Net, and, for drawn data, pictures against the truth."""
-    names = (
-        ["teacher (baseline)"] if len(teachers) == 1 else [f"teacher {k + 1}" for k in range(len(teachers))]
+BASELINE = "baseline, trained as long"
+"""The row of the network that a fair comparison needs."""
+
+
+def named_teachers(teachers: list[AppearanceEncoder]) -> dict[str, AppearanceEncoder]:
+    """The teachers by the name of their row."""
+    if len(teachers) == 1:
+        return {"teacher (baseline)": teachers[0]}
+    return {f"teacher {k + 1}": teacher for k, teacher in enumerate(teachers)}
+
+
+def final_tables(run: Run, model: DGNet, networks: dict[str, AppearanceEncoder]) -> list[dict[str, Any]]:
+    """Retrieval of chance, of ``networks`` by name and of DG-Net, with a verdict in words, and, for drawn data, pictures
+    against the truth.
+    """
+    scores = {"chance": chance_scores(run.dataset)} | run.scores_of(
+        networks | {"DG-Net": model.appearance_encoder}
     )
-    networks = dict(zip(names, teachers, strict=True)) | {"DG-Net": model.appearance_encoder}
-    tables = [retrieval_table(run.dataset, {"chance": chance_scores(run.dataset)} | run.scores_of(networks))]
+    tables = [retrieval_table(run.dataset, scores)]
+    if rival := next((name for name in scores if name.startswith(BASELINE)), None):
+        tables[0]["notes"].append(verdict(run.dataset, "DG-Net", scores["DG-Net"], rival, scores[rival]))
     if run.config.data == "synthetic":
         tables.append(picture_table(model, run.dataset.gallery))
     return tables

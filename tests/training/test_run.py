@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from dgnet_fast.report.log import read_metrics
 from dgnet_fast.report.tables import read_tables
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
-from dgnet_fast.training import loop, run, teacher_loop
+from dgnet_fast.retrieval.tables import retrieval_row
+from dgnet_fast.training import loop, teacher_loop
 from tests.tiny import NETWORK, arguments
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +114,11 @@ def test_the_run_folder(whole):
 
 def test_the_results(whole, capsys):
     retrieval, pictures = read_tables(whole / "results.json")
-    assert [row[0] for row in retrieval["rows"]] == ["chance", "teacher (baseline)", "DG-Net"]
+    names = ["chance", "teacher (baseline)", f"baseline, trained as long ({STEPS + 4} steps)", "DG-Net"]
+    assert [row[0] for row in retrieval["rows"]] == names
+    assert re.search(
+        r"DG-Net beside baseline.*: (better|worse|within noise) in mAP, by [-+0-9.]+ ±", retrieval["notes"][1]
+    )
     assert retrieval["columns"] == ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"]
     for _, rank1, rank5, rank10, *rest in retrieval["rows"]:
         assert 0 <= rank1 <= rank5 <= rank10 <= 100 and all(0 <= v <= 100 for v in rest)
@@ -126,13 +132,35 @@ def test_the_results(whole, capsys):
         assert 0 < scores["clothes: colour error"] < 100
 
 
+def test_the_baseline_is_trained_as_long_as_the_whole_run(whole):
+    records = read_metrics(whole / "baseline" / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, STEPS + 5))
+    assert (whole / "baseline.pt").is_file() and not (whole / "baseline" / "state.pt").exists()
+
+
+def test_scores_while_training_and_the_best_checkpoint(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train.main(words(folder, eval_iter=2, baseline=False)) == 0
+    found = {r["step"]: r for r in read_metrics(folder / "metrics.jsonl") if r["phase"] == "eval"}
+    assert list(found) == [2, 4, 6]
+    assert found[2].keys() >= {"mAP", "Rank-1", "recon_psnr", "swap_clothes_colour"}
+    retrieval, _ = read_tables(folder / "results.json")
+    assert retrieval["rows"][-1][4] == pytest.approx(found[6]["mAP"], abs=0.051)
+    best = max(found.values(), key=lambda r: r["mAP"])["step"]
+    content = read_run(folder / "checkpoints" / "best.pt")
+    assert content["step"] == best
+    assert load_for_use(folder / "checkpoints" / "best.pt")[1]["step"] == best
+    assert "step 6: mAP" in capsys.readouterr().err
+    assert [row[0] for row in retrieval["rows"]] == ["chance", "teacher (baseline)", "DG-Net"]
+
+
 def test_the_teachers_row_is_that_of_the_saved_teacher(whole):
     """Generated pictures pass through the teacher's BatchNorms in training; its score must not suffer from that."""
     config = load_config(whole / "config.yaml").replace(teacher=str(whole))
     (found,) = load_teachers(config)
     scores = score_retrieval(Extractor.of(found, config), dataset_of(config))["single"]
     (row,) = (r for r in read_tables(whole / "results.json")[0]["rows"] if "teacher" in r[0])
-    assert row == run.retrieval_row("teacher (baseline)", scores)
+    assert row == retrieval_row("teacher (baseline)", scores)
 
 
 def test_a_finished_run_is_scored_again_and_not_trained(whole, capsys):

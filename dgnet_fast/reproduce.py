@@ -1,0 +1,169 @@
+"""Reproduce the paper's tables over several seeds: mean and deviation of every cell, against a baseline trained as long.
+
+    python -m dgnet_fast.reproduce ablation --out runs/ablation                            built-in pedestrians, three seeds
+    python -m dgnet_fast.reproduce ablation --data market1501 --root DIR --pretrained resnet50.pth --out runs/market
+
+ablation: what the primary and the fine-grained feature add (the paper's Table 4). Each seed is a whole run in a folder of its
+own below --out: teacher, DG-Net, and the baseline trained as long. Called again it goes on after any stop: finished seeds are
+read, an interrupted one is resumed. Writes ablation.md and ablation.json. Options are those of dgnet_fast.train.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.runs import saved_options
+from dgnet_fast.checkpoints.teachers import load_teachers
+from dgnet_fast.cli.config_options import add_config_options, config_from
+from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.config import Config, ConfigError, from_dict
+from dgnet_fast.config.device import resolve_device
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.report.files import write_json, write_text
+from dgnet_fast.report.tables import markdown_table
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.scoring import Ranking, retrieval_sets, score_features
+from dgnet_fast.training.loop import Diverged, Stopped
+from dgnet_fast.training.run import BASELINE, run_training
+
+logger = logging.getLogger("dgnet_fast")
+
+FEATURES = {"+ primary (f_prim)": 0.0, "+ fine-grained (f_fine)": None, "both": 0.5}
+"""The paper's rows: the weight of the query's second half with which DG-Net's feature is compared."""
+TEACHER = "teacher"
+SCORES = ("Rank-1", "mAP", "mINP")
+CELLS = "cells.json"
+"""The scores of a finished seed, in its folder."""
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m dgnet_fast.reproduce", description=__doc__)
+    made.add_argument("table", choices=("ablation",), help="the table to make")
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the runs and of the table"
+    )
+    made.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs, with seeds 0 to N-1 (default 3)"
+    )
+    add_config_options(made, {"--root": "data_root"})
+    return made
+
+
+def score_run(folder: Path) -> dict[str, list[float]]:
+    """Rank-1, mAP and mINP (percent) of a finished run's rows: teacher, baseline trained as long, and `FEATURES`."""
+    model, _ = load_for_use(folder)
+    config, device = model.config, resolve_device(model.config.device)
+    dataset = dataset_of(config)
+    networks = {TEACHER: folder / "teacher.pt", BASELINE: folder / "baseline.pt"}
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, extractor: Extractor, weights: dict[str, float | None]) -> None:
+        sets = retrieval_sets(extractor, dataset)
+        for row, weight in weights.items():
+            one = score_features(sets["single"], sets["gallery"], Ranking(weight=weight))[""]
+            rows[row or name] = [100 * one.rank[1], 100 * one.mAP, 100 * one.mINP]
+
+    for name, file in networks.items():
+        if file.is_file():
+            (network,) = load_teachers(config.replace(teacher=str(file)), dataset.class_names)
+            add(name, Extractor.of(network.to(device), config), {"": 1.0})
+    halves = FEATURES if config.ID_style == "AB" else {"DG-Net": 1.0}
+    add("DG-Net", Extractor.of(model.appearance_encoder.to(device), config), halves)
+    return rows
+
+
+def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
+    """The rows of one seed: read where they are finished, else the run is trained or resumed first."""
+    if (folder / CELLS).is_file():
+        content = json.loads((folder / CELLS).read_text(encoding="utf-8"))
+        return content["rows"]
+    resume = (folder / "config.yaml").is_file()
+    if resume:
+        there = from_dict(saved_options(folder)).replace(ID_class=0)
+        if (wrong := differing(there, config.replace(ID_class=0))) is not None:
+            raise ConfigError(f"{folder} holds a run with {wrong}; choose another --out")
+    run_training(config, folder, resume=resume)
+    rows = score_run(folder)
+    write_json(folder / CELLS, {"rows": rows})
+    return rows
+
+
+def differing(there: Config, here: Config) -> str | None:
+    """The first option that differs, in words; None where the options are the same."""
+    ours, theirs = here.to_dict(), there.to_dict()
+    for name, value in theirs.items():
+        if ours[name] != value:
+            return f"{name} {value!r}, and not {ours[name]!r}"
+    return None
+
+
+def cell(values: list[float]) -> str:
+    """mean ± deviation over seeds, one decimal; of one seed the value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
+    """The table over the finished seeds, with what can be said of it in words."""
+    rows = []
+    for name in seeds[0]:
+        columns = zip(*(one[name] for one in seeds), strict=True)
+        rows.append([name, *(cell(list(values)) for values in columns)])
+    notes = [
+        f"percent, {len(seeds)} seed{'s' * (len(seeds) > 1)}, mean ± standard deviation over seeds; single query",
+        f"{config.data}, {config.crop_image_height}x{config.crop_image_width}; teacher {config.teacher_steps} steps, DG-Net "
+        f"{config.max_iter} more; the baseline trained as long has {config.teacher_steps + config.max_iter} steps of its own schedule",
+    ]
+    last = list(seeds[0])[-1]
+    if BASELINE in seeds[0] and len(seeds) > 1:
+        gains = [one[last][1] - one[BASELINE][1] for one in seeds]
+        mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+        word = "within noise of" if abs(mean) <= 2 * error else "better than" if mean > 0 else "worse than"
+        notes.append(
+            f"{last}: {word} the baseline trained as long, {mean:+.1f} ± {error:.1f} points of mAP (paired by seed, standard error)"
+        )
+    return {"title": f"Ablation ({config.data})", "columns": ["", *SCORES], "rows": rows, "notes": notes}
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    at_least("seeds", args.seeds, 1)
+    config, _ = config_from(args)
+    if config.teacher == "":
+        raise ConfigError("teacher is ''; the ablation compares with the teacher: allowed: auto, or a file")
+    if not config.baseline:
+        raise ConfigError("baseline is False; the ablation needs the baseline that is trained as long")
+    found: list[dict[str, list[float]]] = []
+    table: dict[str, Any] = {}
+    for seed in range(args.seeds):
+        logger.info(f"seed {seed} ({seed + 1} of {args.seeds})")
+        try:
+            found.append(seed_cells(config.replace(seed=seed), args.out / f"seed_{seed}"))
+        except Stopped as stopped:
+            print(f"stopped after step {stopped.step} of seed {seed}, saved; the same command goes on")
+            return 0
+        except Diverged as error:
+            raise ValueError(f"seed {seed}: {error}") from error
+        table = ablation_table(found, config)
+        write_tables(args.out / "ablation.json", [table])
+        write_text(args.out / "ablation.md", markdown_table(table))
+    print_tables([table])
+    print(args.out / "ablation.md")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), "python -m dgnet_fast.reproduce")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
