@@ -73,10 +73,12 @@ def save_run(
     class_names: list[str],
     *,
     keep: int,  # noqa: ANN001
+    average: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write ``folder/step_XXXXXXXX.pt`` after ``step`` finished steps and drop all but the newest ``keep``.
 
-    The teachers are not in it: they do not change; see `save_teachers`.
+    ``average``: averaged weights by name (``ema_decay``), which whoever uses the checkpoint gets. The teachers are not in
+    it: they do not change; see `save_teachers`.
     """
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("teachers.")}
     path = folder / NAME.format(step)
@@ -89,7 +91,8 @@ def save_run(
             "model": state,
             "optimisers": optimisers.state_dict(),
             "precision": precision.state_dict(),
-        },
+        }
+        | ({} if average is None else {"average": average}),
         path,
     )
     for old in checkpoints_in(folder)[:-keep]:
@@ -327,7 +330,7 @@ def load_for_use(
     if own is not None:
         content = read_run(own)
         model = DGNet(from_dict(content["config"]))
-        restore_model(model, content, own)
+        restore_model(model, content | {"model": content["model"] | content.get("average", {})}, own)
         return model, {"step": content["step"], "class_names": content["class_names"], "source": str(own)}
     if path.is_file() and not PUBLIC.search(path.name):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import statistics
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.alarm import DivergenceAlarm
+from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.checkpoint import save_run
 from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.log import RunLog, read_metrics
@@ -103,8 +105,11 @@ def train(
     last_step: int | None = None,
     sample: Callable[[int], None] | None = None,
     stop: StopSignal,
+    average: WeightAverage | None = None,
 ) -> int:
     """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
+
+    With ``average`` samples are made by the averaged weights, which checkpoints hold too.
 
     Where a loss begins to diverge, a line says so (`dgnet_fast.training.alarm`).
 
@@ -128,10 +133,15 @@ def train(
             alarm.observe(record["step"], record)
 
     def save(done: int) -> None:
-        save_run(checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints)
+        save_run(
+            checkpoints, done, model, optimisers, precision, class_names,
+            keep=config.keep_checkpoints, average=average.state_dict() if average else None,
+        )  # fmt: skip
 
     for step in range(first_step, last_step):
         result = step_function([batches.batch(step * parts + k) for k in range(parts)], step)
+        if average is not None:
+            average.update(step)
         done = step + 1
         log_due = done % config.log_iter == 0 or done == last_step
         if not step_function.guard.deferred or log_due or done % config.max_bad_steps == 0 or log.due(done):
@@ -146,7 +156,8 @@ def train(
                     log.note(f"step {done}: {text}")
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
-            sample(done)
+            with average.in_place() if average else contextlib.nullcontext():
+                sample(done)
         if stop.requested:
             save(done)
             raise Stopped(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -31,6 +32,7 @@ from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size, load_imagenet
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report import format_table, image_grid, write_environment, write_report
+from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.checkpoint import (
     export_public_teacher,
     latest_checkpoint,
@@ -40,6 +42,7 @@ from dgnet_fast.training.checkpoint import (
     save_teachers,
 )
 from dgnet_fast.training.generated import load_generated
+from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.log import RunLog, format_duration
 from dgnet_fast.training.loop import StopSignal, train
@@ -281,11 +284,19 @@ def run_training(
                 "E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)"
             )
         model.to(run.device, memory_format=torch.channels_last)
+        if config.generator_steps and first == 0 and len(pictures):
+            say("training E_s and G alone first")
+            batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
+            every = _every(config.generator_steps)
+            train_generator(model, batches, folder, run.precision, stop, every=every)
         optimisers = Optimisers(model, config)
+        average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         if content:
             restore_model(model, content, checkpoint)
             optimisers.load_state_dict(content["optimisers"])
             run.precision.load_state_dict(content["precision"])
+            if average is not None:
+                average.load_state_dict(content.get("average", model.state_dict()))
             say(f"resuming {checkpoint} at step {first}")
         if first < last:
             batches = run.batches(
@@ -296,7 +307,7 @@ def run_training(
                 begin = time.perf_counter()
                 train(
                     model, batches, optimisers, run.precision, log, folder, run.dataset.class_names,
-                    first_step=first, last_step=last, sample=run.sampler(model), stop=stop,
+                    first_step=first, last_step=last, sample=run.sampler(model), stop=stop, average=average,
                 )  # fmt: skip
                 seconds = time.perf_counter() - begin
                 say(
@@ -310,7 +321,8 @@ def run_training(
             StopSignal() as stop
         ):  # training moved the teachers' running statistics: score them as they were saved
             teachers = run.teachers(torch.empty(0), stop)
-        tables = final_tables(run, model, teachers)
+        with average.in_place() if average else contextlib.nullcontext():
+            tables = final_tables(run, model, teachers)
         (folder / "results.json").write_text(json.dumps(tables, indent=1))
     else:
         say(
