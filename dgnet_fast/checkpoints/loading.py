@@ -33,7 +33,7 @@ def load_for_use(
     if own is not None:
         content = read_run(own)
         model = DGNet(from_dict(content["config"]))
-        restore_model(model, content, own)
+        restore_model(model, content | {"model": content["model"] | content.get("average", {})}, own)
         return model, {"step": content["step"], "class_names": content["class_names"], "source": str(own)}
     if path.is_file() and not PUBLIC.search(path.name):
         raise ValueError(

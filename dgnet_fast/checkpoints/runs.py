@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
 from dgnet_fast.config import ConfigError, read_yaml
@@ -54,10 +56,12 @@ def save_run(
     class_names: list[str],
     *,
     keep: int,
+    average: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write ``folder/step_XXXXXXXX.pt`` after ``step`` finished steps and drop all but the newest ``keep``.
 
-    The teachers are not in it: they do not change; see `save_teachers`.
+    ``average``: averaged weights by name (``ema_decay``), which whoever uses the checkpoint gets. The teachers are not in
+    it: they do not change; see `save_teachers`.
     """
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("teachers.")}
     path = folder / NAME.format(step)
@@ -70,7 +74,8 @@ def save_run(
             "model": state,
             "optimisers": optimisers.state_dict(),
             "precision": precision.state_dict(),
-        },
+        }
+        | ({} if average is None else {"average": average}),
         path,
     )
     for old in checkpoints_in(folder)[:-keep]:

@@ -97,6 +97,7 @@ class Config:
     crop_pad: int = option(10, "edge padding before the random crop", low=0, unit="pixels")
     erasing_p: float = option(0.5, "probability of erasing pictures of the identity losses", low=0, high=1)
     single: str = option("gray", "what E_s sees of a picture", choices=("gray", "edge"))
+    gray_jitter: float = option(0.0, "spread of the channels' weights in that grey, in training", low=0)
     num_workers: int = option(8, "threads that decode pictures", low=0)
     data_cache: str = option(
         "auto",
@@ -152,6 +153,8 @@ class Config:
         "at the end train the baseline for as many steps as E_a had in all (teacher_steps + max_iter) and score it beside "
         "DG-Net; false saves that time",
     )
+    generator_steps: int = option(0, "steps in which E_s and G learn alone first", low=0, unit="steps")
+    generator_lr: float = option(0.002, "their learning rate (Adam), falling to 0", low=0)
 
     # --- objective
     gan_w: float = option(1.0, "weight of the adversarial term", low=0)
@@ -188,17 +191,21 @@ class Config:
     beta1: float = option(0.0, "Adam's first beta", low=0, high=0.9999)
     beta2: float = option(0.999, "Adam's second beta", low=0, high=0.99999)
     weight_decay: float = option(0.0005, "weight decay of all three optimisers", low=0)
-    lr_policy: str = option("multistep", "learning-rate schedule", choices=("constant", "step", "multistep"))
+    lr_policy: str = option(
+        "multistep", "rate schedule; cosine ends at 0", choices=("constant", "step", "multistep", "cosine")
+    )
+    warm_up: int = option(0, "steps over which all learning rates rise", low=0, unit="steps")
     step_size: int = option(
         60000, "first decay (multistep: again at 1.5 and 1.75 times)", low=1, unit="steps"
     )
     gamma: float = option(0.1, "decay factor of E_s, G and D", low=0)
     gamma2: float = option(0.1, "decay factor of E_a", low=0)
+    ema_decay: float = option(
+        0.0, "weights' moving average, for samples and use; 0: none", low=0, high=0.99999
+    )
     accumulate: int = option(1, "batches whose gradients are added up before an update", low=1)
     amp: str = option(
-        "auto",
-        "mixed precision; auto: bf16 where the device is fast at it",
-        choices=("auto", "bf16", "fp16", "off"),
+        "auto", "mixed precision; auto: bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
     )
     compile: bool = option(False, "torch.compile the step's passes and parts, one graph each")
     cuda_graphs: str = option(

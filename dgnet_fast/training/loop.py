@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import statistics
@@ -16,6 +17,7 @@ from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.log import RunLog, read_metrics
 from dgnet_fast.training.alarm import DivergenceAlarm
+from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.schedule import weights_at
@@ -110,8 +112,11 @@ def train(
     sample: Callable[[int], None] | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     stop: StopSignal,
+    average: WeightAverage | None = None,
 ) -> int:
     """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
+
+    With ``average`` samples are made by the averaged weights, which checkpoints hold too.
 
     Where a loss begins to diverge, a line says so (`dgnet_fast.training.alarm`).
 
@@ -140,11 +145,15 @@ def train(
 
     def save(done: int) -> Path:
         return save_run(
-            checkpoints, done, model, optimisers, precision, class_names, keep=config.keep_checkpoints
-        )
+            checkpoints, done, model, optimisers, precision, class_names,
+            keep=config.keep_checkpoints, average=average.state_dict() if average else None,
+        )  # fmt: skip
 
+    averaged = average.in_place if average else contextlib.nullcontext
     for step in range(first_step, last_step):
         result = step_function([batches.batch(step * parts + k) for k in range(parts)], step)
+        if average is not None:
+            average.update(step)
         done = step + 1
         log_due = done % config.log_iter == 0 or done == last_step
         if not step_function.guard.deferred or log_due or done % config.max_bad_steps == 0 or log.due(done):
@@ -159,10 +168,12 @@ def train(
                     log.note(f"step {done}: {text}")
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
-            sample(done)
+            with averaged():
+                sample(done)
         saved = None
         if evaluate is not None and config.eval_iter and done % config.eval_iter == 0:
-            scores = evaluate()
+            with averaged():
+                scores = evaluate()
             if scores["mAP"] > best:
                 best, saved = scores["mAP"], save(done)
                 keep_best(saved)

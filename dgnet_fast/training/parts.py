@@ -103,7 +103,9 @@ def encode_appearance(model: DGNet, batch: Batch, *, dropout: bool = True) -> En
 def forward_pass(model: DGNet, batch: Batch, code: Tensor) -> Forward:
     """Structure of both streams and the six decodes in one batch; ``code`` of `Encoded`."""
     code, positive_code = code.chunk(2)
-    structure = model.structure_encoder(structure_input(batch.x.flatten(0, 1), model.config.single))
+    config = model.config
+    grey = structure_input(batch.x.flatten(0, 1), config.single, config.gray_jitter)
+    structure = model.structure_encoder(grey)
     crossed = split_streams(structure).flip(0).flatten(0, 1)
     decoded = model.decode(torch.cat([crossed, structure, structure]), torch.cat([code, code, positive_code]))
     swapped, self_recon, same_id_recon = decoded.unflatten(0, (3, STREAMS, -1))

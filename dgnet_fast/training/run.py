@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import time
@@ -34,7 +35,9 @@ from dgnet_fast.report.tables import TABLES
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import chance_scores, score_retrieval
 from dgnet_fast.retrieval.tables import retrieval_table, verdict
+from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.generated import load_generated
+from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
@@ -252,12 +255,20 @@ def run_training(
                 "E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)"
             )
         model.to(run.device, memory_format=torch.channels_last)
+        if config.generator_steps and first == 0 and len(pictures):
+            logger.info("training E_s and G alone first")
+            batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
+            every = _every(config.generator_steps)
+            train_generator(model, batches, folder, run.precision, stop, every=every)
         optimisers = Optimisers(model, config)
+        average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         if content:
             restore_model(model, content, checkpoint)
             for part, name in ((optimisers, "optimisers"), (run.precision, "precision")):
                 if name in content:  # a converted checkpoint has none: they start afresh
                     part.load_state_dict(content[name])
+            if average is not None:
+                average.load_state_dict(content.get("average", model.state_dict()))
             logger.info(f"resuming {checkpoint} at step {first}")
         if first < last:
             batches = run.batches(
@@ -269,6 +280,7 @@ def run_training(
                 train(
                     model, batches, optimisers, run.precision, log, folder, run.dataset.class_names,
                     first_step=first, last_step=last, sample=run.sampler(model), evaluate=run.evaluator(model), stop=stop,
+                    average=average,
                 )  # fmt: skip
                 seconds = time.perf_counter() - begin
                 logger.info(
@@ -284,7 +296,8 @@ def run_training(
                 network, steps = run.baseline(stop)
                 networks[f"{BASELINE} ({steps} steps)"] = network
         logger.info("scoring on people never trained on")
-        tables = final_tables(run, model, networks)
+        with average.in_place() if average else contextlib.nullcontext():
+            tables = final_tables(run, model, networks)
         write_json(folder / "results.json", {TABLES: tables})
     else:
         logger.info(

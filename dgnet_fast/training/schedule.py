@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,11 @@ class WeightTensors:
 
 
 def decay_at(config: Config, step: int, gamma: float) -> float:
-    """Factor on a base learning rate at step ``step`` (``lr_policy``)."""
+    """Factor on a base learning rate at step ``step`` (``warm_up`` and ``lr_policy``)."""
+    return min(1.0, (step + 1) / (config.warm_up + 1)) * _policy(config, step, gamma)
+
+
+def _policy(config: Config, step: int, gamma: float) -> float:
     size = config.step_size
     match config.lr_policy:
         case "constant":
@@ -74,4 +79,6 @@ def decay_at(config: Config, step: int, gamma: float) -> float:
         case "multistep":
             milestones = (size, size + size // 2, size + size // 2 + size // 4)
             return gamma ** sum(step >= m for m in milestones)
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.max_iter)))
     raise AssertionError(config.lr_policy)

@@ -79,6 +79,31 @@ def test_the_batched_mlps_are_eight_separate_ones(activ, norm):
         torch.testing.assert_close(ours[:, 2 * strip + 1], expected[:, 5:], **EXACT)  # second
 
 
+def test_mlps_fitted_to_codes_start_centred():
+    config = GeneratorConfig(id_dim=32, mlp_dim=24)
+    mlp = AppearanceMlp(config, 8, torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    codes = 5 + torch.rand(1, 128) * torch.randn(4000, 128)
+    plain = mlp(codes).scale
+    weights = [w.detach().clone() for w in mlp.weights]
+    mlp.fit_to(codes, spread=0.2)
+    torch.testing.assert_close(mlp.weights[1], weights[1])
+    torch.testing.assert_close(mlp.weights[2], 0.2 * weights[2])
+    quarters = codes.view(-1, 4, 32).transpose(0, 1).repeat(2, 1, 1)
+    hidden = torch.baddbmm(mlp.biases[0].unsqueeze(1), quarters, mlp.weights[0].transpose(1, 2))
+    assert hidden.mean(dim=1).abs().max() < 1e-4  # centred, whatever the code's mean
+    centred = (quarters - quarters.mean(dim=1, keepdim=True)) / quarters.std(dim=1, keepdim=True)
+    wide = quarters.std(dim=1, keepdim=True) > 0.1 * codes.std(dim=0).mean()
+    wanted = (torch.where(wide, centred, 0) @ weights[0].transpose(1, 2)).std(dim=1)
+    torch.testing.assert_close(hidden.std(dim=1), wanted, rtol=0.2, atol=0.1)
+    fitted = mlp(codes)
+    assert abs(fitted.scale.mean() - 1) < 0.1 and abs(fitted.shift.mean()) < 0.1
+    share = fitted.scale.std(dim=0).mean() / (fitted.scale - 1).abs().mean()
+    assert (
+        share > 2 * plain.std(dim=0).mean() / plain.abs().mean()
+    )  # what tells pictures apart, against what does not
+
+
 def test_a_code_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"shape \(3, 20\); expected \(batch, 24\)"):
         AppearanceMlp(options(), 5)(torch.zeros(3, 20))

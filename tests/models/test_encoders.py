@@ -393,3 +393,15 @@ def test_the_seed_alone_decides_the_weights():
     other = DGNet(config).state_dict()
     differing = [k for k in one if not torch.equal(one[k], other[k])]
     assert differing == []
+
+
+def test_jittered_grey_leaves_grey_as_it_is_and_moves_colours():
+    torch.manual_seed(0)
+    grey = torch.randn(64, 1, 2, 2).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(structure_input(grey, jitter=0.5), grey[:, :1], rtol=1e-4, atol=1e-5)
+    red = torch.zeros(4096, 3, 1, 1)
+    red[:, 0] = 1
+    weight = structure_input(red, jitter=0.5).flatten()  # of the first channel
+    assert abs(weight.mean() - 1 / 3) < 0.03
+    assert weight.std() == pytest.approx(0.5 * (2 / 3) ** 0.5, rel=0.05)  # three numbers less their mean
+    assert torch.equal(structure_input(red, jitter=0.0), red.mean(dim=1, keepdim=True))

@@ -71,3 +71,15 @@ def test_step_and_constant_policies():
     config = Config(lr_policy="step", step_size=10)
     assert [decay_at(config, s, 0.5) for s in (0, 9, 10, 19, 20, 35)] == [1, 1, 0.5, 0.5, 0.25, 0.125]
     assert decay_at(Config(lr_policy="constant"), 10**6, 0.1) == 1
+
+
+def test_cosine_falls_to_nothing_at_the_end():
+    config = Config(lr_policy="cosine", max_iter=4)
+    root = 0.5**0.5
+    wanted = [1, (1 + root) / 2, 0.5, (1 - root) / 2, 0, 0]
+    assert [decay_at(config, s, 0.1) for s in range(6)] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_warm_up_rises_in_equal_steps():
+    config = Config(lr_policy="step", step_size=4, warm_up=3)
+    assert [decay_at(config, s, 0.5) for s in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 0.5, 0.5])

@@ -1,0 +1,143 @@
+"""E_s and G alone learn to rebuild pictures before everything is trained together: a start that the paper does not have.
+
+From random weights the whole step teaches E_s and G slowly: E_a, whose codes they read, still moves, and most of the work
+of a step goes into terms that mean little while the pictures are smudges. Here E_a stands still, and a step is one decode
+of each picture with its own code or that of its positive, drawn at random. See docs/learning.md for what it is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgnet_fast.checkpoints.files import load_file, save_atomically
+from dgnet_fast.config import Config
+from dgnet_fast.data import Batch, TrainBatches
+from dgnet_fast.models.appearance_encoder import upsample_small
+from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.structure_input import structure_input
+from dgnet_fast.report.log import RunLog
+from dgnet_fast.training.loop import Stopped, StopSignal
+from dgnet_fast.training.losses import l1_terms
+from dgnet_fast.training.optim import Precision
+from dgnet_fast.training.parts import split_streams
+from dgnet_fast.training.seeds import derive_seed
+
+FORMAT = "dgnet_fast.generator.1"
+BATCHES_OF_CODES = 16
+"""Batches whose codes the MLPs are fitted to at first (`AppearanceMlp.fit_to`)."""
+TRAINED = ("structure_encoder", "mlp", "decoder")
+
+
+def reconstruction(model: DGNet, batch: Batch) -> Tensor:
+    """(S,): mean absolute error of both streams' pictures, each decoded from its own structure with its own or its
+    positive's code, either with probability one half. E_a is constant; its BatchNorms take each batch's statistics, as
+    in the whole step, and keep their running ones.
+    """
+    config = model.config
+    pictures = batch.x.flatten(0, 1)
+    with torch.no_grad():
+        positive = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < 0.5
+        shown = torch.where(positive, batch.xp.flatten(0, 1), pictures)
+        code = _codes(model, split_streams(shown))
+    structure = model.structure_encoder(structure_input(pictures, config.single, config.gray_jitter))
+    return l1_terms([(split_streams(model.decode(structure, code)), batch.x)])[0]
+
+
+def _codes(model: DGNet, pictures: Tensor) -> Tensor:
+    """Appearance codes (S·B, 4·id_dim) of pictures (S, B, 3, H, W), each stream a batch of its own to BatchNorm."""
+    upsampled = upsample_small(pictures.flatten(0, 1), model.config.ID_upsample)
+    return model.appearance_encoder(upsampled, BatchNormMode(len(pictures), "batch")).code
+
+
+def rate_at(config: Config, step: int) -> float:
+    """Learning rate of step ``step`` (from 0): half a cosine wave from ``generator_lr`` down to 0."""
+    return config.generator_lr * 0.5 * (1 + math.cos(math.pi * step / config.generator_steps))
+
+
+def train_generator(
+    model: DGNet,
+    batches: TrainBatches,
+    folder: Path,
+    precision: Precision,
+    stop: StopSignal,
+    *,
+    every: int = 1,
+) -> None:
+    """Train the networks `TRAINED` of ``model`` for ``generator_steps`` steps of ``batch_size`` pictures a stream, and
+    keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
+    (`AppearanceMlp.fit_to`).
+
+    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times `reconstruction`, added up over
+    the streams as in the whole step. Resumes from ``folder/generator/state.pt``, which is written every
+    ``snapshot_save_iter`` steps and when stopped (Stopped), and removed at the end. FloatingPointError when the loss is
+    not finite.
+    """
+    config, finished, unfinished = model.config, folder / "generator.pt", folder / "generator" / "state.pt"
+    networks = {name: getattr(model, name) for name in TRAINED}
+    if finished.is_file():
+        _load(networks, load_file(finished), finished)
+        return
+    betas = (config.beta1, config.beta2)
+    parameters = [p for network in networks.values() for p in network.parameters()]
+    optimiser = torch.optim.Adam(parameters, config.generator_lr, betas, weight_decay=config.weight_decay)
+    scaler = precision.scalers["gen"]
+    first = 0
+    with RunLog(folder / "generator", config.generator_steps, every=every) as log:
+        if unfinished.is_file():
+            content = load_file(unfinished)
+            _load(networks, content, unfinished)
+            optimiser.load_state_dict(content["optimiser"])
+            first = content["step"]
+            log.truncate_after(first)
+
+        def content_at(step: int) -> dict:
+            return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
+
+        if first == 0:
+            with torch.no_grad():
+                model.mlp.fit_to(
+                    torch.cat([_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
+                )
+
+        for step in range(first, config.generator_steps):
+            torch.manual_seed(derive_seed(config.seed, "generator step", step))
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at(config, step)
+            with precision.autocast():
+                terms = reconstruction(model, batches.batch(step))
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(config.recon_x_w * terms.sum()).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            done = step + 1
+            if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
+                value = terms.mean().item()
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"recon_x is {value} at step {done} of E_s and G alone; lower --generator_lr (now {config.generator_lr})"
+                    )
+                log.write(done, {"recon_x": value}, phase="generator")
+                log.progress(done, {"recon_x": value})
+            if stop.requested or (done % config.snapshot_save_iter == 0 and done < config.generator_steps):
+                save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
+            if stop.requested:
+                raise Stopped(done)
+    optimiser.zero_grad(set_to_none=True)
+    save_atomically(content_at(config.generator_steps), finished)
+    unfinished.unlink(missing_ok=True)
+
+
+def _load(networks: dict[str, torch.nn.Module], content: object, source: Path) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{source} is not what E_s and G alone leave (expected format {FORMAT!r})")
+    for name, network in networks.items():
+        try:
+            network.load_state_dict(content[name])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise ValueError(f"{source} does not fit the options: {reason}") from error

@@ -1,0 +1,129 @@
+"""E_s and G alone before the whole: what is learned, and interruptions."""
+
+from __future__ import annotations
+
+import math
+import signal
+
+import pytest
+import torch
+
+from dgnet_fast import train
+from dgnet_fast.checkpoints.files import load_file
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.runs import read_run
+from dgnet_fast.models.appearance_encoder import upsample_small
+from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.report.log import read_metrics
+from dgnet_fast.training import generator_loop
+from dgnet_fast.training.generator_loop import rate_at, reconstruction
+from tests.tiny import tiny_batch, tiny_config, tiny_model
+from tests.training.test_run import STEPS, assert_same_outcome, words
+
+OPTIONS = {
+    "generator_steps": 5,
+    "gray_jitter": 0.3,
+    "lr_policy": "cosine",
+    "warm_up": 2,
+    "ema_decay": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run with every option of the recipe that the paper lacks."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main(words(folder, **OPTIONS)) == 0
+    return folder
+
+
+def test_own_and_positive_codes_are_mixed(monkeypatch):
+    config = tiny_config(generator_steps=1)
+    model, batch = tiny_model(config), tiny_batch(config)
+    drawn = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.7, 0.3])
+    monkeypatch.setattr(torch, "rand", lambda *size, device: drawn.view(size))
+    found = reconstruction(model, batch)
+    for k in range(2):
+        x, seen = (
+            batch.x[k],
+            torch.where((drawn[3 * k : 3 * k + 3] < 0.5).view(3, 1, 1, 1), batch.xp[k], batch.x[k]),
+        )
+        code = model.appearance_encoder(upsample_small(seen), BatchNormMode(1, "batch")).code
+        rebuilt = model.decode(model.structure_encoder(x.mean(dim=1, keepdim=True)), code)
+        torch.testing.assert_close(found[k], (rebuilt - x).abs().mean(), rtol=1e-4, atol=1e-5)
+    before = {name: b.clone() for name, b in model.appearance_encoder.named_buffers()}
+    found.sum().backward()
+    assert all(torch.equal(b, before[name]) for name, b in model.appearance_encoder.named_buffers())
+    assert all(p.grad is None for p in model.appearance_encoder.parameters())
+    for name in generator_loop.TRAINED:
+        assert sum(p.grad.abs().sum() for p in getattr(model, name).parameters() if p.grad is not None) > 0, (
+            name
+        )
+
+
+def test_the_rate_falls_from_full_to_nothing():
+    config = tiny_config(generator_steps=4, generator_lr=0.8)
+    wanted = [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.4 * (1 - math.sqrt(0.5))]
+    assert [rate_at(config, step) for step in range(4)] == pytest.approx(wanted)
+
+
+def test_what_the_run_leaves(whole):
+    records = read_metrics(whole / "generator" / "metrics.jsonl")
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5] and all(r["phase"] == "generator" for r in records)
+    assert (whole / "generator.pt").is_file() and not (whole / "generator" / "state.pt").exists()
+    content = read_run(whole / "checkpoints" / f"step_{STEPS:08d}.pt")
+    used, _ = load_for_use(whole)
+    for name, value in used.state_dict().items():
+        assert torch.equal(value, content["average"].get(name, content["model"][name])), name
+    moved = [n for n, v in content["average"].items() if not torch.equal(v, content["model"][n])]
+    assert any(n.startswith("decoder.") for n in moved)
+    assert not any(n.startswith("discriminator.") for n in content["average"])
+
+
+def test_stopping_and_resuming_gives_the_same(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train.main([*words(folder, **OPTIONS), "--max-steps", "3"]) == 0
+    assert train.main(["--resume", "--out", str(folder)]) == 0
+    assert_same_outcome(folder, whole)
+    ours, theirs = (read_run(f / "checkpoints" / f"step_{STEPS:08d}.pt")["average"] for f in (folder, whole))
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
+
+
+def test_a_signal_while_e_s_and_g_learn_alone(whole, tmp_path, capsys, monkeypatch):
+    folder, plain = tmp_path / "run", generator_loop.reconstruction
+    calls = []
+
+    def loss(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator_loop, "reconstruction", loss)
+        assert train.main(words(folder, **OPTIONS)) == 0
+    assert "stopped after step 2, saved" in capsys.readouterr().out
+    assert (folder / "generator" / "state.pt").is_file() and not (folder / "generator.pt").exists()
+    assert train.main(["--resume", "--out", str(folder)]) == 0
+    assert [r["step"] for r in read_metrics(folder / "generator" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert_same_outcome(folder, whole)
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        generator_loop, "reconstruction", lambda *a: torch.full((2,), math.nan, requires_grad=True)
+    )
+    assert train.main(words(tmp_path / "run", **OPTIONS)) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].endswith("recon_x is nan at step 1 of E_s and G alone; lower --generator_lr (now 0.002)")
+
+
+def test_another_networks_file_is_refused(whole, tmp_path):
+    model = tiny_model(tiny_config(gen__mlp_dim=8))
+    networks = {name: getattr(model, name) for name in generator_loop.TRAINED}
+    with pytest.raises(
+        ValueError, match="does not fit the options: .*mlp|does not fit the options: .*weights"
+    ):
+        generator_loop._load(networks, load_file(whole / "generator.pt"), whole / "generator.pt")
+    with pytest.raises(ValueError, match="is not what E_s and G alone leave"):
+        generator_loop._load(networks, {"format": "other"}, whole / "generator.pt")
