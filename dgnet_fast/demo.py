@@ -17,6 +17,7 @@ import torch
 from dgnet_fast.cli import Parser, chunks_progress, run_command
 from dgnet_fast.config import ConfigError
 from dgnet_fast.demo_app import Demo, create_app
+from dgnet_fast.extras import need
 from dgnet_fast.generate import source_config
 from dgnet_fast.generation import open_pictures
 from dgnet_fast.interchange import load_generator
@@ -63,6 +64,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--nearest is {args.nearest}; allowed: at least 1")
     if not 0 <= args.port < 65536:
         raise ConfigError(f"--port is {args.port}; allowed: 0 to 65535")
+    need("flask", "demo", "the demo")
     device = resolve_device(args.device)
     model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     source = args.gallery or f"{model.config.data}:gallery"

@@ -17,6 +17,7 @@ from torch import Tensor
 from dgnet_fast.data import normalize
 from dgnet_fast.demo_page import PAGE
 from dgnet_fast.evaluation import extract_features, split_features
+from dgnet_fast.extras import need
 from dgnet_fast.generation import NOBODY, Pictures, appearance_codes, decode_codes, structure_codes, to_image
 from dgnet_fast.models.dgnet import DGNet
 
@@ -112,12 +113,9 @@ def create_app(demo: Demo, title: str):  # noqa: ANN201 - a Flask application; F
 
     Raises ValueError naming Flask where it is not installed.
     """
-    try:
-        import flask
-    except ImportError:
-        raise ValueError(
-            "the demo needs Flask, which is not installed: pip install 'dgnet-fast[demo]'"
-        ) from None
+    need("flask", "demo", "the demo")
+    import flask
+
     app = flask.Flask("dgnet_fast.demo", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_UPLOAD
 

@@ -18,6 +18,7 @@ from dgnet_fast.cli import Parser, chunks_progress, run_command
 from dgnet_fast.config import DATASETS, ConfigError
 from dgnet_fast.data import cache_folder
 from dgnet_fast.evaluation import Ranking, rank_list_rows, ranking_for, retrieval_sets, score_sets
+from dgnet_fast.extras import need
 from dgnet_fast.metrics import RetrievalScores, SingleShotScores
 from dgnet_fast.report.rank_list import rank_list
 from dgnet_fast.training.checkpoint import load_for_use
@@ -113,6 +114,8 @@ def ranking_of(args: argparse.Namespace) -> Ranking:
         at_least(name, getattr(args, name), 1)
     for name in ("aqe_alpha", "seed"):
         at_least(name, getattr(args, name), 0)
+    if args.rerank:
+        need("scipy", "rerank", "--rerank")
     if not 0 <= args.original_weight <= 1:
         raise ConfigError(f"--lambda is {args.original_weight}; allowed: 0 to 1")
     return Ranking(

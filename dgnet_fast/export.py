@@ -17,6 +17,7 @@ from pathlib import Path
 from dgnet_fast.cli import Parser, run_command
 from dgnet_fast.config import ConfigError
 from dgnet_fast.exporting import INPUTS, NETWORKS, metadata_of, save_archive, save_onnx
+from dgnet_fast.extras import need
 from dgnet_fast.interchange import fingerprint, load_generator
 from dgnet_fast.training.checkpoint import load_for_use
 
@@ -54,6 +55,9 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--out is {str(args.out)!r}; allowed: a name ending in {', '.join(SAVE)}")
     if args.out.exists():
         raise ConfigError(f"{args.out} exists already; choose another --out")
+    if args.out.suffix == ".onnx":
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            need(package, "export", "ONNX export")
     load = load_generator if args.network == "generator" else load_for_use
     model, known = load(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     metadata = metadata_of(model, args.network, args.input, known, fingerprint(model))

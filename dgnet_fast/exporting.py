@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from dgnet_fast.extras import need
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
@@ -282,12 +283,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _needed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ValueError(
-            f"ONNX export needs {package}, which is not installed: pip install 'dgnet-fast[export]'"
-        ) from None
+    need(package, "export", "ONNX export")
+    return importlib.import_module(package)
 
 
 class _whole_file:  # noqa: N801 - a context manager used as a function

@@ -23,6 +23,7 @@ from dgnet_fast.config import ConfigError
 from dgnet_fast.data.datasets import unreadable
 from dgnet_fast.data.files import picture_files, unlabelled
 from dgnet_fast.extractor import Extractor
+from dgnet_fast.extras import need
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -73,14 +74,6 @@ def readable_files(places: list[str], *, skip: bool) -> list[Path]:
     return [path for index, path in enumerate(paths) if index not in bad]
 
 
-def optional(module: str, package: str, what: str) -> Any:
-    """An optional dependency, or one clear line."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{what} needs {package}: pip install {package}") from error
-
-
 def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: str) -> None:
     """Write ``out`` (.npz or .parquet) through a temporary file."""
     names = [str(path) for path in paths]
@@ -90,7 +83,7 @@ def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: 
             with open(temporary, "wb") as file:
                 np.savez(file, features=features.numpy(), paths=np.array(names), fingerprint=fingerprint)
         else:
-            arrow = optional("pyarrow", "pyarrow", "a .parquet file")
+            arrow = importlib.import_module("pyarrow")
             parquet = importlib.import_module("pyarrow.parquet")
             column = arrow.FixedSizeListArray.from_arrays(features.numpy().ravel(), features.shape[1])
             table = arrow.table({"path": names, "feature": column})
@@ -123,7 +116,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--out is {str(args.out)!r}; allowed: a name ending in {' or '.join(SUFFIXES)}")
     check_new("--out", args.out, args.overwrite)
     if args.out.suffix == ".parquet":
-        optional("pyarrow", "pyarrow", "a .parquet file")
+        need("pyarrow", "parquet", "a .parquet file")
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
     features = extractor.files(paths, progress=chunks_progress("features"))

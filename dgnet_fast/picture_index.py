@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dgnet_fast.extractor import Extractor
+from dgnet_fast.extras import need
 
 FORMAT = "dgnet_fast.index.1"
 ENTRIES = "index.json"
@@ -19,11 +21,8 @@ ENTRIES = "index.json"
 
 def faiss_library() -> Any:
     """The faiss module, or one clear line."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError("searching needs faiss: pip install faiss-cpu") from error
-    return faiss
+    need("faiss", "search", "searching")
+    return importlib.import_module("faiss")
 
 
 @dataclass(frozen=True)

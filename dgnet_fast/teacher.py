@@ -18,8 +18,6 @@ from pathlib import Path
 
 from dgnet_fast.cli import Parser, add_config_options, config_from, run_command
 from dgnet_fast.config import ConfigError
-from dgnet_fast.training.loop import Stopped
-from dgnet_fast.training.run import print_tables, run_teacher
 
 
 def parser() -> Parser:
@@ -49,6 +47,10 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.training.loop import Stopped
+    from dgnet_fast.training.run import print_tables, run_teacher
+
     config, _ = config_from(args)
     if args.generated and not args.labeller:
         raise ConfigError("--generated needs the teacher that labels its pictures: --labeller FILE")

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from dgnet_fast.cli import Parser, add_config_options, config_from, given_options, run_command
 from dgnet_fast.config import ConfigError, set_in_tree
-from dgnet_fast.training.loop import Diverged, Stopped
-from dgnet_fast.training.run import print_tables, run_training, saved_options
 
 
 def parser() -> Parser:
@@ -37,6 +35,10 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.training.loop import Diverged, Stopped
+    from dgnet_fast.training.run import print_tables, run_training, saved_options
+
     if args.max_steps is not None and args.max_steps < 1:
         raise ConfigError(f"--max-steps is {args.max_steps}; allowed: at least 1")
     if args.resume:

@@ -19,6 +19,7 @@ from dgnet_fast.cli import Parser, chunks_progress, run_command
 from dgnet_fast.config import ConfigError
 from dgnet_fast.data import ReidDataset, normalize
 from dgnet_fast.evaluation import split_features
+from dgnet_fast.extras import need
 from dgnet_fast.generation import Pictures, spread
 from dgnet_fast.metrics import evaluate_retrieval
 from dgnet_fast.models.dgnet import DGNet
@@ -141,6 +142,8 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"{args.checkpoint} is no run folder: give --out DIR")
     if args.out and (there := [name for name in FILES if (folder / name).exists()]):
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another --out")
+    if args.method == "tsne":
+        need("sklearn", "visualize", "t-SNE")
     device = resolve_device(args.device)
     model, _ = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern}
