@@ -1,10 +1,13 @@
 """Build of dgnet_fast's extensions: CMake + ninja + pybind11 over csrc/. Metadata is in pyproject.toml.
 
-`_C`, the operators' bodies, needs no torch. `_allocator` (csrc/cpu_allocator.cpp) is for one version of torch and built
+The operators' bodies need no torch. A wheel for x86-64 holds them built for three levels of the CPU (`_C_v2`, `_C_v3`,
+`_C_v4`; `dgnet_fast/extension` chooses at import), an editable installation for the level of this machine only, which
+is quicker to build; other processors have one plain `_C`. `_allocator` (csrc/cpu_allocator.cpp) is for one version of torch and built
 where pip finds torch in the environment that it installs into; without it tensors come from torch's own allocator.
 
 Environment read at build time:
-    DGNET_FAST_NATIVE=0        no -march=native: for wheels that travel to other CPUs (default 1)
+    DGNET_FAST_LEVELS          levels of x86-64 to build for, such as "v2 v3 v4", or "native": one plain build with
+                               -march=native, for this machine alone
     DGNET_FAST_CUDA=0          leave the CUDA bodies out even where nvcc is found (default 1)
     DGNET_FAST_TORCH           folder of the torch package that _allocator is built for, where the build itself does not
                                find it (uv, python -m build)
@@ -16,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -58,11 +62,45 @@ def installed_torch() -> tuple[Path, str] | None:
     return (folder, version[1]) if version else None
 
 
+def levels_of(editable: bool) -> list[str]:
+    """The builds of the bodies to make: levels of x86-64, or ["native"], or none: one plain build."""
+    cpu = runpy.run_path(str(ROOT / "dgnet_fast" / "extension" / "cpu_level.py"))
+    known = cpu["LEVELS"] if cpu["is_x86_64"]() else ()
+    wanted = re.findall(r"[^\s,;]+", os.environ.get("DGNET_FAST_LEVELS", ""))
+    for level in wanted:
+        if level not in known and wanted != ["native"]:
+            raise RuntimeError(
+                f"DGNET_FAST_LEVELS has {level!r}; allowed here: native, or any of {', '.join(known) or 'none'}"
+            )
+    if wanted:
+        return sorted(set(wanted))
+    own = cpu["cpu_level"]()
+    return [own] if editable and own in known else list(known)
+
+
 class CMakeBuild(build_ext):
     """Builds every extension of this package by the one CMake project in csrc/."""
 
+    def finalize_options(self) -> None:
+        self.levels = levels_of(bool(self.inplace or self.editable_mode))
+        names = [f"_C_{level}" for level in self.levels if level != "native"] or ["_C"]
+        self.distribution.ext_modules = [Extension(f"dgnet_fast.{name}", sources=[]) for name in names]
+        if TORCH:  # one whose headers it cannot read does not keep dgnet_fast from being installed
+            self.distribution.ext_modules.append(
+                Extension("dgnet_fast._allocator", sources=[], optional=True)
+            )
+        super().finalize_options()
+
     def build_extensions(self) -> None:
         import pybind11
+
+        if self.inplace or self.editable_mode:
+            # Builds that are not made again would be found beside the new ones.
+            kept = {Path(self.get_ext_filename(ext.name)).name for ext in self.extensions}
+            suffix = Path(self.get_ext_filename("_C")).name.removeprefix("_C")
+            for old in (ROOT / "dgnet_fast").glob(f"_C*{suffix}"):
+                if old.name not in kept:
+                    old.unlink()
 
         target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve()
         # Not self.build_temp: pip makes that a new folder each time, and every build would start from
@@ -72,7 +110,6 @@ class CMakeBuild(build_ext):
         # time.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         build.mkdir(parents=True, exist_ok=True)
-        native = os.environ.get("DGNET_FAST_NATIVE", "1") != "0"
         cuda = os.environ.get("DGNET_FAST_CUDA", "1") != "0"
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         arguments = [
@@ -82,7 +119,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
-            f"-DDGNET_FAST_NATIVE={'ON' if native else 'OFF'}",
+            f"-DDGNET_FAST_LEVELS={';'.join(level for level in self.levels if level != 'native')}",
+            f"-DDGNET_FAST_MARCH={'native' if self.levels == ['native'] else ''}",
             f"-DDGNET_FAST_CUDA={'ON' if cuda else 'OFF'}",
         ]  # fmt: skip
         if architectures := os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
@@ -90,19 +128,20 @@ class CMakeBuild(build_ext):
         if TORCH:
             arguments += [f"-DDGNET_FAST_TORCH={TORCH[0]}", f"-DDGNET_FAST_TORCH_VERSION={TORCH[1]}"]
         subprocess.run([cmake, "-S", str(ROOT / "csrc"), "-B", str(build), *arguments], check=True)
+        needed = [ext.name.rpartition(".")[2] for ext in self.extensions if not ext.optional]
+        subprocess.run([cmake, "--build", str(build), "--target", *needed], check=True)
         for ext in self.extensions:
             name = ext.name.rpartition(".")[2]
-            done = subprocess.run([cmake, "--build", str(build), "--target", name], check=not ext.optional)
-            if done.returncode:
+            if (
+                name not in needed
+                and subprocess.run([cmake, "--build", str(build), "--target", name]).returncode
+            ):
                 self.warn(f"{ext.name} could not be built and is left out")
                 for old in (self.get_ext_fullpath(ext.name), ROOT / self.get_ext_filename(ext.name)):
                     Path(old).unlink(missing_ok=True)
 
 
 TORCH = installed_torch()
-EXTENSIONS = [Extension("dgnet_fast._C", sources=[])]
-if TORCH:  # one whose headers it cannot read does not keep dgnet_fast from being installed
-    EXTENSIONS.append(Extension("dgnet_fast._allocator", sources=[], optional=True))
 
 
 setup(
@@ -110,7 +149,7 @@ setup(
     packages=[*find_packages(include=["dgnet_fast", "dgnet_fast.*"]), "dgnet_fast.kernels"],
     # A top-level package called `kernels` would clash with the one on PyPI.
     package_dir={"dgnet_fast.kernels": "kernels"},
-    ext_modules=EXTENSIONS,
+    ext_modules=[Extension("dgnet_fast._C", sources=[])],  # CMakeBuild says which
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
 )

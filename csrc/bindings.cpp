@@ -240,11 +240,6 @@ PYBIND11_MODULE(_C, m) {
     build["cuda_compiler"] = DGNET_FAST_CUDA_COMPILER;
     build["pybind11"] =
         PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
-#ifdef DGNET_FAST_WITH_NATIVE
-    build["native"] = true;
-#else
-    build["native"] = false;
-#endif
 #ifdef DGNET_FAST_WITH_CUDA
     build["cuda"] = true;
 #else

@@ -18,6 +18,7 @@ from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.extras import need
 from dgnet_fast.data.pictures import open_pictures
 from dgnet_fast.report.progress import progress
 from dgnet_fast.web.server import Demo, create_app
@@ -49,6 +50,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--nearest is {args.nearest}; allowed: at least 1")
     if not 0 <= args.port < 65536:
         raise ConfigError(f"--port is {args.port}; allowed: 0 to 65535")
+    need("flask", "demo", "the demo")
     device = resolve_device(args.device)
     model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     source = args.gallery or f"{model.config.data}:gallery"

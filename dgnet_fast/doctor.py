@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 import dgnet_fast
-from dgnet_fast import _C
+from dgnet_fast import _C, extension
+from dgnet_fast.extension.cpu_level import cpu_level, is_x86_64
 from dgnet_fast.ops import registry
 
 
@@ -60,8 +61,9 @@ def report() -> dict[str, Any]:
             "triton": _version("triton"),
             "numpy": _version("numpy"),
         },
-        "extension": dict(_C.build),
+        "extension": {**_C.build, "level": extension.level, "levels_built": list(extension.built_levels())},
         "cpu": {
+            "level": f"x86-64-{cpu_level()}" if is_x86_64() else platform.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads_torch": torch.get_num_threads(),
             "threads_extension": _C.openmp_threads(),
@@ -77,15 +79,15 @@ def report() -> dict[str, Any]:
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     lines = ["versions:  " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())]
-    extension = facts["extension"]
+    built = facts["extension"]
     lines.append(
-        f"extension: {extension['cxx_compiler']}, pybind11 {extension['pybind11']}, "
-        f"{'tuned for the building CPU' if extension['native'] else 'portable'}; "
-        + (f"CUDA bodies by {extension['cuda_compiler']}" if extension["cuda"] else "no CUDA bodies")
+        f"extension: {built['cxx_compiler']}, pybind11 {built['pybind11']}, "
+        f"bodies for {built['level']} (built: {', '.join(built['levels_built'])}); "
+        + (f"CUDA bodies by {built['cuda_compiler']}" if built["cuda"] else "no CUDA bodies")
     )
     cpu = facts["cpu"]
     lines.append(
-        f"cpu:       {cpu['capability']}, {cpu['threads_torch']} threads "
+        f"cpu:       {cpu['level']}, {cpu['capability']}, {cpu['threads_torch']} threads "
         f"(extension {cpu['threads_extension']}), "
         f"malloc {'keeps' if cpu['malloc_keeps_large_blocks'] else 'maps'} large blocks, "
         f"tensors by {cpu['allocator']}'s allocator"

@@ -20,6 +20,7 @@ from dgnet_fast.checkpoints.loading import load_for_use, load_generator
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint
 from dgnet_fast.config import ConfigError
+from dgnet_fast.config.extras import need
 
 SAVE = {".onnx": save_onnx, ".pt2": save_archive}
 
@@ -44,6 +45,9 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--out is {str(args.out)!r}; allowed: a name ending in {', '.join(SAVE)}")
     if args.out.exists():
         raise ConfigError(f"{args.out} exists already; choose another --out")
+    if args.out.suffix == ".onnx":
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            need(package, "export", "ONNX export")
     load = load_generator if args.network == "generator" else load_for_use
     model, known = load(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     metadata = metadata_of(model, args.network, args.input, known, fingerprint(model))

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.cli.parser import Parser, check_new, optional, run_command
+from dgnet_fast.cli.parser import Parser, check_new, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
+from dgnet_fast.config.extras import need
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
 
@@ -33,7 +34,7 @@ def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: 
             with open(temporary, "wb") as file:
                 np.savez(file, features=features.numpy(), paths=np.array(names), fingerprint=fingerprint)
         else:
-            arrow = optional("pyarrow", "pyarrow", "a .parquet file")
+            arrow = importlib.import_module("pyarrow")
             parquet = importlib.import_module("pyarrow.parquet")
             column = arrow.FixedSizeListArray.from_arrays(features.numpy().ravel(), features.shape[1])
             table = arrow.table({"path": names, "feature": column})
@@ -55,7 +56,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--out is {str(args.out)!r}; allowed: a name ending in {' or '.join(SUFFIXES)}")
     check_new("--out", args.out, args.overwrite)
     if args.out.suffix == ".parquet":
-        optional("pyarrow", "pyarrow", "a .parquet file")
+        need("pyarrow", "parquet", "a .parquet file")
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
     features = extractor.files(paths, progress=progress("features"))

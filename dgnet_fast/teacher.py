@@ -19,8 +19,6 @@ from dgnet_fast.cli.config_options import add_config_options, config_from
 from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError
-from dgnet_fast.training.loop import Stopped
-from dgnet_fast.training.run import run_teacher
 
 
 def parser() -> Parser:
@@ -50,6 +48,10 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.training.loop import Stopped
+    from dgnet_fast.training.run import run_teacher
+
     config, _ = config_from(args)
     if args.generated and not args.labeller:
         raise ConfigError("--generated needs the teacher that labels its pictures: --labeller FILE")

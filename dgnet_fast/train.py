@@ -14,13 +14,10 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from dgnet_fast.checkpoints.runs import saved_options
 from dgnet_fast.cli.config_options import add_config_options, config_from, given_options
 from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.config import ConfigError, set_in_tree
-from dgnet_fast.training.loop import Diverged, Stopped
-from dgnet_fast.training.run import run_training
 
 
 def parser() -> Parser:
@@ -40,6 +37,11 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.checkpoints.runs import saved_options
+    from dgnet_fast.training.loop import Diverged, Stopped
+    from dgnet_fast.training.run import run_training
+
     if args.max_steps is not None and args.max_steps < 1:
         raise ConfigError(f"--max-steps is {args.max_steps}; allowed: at least 1")
     if args.resume:

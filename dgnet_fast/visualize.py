@@ -20,6 +20,7 @@ from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_data_set, add_device, data_set_config
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.extras import need
 from dgnet_fast.data import ReidDataset, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.pictures import Pictures
@@ -97,6 +98,8 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"{args.checkpoint} is no run folder: give --out DIR")
     if args.out and (there := [name for name in FILES if (folder / name).exists()]):
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another --out")
+    if args.method == "tsne":
+        need("sklearn", "visualize", "t-SNE")
     device = resolve_device(args.device)
     model, _ = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     dataset = dataset_of(data_set_config(model.config, args))

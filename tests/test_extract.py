@@ -185,7 +185,7 @@ def test_mistakes_are_one_line_and_leave_files_alone(run, pictures, tmp_path, ca
     )
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     table = ["--checkpoint", run, "--out", tmp_path / "x.parquet"]
-    assert "needs pyarrow: pip install pyarrow" in one_line(capsys, [pictures[0], *table])
+    assert "needs pyarrow, which is not installed: pip install" in one_line(capsys, [pictures[0], *table])
 
 
 def test_importing_the_package_does_not_load_the_extractor():

@@ -17,7 +17,7 @@ from dgnet_fast.generation.codes import CodeStore, Swapper, appearance_codes, in
 from dgnet_fast.generation.figures import draw_figure
 from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
 from dgnet_fast.generation.sets import read_description, read_manifest, write_set
-from dgnet_fast.report import cell_origin
+from dgnet_fast.report.grid import cell_origin
 from tests.tiny_run import fails, tiny_run
 
 SIZE = 40, 24

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dgnet_fast"
 FLOORS = [
-    {"config", "metrics", "report"},
+    {"config", "extension", "metrics", "report"},
     {"data", "ops"},
     {"models"},
     {"checkpoints"},

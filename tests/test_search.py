@@ -204,7 +204,9 @@ def test_mistakes(run, gallery, query, tmp_path, capsys, monkeypatch):
     (index / "index.json").write_text('{"format": "other"}')
     assert "is not an index of dgnet_fast" in one_line(capsys, run, "--gallery", index, *asked)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "needs faiss: pip install faiss-cpu" in one_line(capsys, run, "--gallery", gallery, *asked)
+    assert "searching needs faiss, which is not installed: pip install" in one_line(
+        capsys, run, "--gallery", gallery, *asked
+    )
 
 
 def test_vectors_that_do_not_fit_their_list(run, gallery, tmp_path, capsys):

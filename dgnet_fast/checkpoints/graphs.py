@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dgnet_fast.config.extras import need
 from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from dgnet_fast.models.appearance_encoder import joined_features, upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
@@ -279,9 +280,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _needed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ValueError(
-            f"ONNX export needs {package}, which is not installed: pip install 'dgnet-fast[export]'"
-        ) from None
+    need(package, "export", "ONNX export")
+    return importlib.import_module(package)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 import typing
@@ -82,11 +81,3 @@ def check_new(option: str, path: Path, overwrite: bool) -> None:
         raise ConfigError(f"{option} {path} exists; give another name, or --overwrite")
     if not path.parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}")
-
-
-def optional(module: str, package: str, what: str) -> Any:
-    """An optional dependency, or one clear line."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{what} needs {package}: pip install {package}") from error

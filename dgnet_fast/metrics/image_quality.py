@@ -6,8 +6,6 @@ Each takes a mask ``where``, bool (N, H, W), that says which pixels count.
 from __future__ import annotations
 
 import numpy as np
-from skimage.color import deltaE_ciede2000, rgb2lab
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 _MIN_SIDE = 11  # of the Gaussian window: 2 x round(3.5 x 1.5) + 1
@@ -28,6 +26,8 @@ def psnr(
     Raises:
         ValueError: not uint8 batches of one shape, or a mask that does not fit them.
     """
+    from skimage.metrics import peak_signal_noise_ratio  # a second to import, for whoever scores pictures
+
     with np.errstate(divide="ignore"):  # equal pictures
         return np.array(
             [
@@ -57,6 +57,8 @@ def ssim(
     Raises:
         ValueError: not uint8 batches of one shape, a mask that does not fit them, or pictures smaller than the window.
     """
+    from skimage.metrics import structural_similarity
+
     triples = _masked(a, b, where)
     if min(a.shape[-2:]) < _MIN_SIDE:
         raise ValueError(
@@ -95,6 +97,8 @@ def colour_error(
     Raises:
         ValueError: as `psnr`.
     """
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
     return np.array(
         [
             deltaE_ciede2000(rgb2lab(x[:, m].T), rgb2lab(y[:, m].T)).mean() if m.any() else np.nan

@@ -12,13 +12,16 @@ are sparse and distances are made a few rows at a time, so memory beyond the fea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from dgnet_fast.metrics.retrieval import ieee_float32_matmul
+
+if TYPE_CHECKING:  # imported where it is used: re-ranking is not part of every start
+    from scipy import sparse
 
 PAIRS = 8192
 """Pairs of features multiplied at a time: 64 MB at 1024 numbers."""
@@ -120,6 +123,8 @@ def _reciprocal(nearest: np.ndarray, count: int) -> np.ndarray:
 
 def _encode(features: Tensor, nearest: np.ndarray, farthest: np.ndarray, k1: int) -> sparse.csr_array:
     """The encodings before averaging: sparse (N, N), each row summing to 1."""
+    from scipy import sparse
+
     half = min(int(np.around(k1 / 2)) + 1, nearest.shape[1])
     mutual, mutual_half = _reciprocal(nearest, nearest.shape[1]), _reciprocal(nearest, half)
     half_sizes = mutual_half.sum(1)
@@ -153,6 +158,8 @@ def _encode(features: Tensor, nearest: np.ndarray, farthest: np.ndarray, k1: int
 
 
 def _rows_of(columns: np.ndarray, values: np.ndarray) -> sparse.csr_array:
+    from scipy import sparse
+
     count, width = columns.shape
     starts = np.arange(0, columns.size + 1, width)
     return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(count, count))

@@ -22,8 +22,8 @@ from dgnet_fast.ops.arguments import check_pictures
 
 KERNEL = 3
 
-#: The fused body takes channels by eights. With fewer than eight multiply-adds an instruction (an extension built for
-#: any CPU: DGNET_FAST_NATIVE=0) it would be the slower one.
+#: The fused body takes channels by eights. With fewer than eight multiply-adds an instruction (a CPU of
+#: level x86-64-v2) it would be the slower one.
 CHANNELS = 8
 _FAST_ENOUGH = bool(registry.TABLE["conv3x3"]["cpu"][0].automatic)
 

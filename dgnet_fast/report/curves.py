@@ -6,14 +6,14 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dgnet_fast.report.log import read_metrics
+
+if TYPE_CHECKING:  # a second to import: only where a curve is drawn
+    from matplotlib.axes import Axes
 
 # File → pattern of the scalars' names; the first that fits takes a scalar. What stands before a "/" in a name
 # does not count.
@@ -89,6 +89,9 @@ def _grouped(records: list[dict]) -> dict[str, dict[str, tuple[np.ndarray, np.nd
 
 
 def _draw(title: str, series: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, *, noisy: bool) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     columns = min(_COLUMNS, len(series))
     rows = math.ceil(len(series) / columns)
     figure = Figure(figsize=(4.0 * columns + 0.4, 2.5 * rows + 0.6), dpi=110, layout="constrained")
@@ -107,6 +110,8 @@ def _draw(title: str, series: dict[str, tuple[np.ndarray, np.ndarray]], path: Pa
 
 
 def _draw_panel(axes: Axes, label: str, steps: np.ndarray, values: np.ndarray, noisy: bool) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     finite = np.isfinite(values)
     shown = np.where(finite, values, np.nan)
     good = values[finite]

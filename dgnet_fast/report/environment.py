@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def collect_environment() -> dict[str, Any]:
     variables (of the environment, as far as they change speed or numbers).
     """
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "dgnet_fast": _version("dgnet-fast"),
         "git_commit": _git_commit(),
         "python": platform.python_version(),

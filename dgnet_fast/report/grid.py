@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -125,8 +126,15 @@ def image_grid(
 
 @cache
 def _font(points: int) -> ImageFont.FreeTypeFont:
-    # matplotlib brings DejaVu Sans along, so it is there on any machine, and it has arrows.
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), points)
+    # matplotlib brings DejaVu Sans along, so it is there on any machine; Pillow's own font has neither arrows nor
+    # accents. Its file is found without importing matplotlib, which takes a second.
+    spec = importlib.util.find_spec("matplotlib")
+    path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    if not path.is_file():  # some distributions keep fonts elsewhere
+        from matplotlib import font_manager
+
+        path = font_manager.findfont("DejaVu Sans")
+    return ImageFont.truetype(str(path), points)
 
 
 def text_picture(text: str, points: int, longest: int | None = None) -> Image.Image:

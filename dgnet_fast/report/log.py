@@ -43,7 +43,8 @@ class RunLog:
         run_folder: created if missing; `metrics.jsonl` is appended to and TensorBoard events go to
             `tensorboard/`.
         total_steps: steps of the whole run, for the share done and the time left.
-        tensorboard: also write TensorBoard events (the package is imported at the first write).
+        tensorboard: also write TensorBoard events (the package is imported at the first write); where it is not
+            installed, one line says so and the rest is written.
         stream: where progress lines go, plain lines without control characters. None: a bar on a terminal, else the
             package's log (logger `dgnet_fast`).
         every: steps between two progress lines; calls of `progress` at other steps print nothing. The first
@@ -106,8 +107,7 @@ class RunLog:
         record = {"step": int(step), "phase": phase} | {name: _to_json(v) for name, v in values.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        if self._want_tensorboard:
-            writer = self._writer()
+        if self._want_tensorboard and (writer := self._writer()):
             for name, value in values.items():
                 writer.add_scalar(f"{phase}/{name}", value, int(step))
 
@@ -212,8 +212,14 @@ class RunLog:
 
     def _writer(self) -> Any:
         if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter  # seconds to import: only where it is used
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # seconds to import: only where it is used
+            except ImportError:
+                self._want_tensorboard = False
+                self.note(
+                    "no TensorBoard events: pip install 'dgnet-fast[tensorboard]' (metrics.jsonl has the same)"
+                )
+                return None
             self._tensorboard = SummaryWriter(
                 str(self.folder / TENSORBOARD_FOLDER), purge_step=self._purge_step
             )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
@@ -70,6 +69,8 @@ def overlay(pictures: Tensor, maps: Tensor) -> Tensor:
 
     Each map is scaled from 0 (and below) to its own largest value.
     """
+    from matplotlib import colormaps
+
     size = pictures.shape[2:]
     large = F.interpolate(maps[:, None].float().clamp(min=0), size=size, mode="bilinear", align_corners=False)
     large = (large / large.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12))[:, 0].cpu().numpy()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
+
+from dgnet_fast.config.extras import need
 
 METHODS = ("pca", "tsne")
 MARKERS = "os^Dvp*X"
@@ -37,12 +36,9 @@ def pca(features: Tensor, dimensions: int = 2) -> tuple[np.ndarray, np.ndarray]:
 
 def tsne(features: Tensor, seed: int = 0) -> np.ndarray:
     """t-SNE coordinates (N, 2) by scikit-learn; ValueError names it where it is not installed."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        raise ValueError(
-            "t-SNE needs scikit-learn, which is not installed: pip install 'dgnet-fast[visualize]'"
-        ) from None
+    need("sklearn", "visualize", "t-SNE")
+    from sklearn.manifold import TSNE
+
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     made = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
     return made.fit_transform(features.numpy())
@@ -63,6 +59,10 @@ def embedding_map(
     Every one of the ``people`` (int64 (N,)) has a colour, every one of the ``cameras`` a marker. ``names`` are the people's, in
     order of ``np.unique(people)``.
     """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
     if method == "pca":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dgnet_fast.config.extras import need
 from dgnet_fast.report.files import atomically
 from dgnet_fast.retrieval.extractor import Extractor
 
@@ -19,11 +21,8 @@ ENTRIES = "index.json"
 
 def faiss_library() -> Any:
     """The faiss module, or one clear line."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError("searching needs faiss: pip install faiss-cpu") from error
-    return faiss
+    need("faiss", "search", "searching")
+    return importlib.import_module("faiss")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,11 @@ from dgnet_fast.generation.scores import drawn_scores, picture_table
 from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.report import image_grid, write_environment, write_report
+from dgnet_fast.report.environment import write_environment
 from dgnet_fast.report.files import atomically, write_json, write_text
+from dgnet_fast.report.grid import image_grid
 from dgnet_fast.report.log import RunLog, format_duration
+from dgnet_fast.report.page import write_report
 from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
 from dgnet_fast.retrieval.extractor import Extractor

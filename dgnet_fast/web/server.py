@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgnet_fast.config.extras import need
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.data.reading import read_picture, resized
 from dgnet_fast.generation.codes import appearance_codes, decode_codes, structure_codes
@@ -93,12 +94,9 @@ def create_app(demo: Demo, title: str):  # noqa: ANN201 - a Flask application; F
 
     Raises ValueError naming Flask where it is not installed.
     """
-    try:
-        import flask
-    except ImportError:
-        raise ValueError(
-            "the demo needs Flask, which is not installed: pip install 'dgnet-fast[demo]'"
-        ) from None
+    need("flask", "demo", "the demo")
+    import flask
+
     app = flask.Flask("dgnet_fast.demo", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_UPLOAD
 

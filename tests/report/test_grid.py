@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dgnet_fast.report import cell_origin, image_grid
+from dgnet_fast.report.grid import cell_origin, image_grid
 
 ROWS, COLUMNS, HEIGHT, WIDTH = 2, 3, 64, 32
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgnet_fast.report import collect_environment, format_table, save_curves, write_environment, write_report
-from dgnet_fast.report.curves import _grouped, _moving_average
+from dgnet_fast.report.curves import _grouped, _moving_average, save_curves
+from dgnet_fast.report.environment import collect_environment, write_environment
 from dgnet_fast.report.log import RunLog, read_metrics
+from dgnet_fast.report.page import write_report
+from dgnet_fast.report.tables import format_table
 
 TABLES = [
     {
