@@ -89,6 +89,11 @@ class Config:
     )
     camera_pattern: str = option("", "regular expression for the camera in a file name (folder data only)")
     skip_unreadable: bool = option(False, "leave out pictures that cannot be read, and count them")
+    synthetic_kind: str = option(
+        "plain",
+        "synthetic people: plain, each with clothes of their own; hard, who share a dozen outfits and change them",
+        choices=("plain", "hard"),
+    )
     synthetic_ids: int = option(64, "synthetic identities to train on", low=2)
     synthetic_views: int = option(16, "synthetic pictures of each identity", low=2)
     synthetic_test_ids: int = option(32, "synthetic identities kept for the test", low=2)

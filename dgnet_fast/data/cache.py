@@ -107,7 +107,11 @@ def inputs_of(split: Split) -> Inputs | None:
     if isinstance(split, SyntheticSplit):
         drawn = np.stack([split.ids, split.cameras, split.identities, split.views])
         what = hashlib.sha256(np.ascontiguousarray(drawn).tobytes()).hexdigest()
-        return Inputs("synthetic", (f"seed {split.pedestrians.seed}", what), (_drawing(),))
+        return Inputs(
+            "synthetic",
+            (f"seed {split.pedestrians.seed}" + " hard" * split.pedestrians.hard, what),
+            (_drawing(),),
+        )
     if isinstance(split, JoinedSplit):
         parts = [inputs_of(part) for part in split.parts]
         if any(part is None for part in parts):

@@ -123,6 +123,7 @@ def dataset_of(config: Config) -> ReidDataset:
             "views_per_identity": config.synthetic_views,
             "height": config.crop_image_height,
             "width": config.crop_image_width,
+            "hard": config.synthetic_kind == "hard",
         }
     on_disk = names != ["synthetic"]
     if on_disk and not config.data_root:

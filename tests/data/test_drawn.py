@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dgnet_fast.data import SyntheticPedestrians, decode_split, load_dataset
-from dgnet_fast.data.drawn.dataset import load_synthetic
+from dgnet_fast.data.drawn.dataset import CHANGE, OUTFITS, WARDROBE, load_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +201,35 @@ def test_wrong_draw_arguments():
         pedestrians.draw(0, -2, 0)
     with pytest.raises(ValueError, match="at least 16 and 8, got 8 and 4"):
         pedestrians.draw(0, 0, 0, 8, 4)
+
+
+def test_people_of_the_hard_kind_share_clothes_and_change_them():
+    """Each person wears three of a dozen outfits, in every camera, and stays the same underneath."""
+    hard = load_synthetic(train_identities=4, test_identities=6, views_per_identity=8, hard=True)
+    plain = load_synthetic(train_identities=4, test_identities=6, views_per_identity=8)
+    assert np.array_equal(hard.train.ids, plain.train.ids) and np.array_equal(
+        hard.query.cameras, plain.query.cameras
+    )
+    people = hard.train.pedestrians
+    looks = {i: sorted({int(x) for x in hard.train.identities[hard.train.ids == i]}) for i in (1, 2, 3, 4)}
+    worn = {}
+    for person, drawn in looks.items():
+        assert [x % CHANGE for x in drawn] == [person] * WARDROBE
+        bodies, clothes = zip(*(people.identity(x) for x in drawn), strict=True)
+        assert set(bodies) == {plain.train.pedestrians.identity(person)[0]}
+        assert len({(c.upper, c.lower, c.pattern) for c in clothes}) == WARDROBE
+        assert len({(c.skin, c.hair, c.bag, c.hat) for c in clothes}) == 1
+        worn[person] = {(c.upper, c.lower, c.pattern) for c in clothes}
+    everybody = [people.identity(x)[1] for k in range(1, 60) for x in (k, k + CHANGE, k + 2 * CHANGE)]
+    assert len({(c.upper, c.lower, c.pattern, c.sleeve) for c in everybody}) <= OUTFITS
+    same = people.draw(1, 3, 1, 64, 32)
+    assert np.array_equal(same, SyntheticPedestrians(0, hard=True).draw(1, 3, 1, 64, 32))
+    assert not np.array_equal(same, people.draw(1 + CHANGE, 3, 1, 64, 32))
+
+
+def test_cameras_of_the_hard_kind_differ_more():
+    def spread(hard):
+        cameras = [SyntheticPedestrians(0, hard=hard).camera(k)[0] for k in range(1, 30)]
+        return np.std([c.brightness for c in cameras]), np.std([c.gains for c in cameras])
+
+    assert spread(True) == pytest.approx([2 * x for x in spread(False)])

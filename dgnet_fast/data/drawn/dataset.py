@@ -5,6 +5,9 @@ A picture is a function of three things. The *identity* fixes clothes, hair, bui
 fixes pose, placement, light and background; the *camera* fixes colour cast, contrast, blur and noise.
 DG-Net's `x_j^i`, the appearance of i in the structure of j, therefore has a true picture: `draw(identity_i,
 view_j, camera_j)`.
+
+The *hard* kind is for baselines that the plain one no longer tells apart: people wear outfits of a small pool that they all
+share, each person several of them, and cameras differ more. Hair, skin, build, bag and hat must then decide.
 """
 
 from __future__ import annotations
@@ -21,9 +24,18 @@ from dgnet_fast.data.drawn.pedestrian import Body, Clothes, Pose, random_identit
 from dgnet_fast.data.drawn.scene import Camera, apply_camera, draw_background, random_camera, tone_curves
 
 # Keys of the independent random streams under one seed.
-_IDENTITY, _VIEW, _BACKGROUND, _CAMERA, _NOISE, _PLAN = range(6)
+_IDENTITY, _VIEW, _BACKGROUND, _CAMERA, _NOISE, _PLAN, _OUTFIT, _WARDROBE = range(8)
 
 _NOISE_TILE = 331  # side of the noise tile, in pixels: a prime, larger than the pictures in use
+
+OUTFITS = 12
+"""Outfits that all people of the hard kind share."""
+WARDROBE = 3
+"""How many of them each person wears."""
+CHANGE = 1_000_000
+"""Identity ``k`` in the ``n``-th outfit of its wardrobe is drawn as ``k + n * CHANGE``."""
+OWN = ("skin", "hair", "bag", "hat")
+"""Colours of `Clothes` that stay with a person in every outfit."""
 
 CLOTH = ("upper", "upper_second", "lower")
 """Colours of `Clothes` that belong to the clothes themselves: top and trousers, shorts or skirt."""
@@ -34,10 +46,10 @@ class SyntheticPedestrians:
     picture.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, hard: bool = False) -> None:
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
-        self.seed = seed
+        self.seed, self.hard = seed, hard
         self.identity = lru_cache(maxsize=None)(self._identity)
         self.pose = lru_cache(maxsize=65536)(self._pose)
         self.camera = lru_cache(maxsize=None)(self._camera)
@@ -47,13 +59,19 @@ class SyntheticPedestrians:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, kind, *index))))
 
     def _identity(self, identity: int) -> tuple[Body, Clothes]:
-        return random_identity(self.rng(_IDENTITY, identity))
+        change, person = divmod(identity, CHANGE)
+        body, clothes = random_identity(self.rng(_IDENTITY, person))
+        if not self.hard:
+            return body, clothes
+        wardrobe = self.rng(_WARDROBE, person).permutation(OUTFITS)[:WARDROBE]
+        outfit = random_identity(self.rng(_OUTFIT, int(wardrobe[change % WARDROBE])))[1]
+        return body, replace(outfit, **{name: getattr(clothes, name) for name in OWN})
 
     def _pose(self, view: int) -> Pose:
         return random_pose(self.rng(_VIEW, view))
 
     def _camera(self, camera: int) -> tuple[Camera, np.ndarray, np.ndarray]:
-        properties = random_camera(self.rng(_CAMERA, camera))
+        properties = random_camera(self.rng(_CAMERA, camera), 2.0 if self.hard else 1.0)
         tile = self.rng(_NOISE, camera).standard_normal((_NOISE_TILE, _NOISE_TILE, 3), dtype=np.float32)
         return properties, tone_curves(properties), tile
 
@@ -131,7 +149,8 @@ class SyntheticSplit(Split):
     """Synthetic pictures: `identities`, `views` (int64 (N,)) and `cameras` are the arguments of
     `SyntheticPedestrians.draw`.
 
-    `identities` equals `ids` except for distractors and junk, whose ids say nothing of who was drawn.
+    `identities` equals `ids` except for distractors and junk, whose ids say nothing of who was drawn, and for people of
+    the hard kind who have changed their clothes (`CHANGE`).
     """
 
     identities: np.ndarray
@@ -192,8 +211,9 @@ def load_synthetic(
     junk: int = 16,
     height: int = 256,
     width: int = 128,
+    hard: bool = False,
 ) -> ReidDataset:
-    """The synthetic dataset of `seed`.
+    """The synthetic dataset of `seed`, or with `hard` the one in which people share and change their clothes.
 
     Every identity is seen `views_per_identity` times by two or more of the `cameras`, each time in a view of
     its own. Of the test identities, who are not among the training ones, one picture per camera is a query
@@ -211,7 +231,7 @@ def load_synthetic(
     for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    pedestrians = SyntheticPedestrians(seed)
+    pedestrians = SyntheticPedestrians(seed, hard=hard)
     plan = pedestrians.rng(_PLAN)
     last = train_identities + test_identities
     shots = []  # (id, identity, camera, is the first of its identity and camera)
@@ -219,7 +239,9 @@ def load_synthetic(
         most = min(cameras, views_per_identity // 2)  # two pictures a camera leave one for the gallery
         seen_by = plan.permutation(cameras)[: int(plan.integers(2, most + 1))] + 1
         for view in range(views_per_identity):
-            shots.append((identity, identity, int(seen_by[view % len(seen_by)]), view < len(seen_by)))
+            # every camera sees a person in each outfit, one after the other
+            drawn = identity + (view // len(seen_by) % WARDROBE) * CHANGE if hard else identity
+            shots.append((identity, drawn, int(seen_by[view % len(seen_by)]), view < len(seen_by)))
     for extra in range(distractors + junk):
         label = DISTRACTOR if extra < distractors else JUNK
         shots.append((label, last + 1 + extra, int(plan.integers(cameras)) + 1, False))

@@ -27,13 +27,20 @@ class Camera:
     vignette: float
 
 
-def random_camera(rng: np.random.Generator) -> Camera:
-    """The properties of one camera; `rng` must be the camera's own."""
-    cast = rng.uniform(-0.09, 0.09, 3)
+def random_camera(rng: np.random.Generator, spread: float = 1.0) -> Camera:
+    """The properties of one camera; `rng` must be the camera's own. With a `spread` above 1 cameras differ more in colour
+    cast, contrast and brightness.
+    """
+    cast = spread * rng.uniform(-0.09, 0.09, 3)
+
+    def between(low: float, high: float) -> float:
+        value, middle = rng.uniform(low, high), (low + high) / 2
+        return float(value + (spread - 1) * (value - middle))
+
     return Camera(
         gains=tuple(float(1 + gain) for gain in cast - cast.mean()),  # type: ignore[arg-type]
-        contrast=float(rng.uniform(0.72, 1.08)),
-        brightness=float(rng.uniform(-16, 20)),
+        contrast=between(0.72, 1.08),
+        brightness=between(-16, 20),
         gamma=float(rng.uniform(0.85, 1.2)),
         blur=float(rng.uniform(0.0, _THIN)),
         noise=float(rng.uniform(1.0, 4.0)),
