@@ -119,7 +119,7 @@ def backward_pairs(
     """Gradients of the pairs that have somewhere to put them."""
     pair = tl.program_id(2)
     grad_ptr += pair * tl.num_programs(1) + tl.program_id(1)
-    for k in tl.static_range(len(grad_xs)):
+    for k in tl.static_range(len(signs)):  # Triton 3.6 cannot take the length of a tuple with None in it
         if grad_xs[k] is not None:
             if pair == k:
                 _backward_pair(grad_xs[k], signs[k], grad_ptr, elements[k], SLICE, STEP, QUARTER)

@@ -57,8 +57,13 @@ def as_slope(negative_slope: float | None) -> float:
     return 1.0 if negative_slope is None else float(negative_slope)
 
 
-def statistics_dtype(*tensors: Tensor) -> torch.dtype:
-    """Returns float64 if a tensor is, else float32."""
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """Returns float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Returns float64 if a tensor is, else float32: the dtype of sums over many."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
@@ -74,8 +79,8 @@ def as_statistics(value: Tensor | None, x: Tensor) -> Tensor | None:
 
 def new_statistics(x: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
     """Allocates two tensors of the statistics' dtype, apart, as an op's outputs must not share memory."""
-    dtype = statistics_dtype(x)
-    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+    first = x.new_empty(shape, dtype=statistics_dtype(x))
+    return first, torch.empty_like(first)
 
 
 def once_differentiable(op: str) -> Callable[..., NoReturn]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,16 @@ from dgnet_fast.ops.native import _C
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class Arguments(SimpleNamespace):
+class Arguments:
     """The inputs of one call of an op, named as the parameters of its reference; for a body, its results too."""
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__ = given
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def first(self) -> Tensor:
         """The first tensor: every op begins with one, or with a list of them."""
@@ -43,13 +50,14 @@ class Body:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Address of the first element; 0, a null pointer, for None and for an empty tensor."""
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    """Address of the first element; 0, a null pointer, for None, as PyTorch gives for an empty tensor."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def addresses(a: Arguments, *names: str) -> dict[str, int]:
     """The addresses of the tensors of those names, by name."""
-    return {name: address(getattr(a, name)) for name in names}
+    given = vars(a)
+    return {name: address(given[name]) for name in names}
 
 
 def layout(x: Tensor, padding: int) -> tuple[int, int, int, int, int, bool, int]:

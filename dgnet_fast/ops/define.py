@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.library import CustomOpDef
 
 from dgnet_fast.ops import registry
@@ -38,7 +39,7 @@ def define(
     setup_double: SetupContext | None = None,
     double_backward: Backward | None = None,
     devices: tuple[str, ...] | None = None,
-) -> tuple[CustomOpDef, CustomOpDef]:
+) -> tuple[OpOverload, OpOverload]:
     """``dgnet_fast::<name>`` and ``dgnet_fast::<name>_backward``, called with the parameters of the reference.
 
     Args:
@@ -63,7 +64,9 @@ def define(
         backward_op.register_autograd(once_differentiable(name))
     else:
         _differentiate(backward_op, reference.backward, setup_double, double_backward)
-    return forward_op, backward_op
+    return getattr(torch.ops.dgnet_fast, name).default, getattr(
+        torch.ops.dgnet_fast, f"{name}_backward"
+    ).default
 
 
 def _parameters(function: Callable) -> tuple[str, ...]:
@@ -111,6 +114,7 @@ def _differentiate(
     op: CustomOpDef, function: Callable, setup_context: SetupContext | None, backward: Backward
 ) -> None:
     names = _parameters(function)
+    known = frozenset(names)
 
     def named_setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         assert setup_context is not None
@@ -118,7 +122,7 @@ def _differentiate(
 
     def named_backward(ctx: Any, *grads: Any) -> tuple:
         found = backward(ctx, *grads)
-        assert found.keys() <= set(names), found.keys()
-        return tuple(found.get(name) for name in names)
+        assert found.keys() <= known, found.keys()
+        return tuple(map(found.get, names))
 
     op.register_autograd(named_backward, setup_context=named_setup_context)

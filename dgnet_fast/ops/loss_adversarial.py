@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
-from dgnet_fast.ops.arguments import check_device, choosing, statistics_dtype
+from dgnet_fast.ops.arguments import check_device, choosing, widest
 from dgnet_fast.ops.bodies import Arguments, triton_body
 from dgnet_fast.ops.define import define
 
@@ -35,7 +35,7 @@ class reference:
     @staticmethod
     def forward(scores: list[Tensor], real: list[bool], kind: str, weight: float) -> Tensor:
         """Returns the loss (S,)."""
-        total, dtype = 0, statistics_dtype(*scores)
+        total, dtype = 0, widest(scores)
         for score, as_real in zip(scores, real, strict=True):
             x = score.to(dtype).flatten(1)
             if kind == "lsgan":
@@ -131,7 +131,7 @@ def _check(scores: Sequence[Tensor], real: Sequence[bool], kind: str) -> None:
 
 
 def _results(a: Arguments) -> dict[str, Tensor]:
-    return {"loss": a.scores[0].new_empty(a.scores[0].shape[:1], dtype=statistics_dtype(*a.scores))}
+    return {"loss": a.scores[0].new_empty(a.scores[0].shape[:1], dtype=widest(a.scores))}
 
 
 def _gradients(a: Arguments) -> dict[str, list[Tensor]]:

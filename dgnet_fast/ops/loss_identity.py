@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
-from dgnet_fast.ops.arguments import check_device, choosing, statistics_dtype
+from dgnet_fast.ops.arguments import check_device, choosing, widest
 from dgnet_fast.ops.bodies import Arguments, triton_body
 from dgnet_fast.ops.define import define
 
@@ -38,7 +38,7 @@ class reference:
     @staticmethod
     def terms(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Computes (T, S) by PyTorch's own losses, after one log-softmax over the rows of all terms."""
-        dtype = statistics_dtype(*logits, *targets)
+        dtype = widest([*logits, *targets])
         together = F.log_softmax(torch.cat([x.to(dtype) for x in logits]), dim=1)
         terms = []
         for log_p, target in zip(together.split([len(x) for x in logits]), targets, strict=True):
@@ -56,7 +56,7 @@ class reference:
 
         Of each row kept holds the log of the sum of exponentials and the sum of the target.
         """
-        dtype = statistics_dtype(*logits, *targets)
+        dtype = widest([*logits, *targets])
         exponents = [x.to(dtype).logsumexp(dim=1) for x in logits]
         sums = [
             torch.ones_like(e) if t.dtype == LABELS else _rows(t).to(dtype).sum(dim=1)
@@ -163,7 +163,7 @@ def _check(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 
 def _results(a: Arguments) -> dict[str, Tensor]:
-    first, dtype = a.logits[0], statistics_dtype(*a.logits, *a.targets)
+    first, dtype = a.logits[0], widest([*a.logits, *a.targets])
     return {
         "terms": first.new_empty((len(a.logits), a.targets[0].shape[0]), dtype=dtype),
         "kept": first.new_empty((2, sum(len(x) for x in a.logits)), dtype=dtype),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
-from dgnet_fast.ops.arguments import check_device, choosing, statistics_dtype
+from dgnet_fast.ops.arguments import check_device, choosing, widest
 from dgnet_fast.ops.bodies import ELEMENT_TYPES, Arguments, Body, address, triton_body
 from dgnet_fast.ops.define import define
 from dgnet_fast.ops.native import _C
@@ -53,7 +53,7 @@ def in_order(x: Tensor, channels_last: bool) -> Tensor:
 
 
 def _difference(prediction: Tensor, target: Tensor) -> Tensor:
-    dtype = statistics_dtype(prediction, target)
+    dtype = widest((prediction, target))
     return prediction.to(dtype) - target.to(dtype)
 
 
@@ -73,7 +73,7 @@ class reference:
             codes = F.pad(in_order(codes, order), (0, -elements(prediction) % BLOCK))
             codes = codes.view(-1, 4, SIGN_BYTES)
             signs.append(codes[:, 0] + 4 * codes[:, 1] + 16 * codes[:, 2] + 64 * codes[:, 3])
-        dtype = statistics_dtype(*predictions, *targets)
+        dtype = widest([*predictions, *targets])
         return torch.stack([mean.to(dtype) for mean in means]), torch.cat(signs).flatten()
 
     @staticmethod
@@ -103,7 +103,7 @@ class reference:
 def loss_l1_reference(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """`loss_l1` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
     _check(predictions, targets)
-    dtype = statistics_dtype(*predictions, *targets)
+    dtype = widest([*predictions, *targets])
     return torch.stack(
         [
             _difference(prediction, target.detach()).abs().flatten(1).mean(dim=1).to(dtype)
@@ -166,7 +166,7 @@ def _check(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 
 def _results(a: Arguments) -> dict[str, Tensor]:
-    first, dtype = a.predictions[0], statistics_dtype(*a.predictions, *a.targets)
+    first, dtype = a.predictions[0], widest([*a.predictions, *a.targets])
     size = sum(x.shape[0] * blocks(elements(x)) * SIGN_BYTES for x in a.predictions)
     return {
         "means": first.new_empty((len(a.predictions), first.shape[0]), dtype=dtype),

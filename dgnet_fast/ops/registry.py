@@ -100,13 +100,18 @@ def choose(op: str, device: str, dtype: torch.dtype) -> Server:
     Raises ValueError if DGNET_FAST_IMPL names no implementation or one that cannot serve, and if no body
     serves.
     """
-    return _choose(
-        op, device, dtype, os.environ.get("DGNET_FAST_IMPL", ""), os.environ.get("TRITON_INTERPRET")
-    )
+    return _choose(op, device, dtype, *_asked())
+
+
+def _asked() -> tuple[str, str]:
+    """What the environment asks for; by `in`, for a missing name costs `get` an exception, 1 µs a call."""
+    forced = os.environ["DGNET_FAST_IMPL"] if "DGNET_FAST_IMPL" in os.environ else ""
+    interpret = os.environ["TRITON_INTERPRET"] if "TRITON_INTERPRET" in os.environ else ""
+    return forced, interpret
 
 
 @cache
-def _choose(op: str, device: str, dtype: torch.dtype, forced: str, _interpret: str | None) -> Server:
+def _choose(op: str, device: str, dtype: torch.dtype, forced: str, _interpret: str) -> Server:
     bodies = TABLE[op].get(device, ())
     if not bodies:
         raise ValueError(f"{op}: x is on device type {device!r}, served are {', '.join(TABLE[op])}")
@@ -153,7 +158,12 @@ def load(op: str, name: str) -> Any:
 
 def implementation(op: str, device: str, dtype: torch.dtype) -> Any:
     """The chosen body; raises as `choose` does."""
-    return load(op, choose(op, device, dtype).name)
+    return _implementation(op, device, dtype, *_asked())
+
+
+@cache
+def _implementation(op: str, device: str, dtype: torch.dtype, forced: str, interpret: str) -> Any:
+    return load(op, _choose(op, device, dtype, forced, interpret).name)
 
 
 def served(devices: tuple[str, ...] = ("cpu", "cuda")) -> list[dict[str, str]]:
