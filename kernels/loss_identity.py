@@ -77,12 +77,12 @@ def forward_terms(
     """Terms (T, streams); in `kept` (2, rows of all terms) those of term k begin at row firsts[k]."""
     term = tl.program_id(1)
     to = terms_ptr + term * tl.num_programs(0) + tl.program_id(0)
+    sums_ptr = kept_ptr + rows
     for k in tl.static_range(len(xs)):
         if term == k:
-            exponent_ptr = kept_ptr + firsts[k]
             _forward_term(
-                xs[k], targets[k], to, exponent_ptr, exponent_ptr + rows, batches[k], ids, ROWS, COLUMNS
-            )
+                xs[k], targets[k], to, kept_ptr + firsts[k], sums_ptr + firsts[k], batches[k], ids, ROWS, COLUMNS
+            )  # fmt: skip
 
 
 @triton.jit
@@ -117,12 +117,12 @@ def backward_terms(
     """Gradients of the terms that have somewhere to put them; programs beyond a term's rows have nothing to do."""
     term = tl.program_id(1)
     grad = grad_ptr + term * streams
+    sums_ptr = kept_ptr + rows
     for k in tl.static_range(len(xs)):
         if grad_xs[k] is not None:
             if term == k:
-                exponent_ptr = kept_ptr + firsts[k]
                 _backward_term(
-                    grad_xs[k], xs[k], targets[k], grad, exponent_ptr, exponent_ptr + rows, batches[k],
+                    grad_xs[k], xs[k], targets[k], grad, kept_ptr + firsts[k], sums_ptr + firsts[k], batches[k],
                     streams * batches[k], ids, ROWS, COLUMNS,
                 )  # fmt: skip
 

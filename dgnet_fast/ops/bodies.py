@@ -24,7 +24,7 @@ ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 class Arguments:
     """The inputs of one call of an op, named as the parameters of its reference; for a body, its results too."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, given: dict[str, Any]) -> None:
         self.__dict__ = given
 
     if TYPE_CHECKING:

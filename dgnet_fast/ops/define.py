@@ -79,7 +79,7 @@ def _op(
     names = _parameters(function)
 
     def run(*given: Any) -> Any:
-        a = Arguments(**dict(zip(names, given, strict=True)))
+        a = Arguments(dict(zip(names, given, strict=True)))
         chosen = prepare(a)
         body = registry.implementation(name, chosen.device.type, chosen.dtype)
         if not isinstance(body, Body):  # plain PyTorch makes its results itself
@@ -90,7 +90,7 @@ def _op(
         return _returned(made)
 
     def fake(*given: Any) -> Any:
-        a = Arguments(**dict(zip(names, given, strict=True)))
+        a = Arguments(dict(zip(names, given, strict=True)))
         prepare(a)
         return _returned(allocate(a))
 
@@ -118,7 +118,7 @@ def _differentiate(
 
     def named_setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         assert setup_context is not None
-        setup_context(ctx, Arguments(**dict(zip(names, inputs, strict=True))), output)
+        setup_context(ctx, Arguments(dict(zip(names, inputs, strict=True))), output)
 
     def named_backward(ctx: Any, *grads: Any) -> tuple:
         found = backward(ctx, *grads)

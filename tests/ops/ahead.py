@@ -105,7 +105,7 @@ def record(monkeypatch, kernels: ModuleType, names: list[str]) -> list[Launch]:
 
 def launch(op: str, way: str, **given: Any) -> Arguments:
     """What the Triton body of `op` is given: `given` and the results, allocated as the op does and, here, launched."""
-    a, module = Arguments(**given), importlib.import_module(f"dgnet_fast.ops.{op}")
+    a, module = Arguments(given), importlib.import_module(f"dgnet_fast.ops.{op}")
     vars(a).update(module._results(a) if way == "forward" else module._gradients(a))
     getattr(module.triton, way)(a)
     return a
