@@ -147,6 +147,7 @@ setup(
     packages=[*find_packages(include=["dgnet_fast", "dgnet_fast.*"]), "dgnet_fast.kernels"],
     # A top-level package called `kernels` would clash with the one on PyPI.
     package_dir={"dgnet_fast.kernels": "kernels"},
+    package_data={"dgnet_fast": ["py.typed", "_C.pyi"]},
     ext_modules=[Extension("dgnet_fast._C", sources=[])],  # CMakeBuild says which
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

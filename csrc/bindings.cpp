@@ -1,8 +1,9 @@
 // The one Python module of csrc/. Tensors arrive as addresses, the CUDA stream as an integer;
-// the modules of dgnet_fast/ops check and allocate before they call.
+// the modules of dgnet_fast/ops check and allocate before they call. dgnet_fast/_C.pyi has the signatures.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <tuple>
 
 #include "act_pad.h"
@@ -36,12 +37,14 @@ ActPadForward act_pad_forward_arguments(const Layout& layout, uintptr_t x, uintp
     return {shape_of(layout),     element_of(layout), pointer<void>(x),
             pointer<void>(sides), pointer<void>(y),   slope};
 }
+constexpr std::array act_pad_forward_names{"layout", "x", "sides", "y", "slope"};
 
 ActPadBackward act_pad_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t sides,
                                           uintptr_t grad_x, float slope) {
     return {shape_of(layout),     element_of(layout),    pointer<void>(grad_y),
             pointer<void>(sides), pointer<void>(grad_x), slope};
 }
+constexpr std::array act_pad_backward_names{"layout", "grad_y", "sides", "grad_x", "slope"};
 
 AdainActForward adain_act_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t scale,
                                             uintptr_t shift, uintptr_t residual,
@@ -62,6 +65,8 @@ AdainActForward adain_act_forward_arguments(const Layout& layout, uintptr_t x, u
             slope,
             eps};
 }
+constexpr std::array adain_act_forward_names{
+    "layout", "x", "scale", "shift", "residual", "residual_strides", "y", "mean", "rstd", "slope", "eps"};
 
 AdainActBackward adain_act_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t x,
                                               uintptr_t scale, uintptr_t shift, uintptr_t mean,
@@ -81,6 +86,9 @@ AdainActBackward adain_act_backward_arguments(const Layout& layout, uintptr_t gr
             pointer<void>(grad_residual),
             slope};
 }
+constexpr std::array adain_act_backward_names{"layout",        "grad_y", "x",      "scale",      "shift",
+                                              "mean",          "rstd",   "grad_x", "grad_scale", "grad_shift",
+                                              "grad_residual", "slope"};
 
 BatchNormActForward batch_norm_act_forward_arguments(const Layout& layout, int64_t groups, uintptr_t x,
                                                      uintptr_t weight, uintptr_t bias, uintptr_t residual,
@@ -99,6 +107,8 @@ BatchNormActForward batch_norm_act_forward_arguments(const Layout& layout, int64
             relu,
             eps};
 }
+constexpr std::array batch_norm_act_forward_names{"layout", "groups", "x",   "weight", "bias", "residual",
+                                                  "y",      "mean",   "var", "relu",   "eps"};
 
 BatchNormActBackward batch_norm_act_backward_arguments(const Layout& layout, int64_t groups, uintptr_t grad_y,
                                                        uintptr_t y, uintptr_t x, uintptr_t weight,
@@ -121,6 +131,9 @@ BatchNormActBackward batch_norm_act_backward_arguments(const Layout& layout, int
             relu,
             eps};
 }
+constexpr std::array batch_norm_act_backward_names{
+    "layout",      "groups",    "grad_y",        "y",    "x",  "weight", "mean", "var", "grad_x",
+    "grad_weight", "grad_bias", "grad_residual", "relu", "eps"};
 
 LayerNormActForward layer_norm_act_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t gamma,
                                                      uintptr_t beta, uintptr_t y, uintptr_t mean,
@@ -136,6 +149,8 @@ LayerNormActForward layer_norm_act_forward_arguments(const Layout& layout, uintp
             slope,
             eps};
 }
+constexpr std::array layer_norm_act_forward_names{"layout", "x",      "gamma", "beta", "y",
+                                                  "mean",   "rdenom", "slope", "eps"};
 
 LayerNormActBackward layer_norm_act_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t x,
                                                        uintptr_t gamma, uintptr_t beta, uintptr_t mean,
@@ -156,6 +171,9 @@ LayerNormActBackward layer_norm_act_backward_arguments(const Layout& layout, uin
             slope,
             eps};
 }
+constexpr std::array layer_norm_act_backward_names{"layout",     "grad_y",    "x",      "gamma",
+                                                   "beta",       "mean",      "rdenom", "grad_x",
+                                                   "grad_gamma", "grad_beta", "slope",  "eps"};
 
 // (batch, in_channels, out_channels, height, width, padding)
 using Conv3x3Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
@@ -170,11 +188,13 @@ Conv3x3 conv3x3_arguments(const Conv3x3Sizes& sizes, uintptr_t x, uintptr_t taps
     return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(taps), flipped,
             pointer<float>(bias), pointer<float>(y)};
 }
+constexpr std::array conv3x3_names{"sizes", "x", "taps", "flipped", "bias", "y"};
 
 Conv3x3TapsGradient conv3x3_taps_gradient_arguments(const Conv3x3Sizes& sizes, uintptr_t x, uintptr_t grad_y,
                                                     uintptr_t grad_taps) {
     return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(grad_y), pointer<float>(grad_taps)};
 }
+constexpr std::array conv3x3_taps_gradient_names{"sizes", "x", "grad_y", "grad_taps"};
 
 // `sizes`: streams, elements of a stream, channels, pixels, Crossing, element types of prediction and target
 LossL1Forward loss_l1_forward_arguments(
@@ -193,6 +213,7 @@ LossL1Forward loss_l1_forward_arguments(
             pointer<float>(means),
             pointer<uint8_t>(signs)};
 }
+constexpr std::array loss_l1_forward_names{"sizes", "prediction", "target", "means", "signs"};
 
 LossL1Backward loss_l1_backward_arguments(int64_t streams, int64_t elements, int element, uintptr_t grad,
                                           uintptr_t signs, uintptr_t grad_prediction) {
@@ -203,26 +224,38 @@ LossL1Backward loss_l1_backward_arguments(int64_t streams, int64_t elements, int
             pointer<uint8_t>(signs),
             pointer<void>(grad_prediction)};
 }
+constexpr std::array loss_l1_backward_names{"streams", "elements", "element",
+                                            "grad",    "signs",    "grad_prediction"};
 
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
-// m.name(what `arguments` takes): builds the body's arguments and calls it.
-template <class Body, class Structure, class... Given>
-void define(py::module_& m, const char* name, Body* body, Structure (*arguments)(Given...)) {
-    m.def(name, [=](Given... given) { body(arguments(given...)); }, ReleaseGil());
+// m.name(*, what `arguments` takes): builds the body's arguments and calls it. Every argument is passed by
+// its name, for nothing else would tell one address from another.
+template <class Body, class Structure, class... Given, size_t Count>
+void define(py::module_& m, const char* name, Body* body, Structure (*arguments)(Given...),
+            const std::array<const char*, Count>& names) {
+    static_assert(Count == sizeof...(Given), "a name for every argument");
+    const auto call = [=](Given... given) { body(arguments(given...)); };
+    std::apply([&](auto... each) { m.def(name, call, py::kw_only(), py::arg(each)..., ReleaseGil()); },
+               names);
 }
 
 #ifdef DGNET_FAST_WITH_CUDA
 // The same, with the workspace's address, the device's index and the stream's address after what `arguments`
 // takes.
-template <class Body, class Structure, class... Given>
-void define_cuda(py::module_& m, const char* name, Body* body, Structure (*arguments)(Given...)) {
-    m.def(
-        name,
-        [=](Given... given, uintptr_t workspace, int device, uintptr_t stream) {
-            body(arguments(given...), pointer<float>(workspace), device, pointer<void>(stream));
+template <class Body, class Structure, class... Given, size_t Count>
+void define_cuda(py::module_& m, const char* name, Body* body, Structure (*arguments)(Given...),
+                 const std::array<const char*, Count>& names) {
+    static_assert(Count == sizeof...(Given), "a name for every argument");
+    const auto call = [=](Given... given, uintptr_t workspace, int device, uintptr_t stream) {
+        body(arguments(given...), pointer<float>(workspace), device, pointer<void>(stream));
+    };
+    std::apply(
+        [&](auto... each) {
+            m.def(name, call, py::kw_only(), py::arg(each)..., py::arg("workspace"), py::arg("device"),
+                  py::arg("stream"), ReleaseGil());
         },
-        ReleaseGil());
+        names);
 }
 #endif
 
@@ -247,36 +280,51 @@ PYBIND11_MODULE(_C, m) {
 #endif
     m.attr("build") = build;
 
-    define(m, "act_pad_forward", act_pad_forward, act_pad_forward_arguments);
-    define(m, "act_pad_backward", act_pad_backward, act_pad_backward_arguments);
-    define(m, "adain_act_forward", adain_act_forward, adain_act_forward_arguments);
-    define(m, "adain_act_backward", adain_act_backward, adain_act_backward_arguments);
-    define(m, "batch_norm_act_forward", batch_norm_act_forward, batch_norm_act_forward_arguments);
-    define(m, "batch_norm_act_backward", batch_norm_act_backward, batch_norm_act_backward_arguments);
+    define(m, "act_pad_forward", act_pad_forward, act_pad_forward_arguments, act_pad_forward_names);
+    define(m, "act_pad_backward", act_pad_backward, act_pad_backward_arguments, act_pad_backward_names);
+    define(m, "adain_act_forward", adain_act_forward, adain_act_forward_arguments, adain_act_forward_names);
+    define(m, "adain_act_backward", adain_act_backward, adain_act_backward_arguments,
+           adain_act_backward_names);
+    define(m, "batch_norm_act_forward", batch_norm_act_forward, batch_norm_act_forward_arguments,
+           batch_norm_act_forward_names);
+    define(m, "batch_norm_act_backward", batch_norm_act_backward, batch_norm_act_backward_arguments,
+           batch_norm_act_backward_names);
     m.def("conv3x3_lanes", &conv3x3_lanes, "Values that conv3x3 multiplies and adds in one instruction.");
-    define(m, "conv3x3", conv3x3, conv3x3_arguments);
-    define(m, "conv3x3_taps_gradient", conv3x3_taps_gradient, conv3x3_taps_gradient_arguments);
-    define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments);
-    define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments);
-    define(m, "loss_l1_forward", loss_l1_forward, loss_l1_forward_arguments);
-    define(m, "loss_l1_backward", loss_l1_backward, loss_l1_backward_arguments);
+    define(m, "conv3x3", conv3x3, conv3x3_arguments, conv3x3_names);
+    define(m, "conv3x3_taps_gradient", conv3x3_taps_gradient, conv3x3_taps_gradient_arguments,
+           conv3x3_taps_gradient_names);
+    define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments,
+           layer_norm_act_forward_names);
+    define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments,
+           layer_norm_act_backward_names);
+    define(m, "loss_l1_forward", loss_l1_forward, loss_l1_forward_arguments, loss_l1_forward_names);
+    define(m, "loss_l1_backward", loss_l1_backward, loss_l1_backward_arguments, loss_l1_backward_names);
 
 #ifdef DGNET_FAST_WITH_CUDA
-    m.def("adain_act_workspace", [](const Layout& layout) { return adain_act_workspace(shape_of(layout)); });
-    define_cuda(m, "adain_act_forward_cuda", adain_act_forward_cuda, adain_act_forward_arguments);
-    define_cuda(m, "adain_act_backward_cuda", adain_act_backward_cuda, adain_act_backward_arguments);
-    m.def("batch_norm_act_workspace", [](const Layout& layout, int64_t groups) {
-        return batch_norm_act_workspace(shape_of(layout), groups);
-    });
+    m.def(
+        "adain_act_workspace", [](const Layout& layout) { return adain_act_workspace(shape_of(layout)); },
+        py::kw_only(), py::arg("layout"));
+    define_cuda(m, "adain_act_forward_cuda", adain_act_forward_cuda, adain_act_forward_arguments,
+                adain_act_forward_names);
+    define_cuda(m, "adain_act_backward_cuda", adain_act_backward_cuda, adain_act_backward_arguments,
+                adain_act_backward_names);
+    m.def(
+        "batch_norm_act_workspace",
+        [](const Layout& layout, int64_t groups) {
+            return batch_norm_act_workspace(shape_of(layout), groups);
+        },
+        py::kw_only(), py::arg("layout"), py::arg("groups"));
     define_cuda(m, "batch_norm_act_forward_cuda", batch_norm_act_forward_cuda,
-                batch_norm_act_forward_arguments);
+                batch_norm_act_forward_arguments, batch_norm_act_forward_names);
     define_cuda(m, "batch_norm_act_backward_cuda", batch_norm_act_backward_cuda,
-                batch_norm_act_backward_arguments);
-    m.def("layer_norm_act_workspace",
-          [](const Layout& layout) { return layer_norm_act_workspace(shape_of(layout)); });
+                batch_norm_act_backward_arguments, batch_norm_act_backward_names);
+    m.def(
+        "layer_norm_act_workspace",
+        [](const Layout& layout) { return layer_norm_act_workspace(shape_of(layout)); }, py::kw_only(),
+        py::arg("layout"));
     define_cuda(m, "layer_norm_act_forward_cuda", layer_norm_act_forward_cuda,
-                layer_norm_act_forward_arguments);
+                layer_norm_act_forward_arguments, layer_norm_act_forward_names);
     define_cuda(m, "layer_norm_act_backward_cuda", layer_norm_act_backward_cuda,
-                layer_norm_act_backward_arguments);
+                layer_norm_act_backward_arguments, layer_norm_act_backward_names);
 #endif
 }

@@ -1,7 +1,7 @@
 """Triton body of `act_pad`; the definition is in dgnet_fast/ops/act_pad.py.
 
-`forward` and `backward` take what the op's module prepared: tensors dense in NCHW or channels_last order. A program
-writes a tile of pixels by channels; in NCHW a tile is as long along the pixels as it can be. No atomics: results are the
+`forward` and `backward` take what the op prepared and allocated, by its names: tensors dense in NCHW or channels_last
+order. A program writes a tile of pixels by channels; in NCHW a tile is as long along the pixels as it can be. No atomics: results are the
 same from run to run. Height and width are compile-time constants (padding.py says why).
 
 Device memory traffic, for n bytes of x and n' of padded y, is the minimum: forward n + n' (with sides 2n + n'), backward
@@ -10,9 +10,11 @@ Device memory traffic, for n bytes of x and n' of padded y, is the minimum: forw
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded_of_sample, source
+from dgnet_fast.kernels.padding import constants, copies, folded_of_sample, source
 from dgnet_fast.kernels.slices import Slices, activate, columns_of, offset, tile
 from torch import Tensor
 
@@ -87,32 +89,26 @@ def _tiles(x: Tensor, pixels: int, channels_last: bool, elements: int) -> Slices
     )
 
 
-def forward(
-    x: Tensor, sides: Tensor | None, negative_slope: float, padding: int, channels_last: bool
-) -> Tensor:
-    """y; negative_slope 1 means no activation."""
-    _, channels, height, width = x.shape
-    y = empty_padded(x, padding, channels_last)
-    pixels, padded_pixels = height * width, y.shape[2] * y.shape[3]
-    tiles = _tiles(x, padded_pixels, channels_last, TILE)
+def forward(a: SimpleNamespace) -> None:
+    """Fills y; negative_slope 1 means no activation."""
+    _, channels, height, width = a.x.shape
+    channels_last = not a.y.is_contiguous()
+    pixels, padded_pixels = height * width, a.y.shape[2] * a.y.shape[3]
+    tiles = _tiles(a.x, padded_pixels, channels_last, TILE)
     forward_tile[tiles.grid](
-        x, sides, y, channels, pixels, padded_pixels, negative_slope,
-        CHANNELS_LAST=channels_last, **constants(height, width, padding), **tiles.tile,
+        a.x, a.sides, a.y, channels, pixels, padded_pixels, a.negative_slope,
+        CHANNELS_LAST=channels_last, **constants(height, width, a.padding), **tiles.tile,
     )  # fmt: skip
-    return y
 
 
-def backward(
-    grad_y: Tensor, sides: Tensor | None, negative_slope: float, padding: int, channels_last: bool
-) -> Tensor:
-    """grad_x"""
-    grad_x = empty_padded(grad_y, -padding, channels_last)
-    _, channels, height, width = grad_x.shape
-    pixels, padded_pixels = height * width, grad_y.shape[2] * grad_y.shape[3]
-    tiles = _tiles(grad_x, pixels, channels_last, TILE // 2)
+def backward(a: SimpleNamespace) -> None:
+    """Fills grad_x."""
+    _, channels, height, width = a.grad_x.shape
+    channels_last = not a.grad_y.is_contiguous()
+    pixels, padded_pixels = height * width, a.grad_y.shape[2] * a.grad_y.shape[3]
+    tiles = _tiles(a.grad_x, pixels, channels_last, TILE // 2)
     backward_tile[tiles.grid](
-        grad_y, sides, grad_x, channels, pixels, padded_pixels, negative_slope,
-        CHANNELS_LAST=channels_last, COPIES=copies(height, width, padding),
-        **constants(height, width, padding), **tiles.tile,
+        a.grad_y, a.sides, a.grad_x, channels, pixels, padded_pixels, a.negative_slope,
+        CHANNELS_LAST=channels_last, COPIES=copies(height, width, a.padding),
+        **constants(height, width, a.padding), **tiles.tile,
     )  # fmt: skip
-    return grad_x

@@ -1,8 +1,8 @@
 """Triton body of `adain_act`; the definition is in dgnet_fast/ops/adain_act.py.
 
-`forward` and `backward` take what the op's module prepared: tensors dense in NCHW or channels_last order,
-scale and shift float32 and contiguous, a residual with its own strides. In NCHW one program serves one
-(sample, channel) plane. In channels_last a program serves a block of channels of one slice of the pixels: a
+`forward` and `backward` take what the op prepared and allocated, by its names: tensors dense in NCHW or channels_last
+order, scale and shift float32 and contiguous, a residual with its own strides. In NCHW one program serves one (sample,
+channel) plane. In channels_last a program serves a block of channels of one slice of the pixels: a
 first kernel leaves each slice's sums in a workspace, a second merges them in a fixed order and writes the
 result. No atomics: results are the same from run to run. Batch, channels and slope are run-time arguments;
 height and width are too, unless there is padding or a residual with a row pitch of its own (padding.py says
@@ -22,12 +22,13 @@ decoder is 25 MB of bfloat16) is counted as if it missed:
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded, source
+from dgnet_fast.kernels.padding import constants, copies, folded, source
 from dgnet_fast.kernels.slices import Slices, activate, bounds
-from torch import Tensor
 
 # A plane up to this many pixels is held in registers (32 a thread at 8 warps) and read once; a larger one is
 # read three times, in pieces of PIECE: at 8192 that version takes 164 registers a thread.
@@ -346,89 +347,58 @@ def _slices(batch: int, channels: int, pixels: int, folds: bool = False) -> Slic
     return Slices(batch, channels, pixels, columns=columns, tile=1024 if folds else 2048)
 
 
-def forward(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    negative_slope: float,
-    eps: float,
-    padding: int,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, rstd); negative_slope 1 means no activation."""
-    batch, channels, height, width = x.shape
-    pixels, padded_pixels = height * width, (height + 2 * padding) * (width + 2 * padding)
-    y = empty_padded(x, padding, channels_last)
-    mean = torch.empty((batch, channels), dtype=torch.float32, device=x.device)
-    rstd = torch.empty_like(mean)
-    own_strides = residual is not None and residual.stride() != x.stride()
+def forward(a: SimpleNamespace) -> None:
+    """Fills y, mean and rstd; negative_slope 1 means no activation."""
+    batch, channels, height, width = a.x.shape
+    pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
+    own_strides = a.residual is not None and a.residual.stride() != a.x.stride()
     options = {
-        "AFFINE": scale is not None,
-        "RESIDUAL": residual is not None,
-        **constants(height, width, padding, padding > 0 or own_strides),
+        "AFFINE": a.scale is not None,
+        "RESIDUAL": a.residual is not None,
+        **constants(height, width, a.padding, a.padding > 0 or own_strides),
     }
-    inputs = (x, scale, shift, residual, y, mean, rstd)
-    strides = (0, 0, 0, 0) if residual is None else residual.stride()
-    if not channels_last:
+    tensors = (a.x, a.scale, a.shift, a.residual, a.y, a.mean, a.rstd)
+    strides = (0, 0, 0, 0) if a.residual is None else a.residual.stride()
+    if a.x.is_contiguous():
         options |= _plane_options(pixels)
         forward_planes[(batch * channels,)](
-            *inputs, channels, pixels, *strides[:3], negative_slope, eps,
+            *tensors, channels, pixels, *strides[:3], a.negative_slope, a.eps,
             PIECE=MAPPED_PIECE * options["num_warps"], **options,
         )  # fmt: skip
-        return y, mean, rstd
+        return
     read, write = _slices(batch, channels, pixels), _slices(batch, channels, padded_pixels)
-    workspace = torch.empty((batch, read.count, 2, channels), dtype=torch.float32, device=x.device)
+    workspace = torch.empty((batch, read.count, 2, channels), dtype=torch.float32, device=a.x.device)
     sizes = (channels, pixels, read.pixels)
-    forward_slices[read.grid](x, workspace, *sizes, **read.tile)
+    forward_slices[read.grid](a.x, workspace, *sizes, **read.tile)
     forward_apply[write.grid](
-        *inputs, workspace, *sizes, read.count, padded_pixels, write.pixels, strides[0], strides[2],
-        negative_slope, eps, SLICES=triton.next_power_of_2(read.count), **write.tile, **options,
+        *tensors, workspace, *sizes, read.count, padded_pixels, write.pixels, strides[0], strides[2],
+        a.negative_slope, a.eps, SLICES=triton.next_power_of_2(read.count), **write.tile, **options,
     )  # fmt: skip
-    return y, mean, rstd
 
 
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    negative_slope: float,
-    padding: int,
-    needs_residual: bool,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(grad_x, grad_scale, grad_shift, grad_residual).
+def backward(a: SimpleNamespace) -> None:
+    """Fills grad_x, grad_scale and grad_shift, and grad_residual unless it is empty.
 
-    grad_scale and grad_shift are float32 and given without scale and shift too; grad_residual is empty, (0,),
-    unless there is padding to fold and it is needed.
+    grad_scale and grad_shift are filled without scale and shift too.
     """
-    batch, channels, height, width = x.shape
-    pixels, padded_pixels = height * width, (height + 2 * padding) * (width + 2 * padding)
-    folds = padding > 0 and needs_residual
-    outputs = (
-        torch.empty_like(x),
-        torch.empty_like(mean),
-        torch.empty_like(mean),
-        torch.empty_like(x) if folds else x.new_empty(0),
-    )
-    inputs = (grad_y, x, scale, shift, mean, rstd)
-    maps = {**constants(height, width, padding), "COPIES": copies(height, width, padding)}
-    flags = {"AFFINE": scale is not None, **maps}
-    if not channels_last:
+    batch, channels, height, width = a.x.shape
+    pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
+    folds = a.grad_residual.numel() > 0
+    inputs = (a.grad_y, a.x, a.scale, a.shift, a.mean, a.rstd)
+    outputs = (a.grad_x, a.grad_scale, a.grad_shift, a.grad_residual)
+    maps = {**constants(height, width, a.padding), "COPIES": copies(height, width, a.padding)}
+    flags = {"AFFINE": a.scale is not None, **maps}
+    if a.x.is_contiguous():
         backward_planes[(batch * channels,)](
-            *inputs, *outputs, pixels, padded_pixels, negative_slope,
-            RESIDUAL=folds, **flags, **_plane_options(pixels, padding > 0),
+            *inputs, *outputs, pixels, padded_pixels, a.negative_slope,
+            RESIDUAL=folds, **flags, **_plane_options(pixels, a.padding > 0),
         )  # fmt: skip
-        return outputs
-    slices = _slices(batch, channels, pixels, padding > 0)
-    workspace = torch.empty((batch, slices.count, 2, channels), dtype=torch.float32, device=x.device)
-    sizes = (channels, pixels, padded_pixels, slices.pixels, negative_slope)
+        return
+    slices = _slices(batch, channels, pixels, a.padding > 0)
+    workspace = torch.empty((batch, slices.count, 2, channels), dtype=torch.float32, device=a.x.device)
+    sizes = (channels, pixels, padded_pixels, slices.pixels, a.negative_slope)
     backward_slices[slices.grid](*inputs, workspace, *sizes, **flags, **slices.tile)
     backward_apply[slices.grid](
         *inputs, *outputs, workspace, *sizes, RESIDUAL=folds,
         SLICES=triton.next_power_of_2(slices.count), **flags, **slices.tile,
     )  # fmt: skip
-    return outputs

@@ -18,6 +18,8 @@ they enter. With float32 weights all weight terms double. Operations: 1.1 GFLOP 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import triton
 import triton.language as tl
@@ -127,9 +129,9 @@ def weight_gradient(
         tl.store(bias_ptr, sums.to(grad_bias_ptr.dtype.element_ty), output < outputs)
 
 
-def _code_strides(weights: list[Tensor]) -> tuple[int, int, int]:
+def _code_strides(weight0: Tensor) -> tuple[int, int, int]:
     """Groups, group and row stride of the code (B, quarters x inputs), whose quarters serve two MLPs each."""
-    quarters, inputs = weights[0].shape[0] // 2, weights[0].shape[2]
+    quarters, inputs = weight0.shape[0] // 2, weight0.shape[2]
     return quarters, inputs, quarters * inputs
 
 
@@ -157,65 +159,54 @@ def _tiles(batch: int, dtype: torch.dtype) -> dict:
     }
 
 
-def forward(
-    code: Tensor, weights: list[Tensor], biases: list[Tensor], negative_slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(parameters (2, layers, B, C) float32, first hidden layer, second), as the op's reference."""
-    batch, mlps = code.shape[0], weights[0].shape[0]
-    features = [weight.shape[1] for weight in weights]
-    hidden = [code.new_empty((mlps, batch, width)) for width in features[:2]]
-    shape = (2, mlps, batch, features[2] // 2)
-    parameters = torch.empty(shape, dtype=torch.float32, device=code.device)
-    tiles = _tiles(batch, code.dtype)
-    x, strides = code, _code_strides(weights)
-    for index, y in enumerate((*hidden, parameters)):
-        weight, bias, parts = weights[index], biases[index], 2 if y is parameters else 1
-        grid = (triton.cdiv(weight.shape[1], OUTPUTS), mlps, triton.cdiv(batch, tiles["ROWS"]))
+def forward(a: SimpleNamespace) -> None:
+    """Fills parameters (2, layers, B, C), hidden0 and hidden1."""
+    batch, mlps = a.code.shape[0], a.weight0.shape[0]
+    tiles = _tiles(batch, a.code.dtype)
+    x, strides = a.code, _code_strides(a.weight0)
+    layers = (
+        (a.weight0, a.bias0, a.hidden0, 1, a.negative_slope),
+        (a.weight1, a.bias1, a.hidden1, 1, a.negative_slope),
+        (a.weight2, a.bias2, a.parameters, 2, 1.0),
+    )
+    for weight, bias, y, parts, slope in layers:
+        outputs, inputs = weight.shape[1:]
+        grid = (triton.cdiv(outputs, OUTPUTS), mlps, triton.cdiv(batch, tiles["ROWS"]))
         layer[grid](
-            x, weight, bias, y, batch, weight.shape[2], weight.shape[1], *strides,
-            *_feature_strides(batch, weight.shape[1], parts),
-            1.0 if y is parameters else negative_slope, **tiles,
+            x, weight, bias, y, batch, inputs, outputs, *strides, *_feature_strides(batch, outputs, parts), slope,
+            **tiles,
         )  # fmt: skip
-        x = y
-        strides = _hidden_strides(x) if y is not parameters else None
-    return parameters, *hidden
+        if y is not a.parameters:
+            x, strides = y, _hidden_strides(y)
 
 
-def backward(
-    grad: Tensor,
-    code: Tensor,
-    hidden: list[Tensor],
-    weights: list[Tensor],
-    negative_slope: float,
-    needs_code: bool,
-    needs_weights: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """(grad_code, gradients of the weights, of the biases); empty, (0,), what is not needed."""
-    batch, mlps = code.shape[0], weights[0].shape[0]
-    tiles = _tiles(batch, code.dtype)
-    grad_code = torch.empty_like(code) if needs_code else code.new_empty(0)
-    grad_weights = [torch.empty_like(w) if needs_weights else w.new_empty(0) for w in weights]
-    grad_biases = [w.new_empty(w.shape[:2] if needs_weights else 0) for w in weights]
-    for index in (2, 1, 0):
-        weight = weights[index]
+def backward(a: SimpleNamespace) -> None:
+    """Fills grad_code, and the gradients of the weights and biases; empty ones are not wanted."""
+    batch, mlps = a.code.shape[0], a.weight0.shape[0]
+    tiles = _tiles(batch, a.code.dtype)
+    grad = a.grad
+    layers = (
+        (a.hidden1, a.weight2, a.grad_weight2, a.grad_bias2),
+        (a.hidden0, a.weight1, a.grad_weight1, a.grad_bias1),
+        (a.code, a.weight0, a.grad_weight0, a.grad_bias0),
+    )
+    for x, weight, grad_weight, grad_bias in layers:
+        first, last = x is a.code, weight is a.weight2
         _, outputs, inputs = weight.shape
-        sizes = (batch, inputs, outputs, *_feature_strides(batch, outputs, 2 if index == 2 else 1))
-        x = hidden[index - 1] if index else code
-        strides = _hidden_strides(x) if index else _code_strides(weights)
-        if needs_weights:
+        sizes = (batch, inputs, outputs, *_feature_strides(batch, outputs, 2 if last else 1))
+        strides = _code_strides(weight) if first else _hidden_strides(x)
+        if a.needs_weights:
             grid = (triton.cdiv(inputs, tiles["INPUTS"]), triton.cdiv(outputs, OUTPUTS), mlps)
             weight_gradient[grid](
-                grad, x, grad_weights[index], grad_biases[index], *sizes, *strides,
-                **{**tiles, "ROWS": SUMMED_ROWS},
-            )  # fmt: skip
-        if index or needs_code:
+                grad, x, grad_weight, grad_bias, *sizes, *strides, **{**tiles, "ROWS": SUMMED_ROWS}
+            )
+        if not first or a.needs_code:
             # As many inputs a program as outputs in `layer`, and in turn longer steps along the outputs.
             swapped = {**tiles, "OUTPUTS": min(tiles["INPUTS"], 64), "INPUTS": OUTPUTS}
-            grad_x = torch.empty_like(x) if index else grad_code
+            grad_x = a.grad_code if first else torch.empty_like(x)
             grid = (triton.cdiv(inputs, OUTPUTS), strides[0], triton.cdiv(batch, tiles["ROWS"]))
             input_gradient[grid](
-                grad, weight, x, grad_x, *sizes, *strides, negative_slope,
-                SHARE=mlps // strides[0], ACTIVATED=index > 0, **swapped,
+                grad, weight, x, grad_x, *sizes, *strides, a.negative_slope,
+                SHARE=mlps // strides[0], ACTIVATED=not first, **swapped,
             )  # fmt: skip
             grad = grad_x
-    return grad_code, grad_weights, grad_biases

@@ -1,7 +1,7 @@
 """Triton body of `batch_norm_act`; the definition is in dgnet_fast/ops/batch_norm_act.py.
 
-`forward` and `backward` take what the op's module prepared: tensors dense in NCHW or channels_last order,
-weight and bias float32 and contiguous. The batch is cut into units whose pixels are neighbours: in channels_last
+`forward` and `backward` take what the op prepared and allocated, by its names: tensors dense in NCHW or channels_last
+order, weight and bias float32 and contiguous. The batch is cut into units whose pixels are neighbours: in channels_last
 a unit is a group, its samples' pixels being one table of rows, in NCHW a sample. A first kernel leaves the sums
 of each slice of a unit in a workspace, a second merges those of a group and channel in a fixed order, a third
 writes the result. No atomics: results are the same from run to run.
@@ -26,6 +26,8 @@ above and not read. The workspace is at most 1 MB each for sums and squares.
 """
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -244,8 +246,9 @@ def backward_apply(
 class _Launch:
     """How x (B, C, H, W) in groups is cut: grids, tiles and the sizes that kernels take."""
 
-    def __init__(self, x: Tensor, groups: int, channels_last: bool) -> None:
+    def __init__(self, x: Tensor, groups: int) -> None:
         batch, channels, height, width = x.shape
+        channels_last = not x.is_contiguous()
         self.units = 1 if channels_last else batch // groups
         pixels = height * width * (batch // groups if channels_last else 1)
         widest = triton.next_power_of_2(channels)
@@ -266,56 +269,29 @@ class _Launch:
         self.workspace = torch.empty((groups * self.parts, 2, channels), dtype=torch.float32, device=x.device)
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    groups: int,
-    relu: bool,
-    eps: float,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, var), the last two float32 (groups, C)."""
-    cut = _Launch(x, groups, channels_last)
-    y = torch.empty_like(x)
-    mean = torch.empty((groups, x.shape[1]), dtype=torch.float32, device=x.device)
-    var = torch.empty_like(mean)
-    forward_sums[cut.grid](x, cut.workspace, *cut.sizes, **cut.tile)
+def forward(a: SimpleNamespace) -> None:
+    """Fills y, mean and var."""
+    cut = _Launch(a.x, a.groups)
+    forward_sums[cut.grid](a.x, cut.workspace, *cut.sizes, **cut.tile)
     forward_merge[cut.merge_grid](
-        x, cut.workspace, mean, var, cut.elements, cut.parts, cut.slices.count, *cut.sizes,
-        CHANNELS_LAST=channels_last, **cut.merge,
+        a.x, cut.workspace, a.mean, a.var, cut.elements, cut.parts, cut.slices.count, *cut.sizes,
+        CHANNELS_LAST=cut.tile["CHANNELS_LAST"], **cut.merge,
     )  # fmt: skip
-    forward_apply[cut.grid](x, weight, bias, residual, y, mean, var, *cut.sizes, eps, RELU=relu, **cut.tile)
-    return y, mean, var
+    forward_apply[cut.grid](
+        a.x, a.weight, a.bias, a.residual, a.y, a.mean, a.var, *cut.sizes, a.eps, RELU=a.relu, **cut.tile
+    )
 
 
-def backward(
-    grad_y: Tensor,
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    groups: int,
-    relu: bool,
-    eps: float,
-    needs_residual: bool,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(grad_x, grad_weight, grad_bias, grad_residual if needed); those of weight and bias float32."""
-    cut = _Launch(x, groups, channels_last)
-    grad_x = torch.empty_like(x)
-    grad_residual = torch.empty_like(x) if needs_residual else None
-    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
-    sums = torch.empty((2, *mean.shape), dtype=torch.float32, device=x.device)
-    sign = y if relu else None
-    backward_sums[cut.grid](grad_y, sign, x, mean, grad_residual, cut.workspace, *cut.sizes, **cut.tile)
-    backward_merge[cut.merge_grid](cut.workspace, sums, cut.parts, groups, x.shape[1], **cut.merge)
-    if needs_residual:
-        grad_y, sign = grad_residual, None
+def backward(a: SimpleNamespace) -> None:
+    """Fills grad_x, grad_weight and grad_bias, and grad_residual unless it is empty."""
+    cut = _Launch(a.x, a.groups)
+    grad_residual = a.grad_residual if a.grad_residual.numel() else None
+    sums = torch.empty((2, *a.mean.shape), dtype=torch.float32, device=a.x.device)
+    sign = a.y if a.relu else None
+    backward_sums[cut.grid](a.grad_y, sign, a.x, a.mean, grad_residual, cut.workspace, *cut.sizes, **cut.tile)
+    backward_merge[cut.merge_grid](cut.workspace, sums, cut.parts, a.groups, a.x.shape[1], **cut.merge)
+    passed = (a.grad_y, sign) if grad_residual is None else (grad_residual, None)
     backward_apply[cut.grid](
-        grad_y, sign, x, weight, mean, var, sums, grad_x, grad_weight, grad_bias, cut.elements, groups,
-        *cut.sizes, eps, **cut.tile,
+        *passed, a.x, a.weight, a.mean, a.var, sums, a.grad_x, a.grad_weight, a.grad_bias, cut.elements,
+        a.groups, *cut.sizes, a.eps, **cut.tile,
     )  # fmt: skip
-    return grad_x, grad_weight, grad_bias, grad_residual

@@ -1,7 +1,7 @@
 """Triton body of `layer_norm_act`; the definition is in dgnet_fast/ops/layer_norm_act.py.
 
-`forward` and `backward` take what the op's module prepared: tensors dense in NCHW or channels_last order,
-gamma and beta float32 and contiguous. A sample has up to a million elements, so it is split: a first kernel
+`forward` and `backward` take what the op prepared and allocated, by its names: tensors dense in NCHW or channels_last
+order, gamma and beta float32 and contiguous. A sample has up to a million elements, so it is split: a first kernel
 leaves each program's sums in a workspace, a second merges its sample's in a fixed order and writes the result.
 A program serves a tile of pixels by channels along a slice of the pixels; in NCHW a tile is as long along the
 pixels as it can be. No atomics: results are the same from run to run. Height and width are compile-time
@@ -16,12 +16,13 @@ are below 1 % of that.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.padding import constants, copies, empty_padded, folded_of_sample, source
+from dgnet_fast.kernels.padding import constants, copies, folded_of_sample, source
 from dgnet_fast.kernels.slices import Slices, activate, bounds, columns_of, offset, tile
-from torch import Tensor
 
 # Elements of a tile, and at least so many a program: fewer programs leave less to merge.
 TILE = 2048
@@ -128,7 +129,7 @@ def _gradients(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    """Offsets and mask of a tile, the centred input, and the gradient before the activation (0 outside)."""
+    """Returns offsets and mask of a tile, the centred input, and the gradient before the activation (0 outside)."""
     pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
     at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
     grad_y = folded_of_sample(
@@ -242,73 +243,42 @@ def _slices(batch: int, channels: int, pixels: int, channels_last: bool, folds: 
     )  # fmt: skip
 
 
-def forward(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    negative_slope: float,
-    eps: float,
-    padding: int,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, rdenom = 1 / (std + eps)); negative_slope 1 means no activation."""
-    batch, channels, height, width = x.shape
-    pixels, padded_pixels = height * width, (height + 2 * padding) * (width + 2 * padding)
-    y = empty_padded(x, padding, channels_last)
-    mean = torch.empty(batch, dtype=torch.float32, device=x.device)
-    rdenom = torch.empty_like(mean)
+def forward(a: SimpleNamespace) -> None:
+    """Fills y, mean and rdenom = 1 / (std + eps); negative_slope 1 means no activation."""
+    batch, channels, height, width = a.x.shape
+    channels_last = not a.x.is_contiguous()
+    pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
     read = _slices(batch, channels, pixels, channels_last)
     write = _slices(batch, channels, padded_pixels, channels_last)
-    parts = torch.empty((batch, read.count * read.grid[1], 3), dtype=torch.float32, device=x.device)
-    forward_sums[read.grid](x, parts, channels, pixels, read.pixels, CHANNELS_LAST=channels_last, **read.tile)
+    parts = torch.empty((batch, read.count * read.grid[1], 3), dtype=torch.float32, device=a.x.device)
+    forward_sums[read.grid](
+        a.x, parts, channels, pixels, read.pixels, CHANNELS_LAST=channels_last, **read.tile
+    )
     forward_apply[write.grid](
-        x, gamma, beta, y, mean, rdenom, parts, parts.shape[1], channels, pixels, padded_pixels, write.pixels,
-        negative_slope, eps, MERGE=MERGE, CHANNELS_LAST=channels_last,
-        **constants(height, width, padding), **write.tile,
+        a.x, a.gamma, a.beta, a.y, a.mean, a.rdenom, parts, parts.shape[1], channels, pixels, padded_pixels,
+        write.pixels, a.negative_slope, a.eps, MERGE=MERGE, CHANNELS_LAST=channels_last,
+        **constants(height, width, a.padding), **write.tile,
     )  # fmt: skip
-    return y, mean, rdenom
 
 
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    rdenom: Tensor,
-    negative_slope: float,
-    eps: float,
-    padding: int,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(grad_x, grad_gamma, grad_beta), the last two float32."""
-    batch, channels, height, width = x.shape
-    pixels, padded_pixels = height * width, (height + 2 * padding) * (width + 2 * padding)
-    grad_x = torch.empty_like(x)
-    grad_gamma, grad_beta = torch.empty_like(gamma), torch.empty_like(beta)
-    slices = _slices(batch, channels, pixels, channels_last, folds=padding > 0)
-    parts = torch.empty((batch, slices.count * slices.grid[1], 2), dtype=torch.float32, device=x.device)
-    sums = torch.empty((2, channels, batch, slices.count), dtype=torch.float32, device=x.device)
-    inputs = (grad_y, x, gamma, beta, mean, rdenom)
-    sizes = (channels, pixels, padded_pixels, slices.pixels, negative_slope)
+def backward(a: SimpleNamespace) -> None:
+    """Fills grad_x, grad_gamma and grad_beta."""
+    batch, channels, height, width = a.x.shape
+    channels_last = not a.x.is_contiguous()
+    pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
+    slices = _slices(batch, channels, pixels, channels_last, folds=a.padding > 0)
+    parts = torch.empty((batch, slices.count * slices.grid[1], 2), dtype=torch.float32, device=a.x.device)
+    sums = torch.empty((2, channels, batch, slices.count), dtype=torch.float32, device=a.x.device)
+    inputs = (a.grad_y, a.x, a.gamma, a.beta, a.mean, a.rdenom)
+    sizes = (channels, pixels, padded_pixels, slices.pixels, a.negative_slope)
     options = {
         "CHANNELS_LAST": channels_last,
-        "COPIES": copies(height, width, padding),
-        **constants(height, width, padding),
+        "COPIES": copies(height, width, a.padding),
+        **constants(height, width, a.padding),
         **slices.tile,
     }
     backward_sums[slices.grid](*inputs, parts, sums, *sizes, **options)
     backward_apply[slices.grid](
-        *inputs,
-        grad_x,
-        grad_gamma,
-        grad_beta,
-        parts,
-        sums,
-        *sizes,
-        eps,
-        LEAST_STD * eps,
-        MERGE=MERGE,
-        **options,
-    )
-    return grad_x, grad_gamma, grad_beta
+        *inputs, a.grad_x, a.grad_gamma, a.grad_beta, parts, sums, *sizes, a.eps, LEAST_STD * a.eps,
+        MERGE=MERGE, **options,
+    )  # fmt: skip

@@ -1,21 +1,19 @@
 """Triton bodies of loss_adversarial: the sum over all maps in one launch, all gradients in another.
 
 Forward, a program serves a whole stream, map after map: three scales at batch 8 are 21 504 scores a stream, in
-pieces of BLOCK. Backward, a program serves a piece of one stream of one map. A kernel takes MOST maps as arguments
-of their own, since each may have its own dtype; more maps take more launches.
+pieces of BLOCK. Backward, a program serves a piece of one stream of one map. A kernel takes tuples with an entry for
+each map, since each may have its own dtype.
 """
 
 from __future__ import annotations
 
-import torch
+from types import SimpleNamespace
+
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.lists import numbered
-from torch import Tensor
 
 BLOCK = 4096  # 8 a thread; 16 a thread spilled on sm_80
 PIECE = 1024  # of the backward
-MOST = 6
 KINDS = ("lsgan", "nsgan", "wgan")
 
 
@@ -41,22 +39,12 @@ def _stream_sum(x_ptr, size, drift, KIND: tl.constexpr, REAL: tl.constexpr, BLOC
 
 @triton.jit
 def forward_maps(
-    x0, x1, x2, x3, x4, x5, size0, size1, size2, size3, size4, size5, loss_ptr, weight, drift,
-    REAL0: tl.constexpr, REAL1: tl.constexpr, REAL2: tl.constexpr, REAL3: tl.constexpr, REAL4: tl.constexpr,
-    REAL5: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    xs, sizes, loss_ptr, weight, drift, REAL: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr
+):
     """The loss of a stream."""
-    total = _stream_sum(x0, size0, drift, KIND, REAL0, BLOCK)
-    if x1 is not None:
-        total += _stream_sum(x1, size1, drift, KIND, REAL1, BLOCK)
-    if x2 is not None:
-        total += _stream_sum(x2, size2, drift, KIND, REAL2, BLOCK)
-    if x3 is not None:
-        total += _stream_sum(x3, size3, drift, KIND, REAL3, BLOCK)
-    if x4 is not None:
-        total += _stream_sum(x4, size4, drift, KIND, REAL4, BLOCK)
-    if x5 is not None:
-        total += _stream_sum(x5, size5, drift, KIND, REAL5, BLOCK)
+    total = 0.0
+    for k in tl.static_range(len(xs)):
+        total += _stream_sum(xs[k], sizes[k], drift, KIND, REAL[k], BLOCK)
     tl.store(loss_ptr + tl.program_id(0), weight * total)
 
 
@@ -79,62 +67,35 @@ def _slopes(
 
 @triton.jit
 def backward_maps(
-    grad_x0, grad_x1, grad_x2, grad_x3, grad_x4, grad_x5, x0, x1, x2, x3, x4, x5, size0, size1, size2, size3,
-    size4, size5, grad_ptr, weight, drift, REAL0: tl.constexpr, REAL1: tl.constexpr, REAL2: tl.constexpr,
-    REAL3: tl.constexpr, REAL4: tl.constexpr, REAL5: tl.constexpr, KIND: tl.constexpr, PIECE: tl.constexpr,
-):  # fmt: skip
+    grad_xs, xs, sizes, grad_ptr, weight, drift, REAL: tl.constexpr, KIND: tl.constexpr, PIECE: tl.constexpr
+):
     """Gradients of the maps that have somewhere to put them; programs beyond a map's end have nothing to do."""
-    k = tl.program_id(2)
+    map_index = tl.program_id(2)
     factor = tl.load(grad_ptr + tl.program_id(1)) * weight
-    if grad_x0 is not None:
-        if k == 0:
-            _slopes(grad_x0, x0, size0, factor, drift, KIND, REAL0, PIECE)
-    if grad_x1 is not None:
-        if k == 1:
-            _slopes(grad_x1, x1, size1, factor, drift, KIND, REAL1, PIECE)
-    if grad_x2 is not None:
-        if k == 2:
-            _slopes(grad_x2, x2, size2, factor, drift, KIND, REAL2, PIECE)
-    if grad_x3 is not None:
-        if k == 3:
-            _slopes(grad_x3, x3, size3, factor, drift, KIND, REAL3, PIECE)
-    if grad_x4 is not None:
-        if k == 4:
-            _slopes(grad_x4, x4, size4, factor, drift, KIND, REAL4, PIECE)
-    if grad_x5 is not None:
-        if k == 5:
-            _slopes(grad_x5, x5, size5, factor, drift, KIND, REAL5, PIECE)
+    for k in tl.static_range(len(xs)):
+        if grad_xs[k] is not None:
+            if map_index == k:
+                _slopes(grad_xs[k], xs[k], sizes[k], factor, drift, KIND, REAL[k], PIECE)
 
 
-def _sizes(scores: list[Tensor]) -> list[int]:
-    return [x.numel() // x.shape[0] for x in scores]
+def _sizes(a: SimpleNamespace) -> tuple[int, ...]:
+    return tuple(x.numel() // x.shape[0] for x in a.scores)
 
 
-def forward(scores: list[Tensor], real: list[bool], kind: str, weight: float, drift: float) -> Tensor:
-    """The loss (S,), float32, of contiguous maps (S, B, ...)."""
-    parts = []
-    for start in range(0, len(scores), MOST):
-        some = slice(start, start + MOST)
-        loss = torch.empty(scores[0].shape[0], dtype=torch.float32, device=scores[0].device)
-        forward_maps[(len(loss),)](
-            **numbered(MOST, x=scores[some], size=_sizes(scores[some]), REAL=real[some]),
-            loss_ptr=loss, weight=float(weight), drift=drift, KIND=KINDS.index(kind), BLOCK=BLOCK, num_warps=16,
-        )  # fmt: skip
-        parts.append(loss)
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+def _constants(a: SimpleNamespace) -> dict:
+    return {"weight": float(a.weight), "drift": a.drift, "REAL": tuple(a.real), "KIND": KINDS.index(a.kind)}
 
 
-def backward(
-    grad: Tensor, scores: list[Tensor], real: list[bool], kind: str, weight: float, drift: float,
-    gradients: list[Tensor],
-) -> None:  # fmt: skip
+def forward(a: SimpleNamespace) -> None:
+    """Fills the loss (S,) of contiguous maps (S, B, ...)."""
+    forward_maps[(len(a.loss),)](
+        tuple(a.scores), _sizes(a), a.loss, **_constants(a), BLOCK=BLOCK, num_warps=16
+    )
+
+
+def backward(a: SimpleNamespace) -> None:
     """Fills `gradients` from the gradient (S,) of the loss; empty ones are not wanted."""
-    for start in range(0, len(scores), MOST):
-        some = slice(start, start + MOST)
-        wanted, sizes = [x if x.numel() else None for x in gradients[some]], _sizes(scores[some])
-        if not any(x is not None for x in wanted):
-            continue
-        backward_maps[(triton.cdiv(max(sizes), PIECE), len(grad), len(wanted))](
-            **numbered(MOST, grad_x=wanted, x=scores[some], size=sizes, REAL=real[some]),
-            grad_ptr=grad, weight=float(weight), drift=drift, KIND=KINDS.index(kind), PIECE=PIECE,
-        )  # fmt: skip
+    wanted, sizes = tuple(x if x.numel() else None for x in a.gradients), _sizes(a)
+    if any(x is not None for x in wanted):
+        grid = (triton.cdiv(max(sizes), PIECE), len(a.grad), len(wanted))
+        backward_maps[grid](wanted, tuple(a.scores), sizes, a.grad, **_constants(a), PIECE=PIECE)

@@ -1,22 +1,20 @@
 """Triton bodies of loss_identity: all terms in one launch, all gradients in another.
 
 Forward, a program serves one stream of one term, ROWS rows at a time: DG-Net's batches have 8 rows a stream, so
-nothing is left to merge. Backward, a program serves ROWS rows. A kernel takes MOST terms as arguments of their
-own, since each may have its own dtypes; more terms take more launches. What a term's target is, labels or
-probabilities, is known by its type.
+nothing is left to merge. Backward, a program serves ROWS rows. A kernel takes tuples with an entry for each term,
+since each may have its own dtypes. What a term's target is, labels or probabilities, is known by its type.
 """
 
 from __future__ import annotations
 
-import torch
+import itertools
+from types import SimpleNamespace
+
 import triton
 import triton.language as tl
-from dgnet_fast.kernels.lists import numbered
-from torch import Tensor
 
 ROWS = 4
 COLUMNS = 1024  # at most: longer rows are read in pieces
-MOST = 6
 
 
 @triton.jit
@@ -74,31 +72,17 @@ def _forward_term(
 
 @triton.jit
 def forward_terms(
-    x0, x1, x2, x3, x4, x5, target0, target1, target2, target3, target4, target5, batch0, batch1, batch2, batch3,
-    batch4, batch5, row0, row1, row2, row3, row4, row5, terms_ptr, kept_ptr, rows, ids, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Terms (T, streams); in `kept` (2, rows of all terms) those of term k begin at row k."""
+    xs, targets, batches, firsts, terms_ptr, kept_ptr, rows, ids, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Terms (T, streams); in `kept` (2, rows of all terms) those of term k begin at row firsts[k]."""
     term = tl.program_id(1)
     to = terms_ptr + term * tl.num_programs(0) + tl.program_id(0)
     sums_ptr = kept_ptr + rows
-    if term == 0:
-        _forward_term(x0, target0, to, kept_ptr + row0, sums_ptr + row0, batch0, ids, ROWS, COLUMNS)
-    if x1 is not None:
-        if term == 1:
-            _forward_term(x1, target1, to, kept_ptr + row1, sums_ptr + row1, batch1, ids, ROWS, COLUMNS)
-    if x2 is not None:
-        if term == 2:
-            _forward_term(x2, target2, to, kept_ptr + row2, sums_ptr + row2, batch2, ids, ROWS, COLUMNS)
-    if x3 is not None:
-        if term == 3:
-            _forward_term(x3, target3, to, kept_ptr + row3, sums_ptr + row3, batch3, ids, ROWS, COLUMNS)
-    if x4 is not None:
-        if term == 4:
-            _forward_term(x4, target4, to, kept_ptr + row4, sums_ptr + row4, batch4, ids, ROWS, COLUMNS)
-    if x5 is not None:
-        if term == 5:
-            _forward_term(x5, target5, to, kept_ptr + row5, sums_ptr + row5, batch5, ids, ROWS, COLUMNS)
+    for k in tl.static_range(len(xs)):
+        if term == k:
+            _forward_term(
+                xs[k], targets[k], to, kept_ptr + firsts[k], sums_ptr + firsts[k], batches[k], ids, ROWS, COLUMNS
+            )  # fmt: skip
 
 
 @triton.jit
@@ -127,98 +111,46 @@ def _backward_term(
 
 @triton.jit
 def backward_terms(
-    grad_x0, grad_x1, grad_x2, grad_x3, grad_x4, grad_x5, x0, x1, x2, x3, x4, x5, target0, target1, target2,
-    target3, target4, target5, batch0, batch1, batch2, batch3, batch4, batch5, row0, row1, row2, row3, row4,
-    row5, grad_ptr, kept_ptr, streams, rows, ids, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad_xs, xs, targets, batches, firsts, grad_ptr, kept_ptr, streams, rows, ids, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the terms that have somewhere to put them; programs beyond a term's rows have nothing to do."""
     term = tl.program_id(1)
     grad = grad_ptr + term * streams
     sums_ptr = kept_ptr + rows
-    if grad_x0 is not None:
-        if term == 0:
-            _backward_term(
-                grad_x0, x0, target0, grad, kept_ptr + row0, sums_ptr + row0, batch0, streams * batch0, ids,
-                ROWS, COLUMNS,
-            )  # fmt: skip
-    if grad_x1 is not None:
-        if term == 1:
-            _backward_term(
-                grad_x1, x1, target1, grad, kept_ptr + row1, sums_ptr + row1, batch1, streams * batch1, ids,
-                ROWS, COLUMNS,
-            )  # fmt: skip
-    if grad_x2 is not None:
-        if term == 2:
-            _backward_term(
-                grad_x2, x2, target2, grad, kept_ptr + row2, sums_ptr + row2, batch2, streams * batch2, ids,
-                ROWS, COLUMNS,
-            )  # fmt: skip
-    if grad_x3 is not None:
-        if term == 3:
-            _backward_term(
-                grad_x3, x3, target3, grad, kept_ptr + row3, sums_ptr + row3, batch3, streams * batch3, ids,
-                ROWS, COLUMNS,
-            )  # fmt: skip
-    if grad_x4 is not None:
-        if term == 4:
-            _backward_term(
-                grad_x4, x4, target4, grad, kept_ptr + row4, sums_ptr + row4, batch4, streams * batch4, ids,
-                ROWS, COLUMNS,
-            )  # fmt: skip
-    if grad_x5 is not None:
-        if term == 5:
-            _backward_term(
-                grad_x5, x5, target5, grad, kept_ptr + row5, sums_ptr + row5, batch5, streams * batch5, ids,
-                ROWS, COLUMNS,
-            )  # fmt: skip
+    for k in tl.static_range(len(xs)):
+        if grad_xs[k] is not None:
+            if term == k:
+                _backward_term(
+                    grad_xs[k], xs[k], targets[k], grad, kept_ptr + firsts[k], sums_ptr + firsts[k], batches[k],
+                    streams * batches[k], ids, ROWS, COLUMNS,
+                )  # fmt: skip
 
 
 def _constants(ids: int) -> dict[str, int]:
     return {"ROWS": ROWS, "COLUMNS": min(COLUMNS, triton.next_power_of_2(ids)), "num_warps": 8}
 
 
-def _first_rows(logits: list[Tensor]) -> list[int]:
-    """Where each term's rows begin among those of all."""
-    firsts = [0]
-    for x in logits:
-        firsts.append(firsts[-1] + len(x))
-    return firsts[:-1]
+def _terms(a: SimpleNamespace) -> tuple[tuple, ...]:
+    """Logits and targets, rows of a stream, and where the rows of each term begin among those of all."""
+    firsts = itertools.accumulate(map(len, a.logits[:-1]), initial=0)
+    return tuple(a.logits), tuple(a.targets), tuple(t.shape[1] for t in a.targets), tuple(firsts)
 
 
-def forward(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(terms (T, S), kept (2, rows of all terms)), float32, of contiguous tensors."""
-    streams, ids = targets[0].shape[0], logits[0].shape[1]
-    terms = torch.empty((len(logits), streams), dtype=torch.float32, device=logits[0].device)
-    kept = torch.empty((2, sum(map(len, logits))), dtype=torch.float32, device=logits[0].device)
-    firsts = _first_rows(logits)
-    for start in range(0, len(logits), MOST):
-        some = slice(start, start + MOST)
-        forward_terms[(streams, len(logits[some]))](
-            **numbered(
-                MOST, x=logits[some], target=targets[some], batch=[t.shape[1] for t in targets[some]],
-                row=firsts[some],
-            ),
-            terms_ptr=terms[start:], kept_ptr=kept, rows=kept.shape[1], ids=ids, **_constants(ids),
-        )  # fmt: skip
-    return terms, kept
+def forward(a: SimpleNamespace) -> None:
+    """Fills terms (T, S) and kept (2, rows of all terms) of contiguous tensors."""
+    streams, ids = a.targets[0].shape[0], a.logits[0].shape[1]
+    forward_terms[(streams, len(a.logits))](
+        *_terms(a), a.terms, a.kept, a.kept.shape[1], ids, **_constants(ids)
+    )
 
 
-def backward(
-    grad: Tensor, kept: Tensor, logits: list[Tensor], targets: list[Tensor], gradients: list[Tensor]
-) -> None:
+def backward(a: SimpleNamespace) -> None:
     """Fills `gradients` from the gradient (T, S) of the terms; empty ones are not wanted."""
-    streams, ids, firsts = targets[0].shape[0], logits[0].shape[1], _first_rows(logits)
-    for start in range(0, len(logits), MOST):
-        some = slice(start, start + MOST)
-        wanted = [x if x.numel() else None for x in gradients[some]]
-        if not any(x is not None for x in wanted):
-            continue
-        programs = triton.cdiv(max(map(len, logits[some])), ROWS)
+    streams, ids = a.targets[0].shape[0], a.logits[0].shape[1]
+    wanted = tuple(x if x.numel() else None for x in a.gradients)
+    if any(x is not None for x in wanted):
+        programs = triton.cdiv(max(map(len, a.logits)), ROWS)
         backward_terms[(programs, len(wanted))](
-            **numbered(
-                MOST, grad_x=wanted, x=logits[some], target=targets[some],
-                batch=[t.shape[1] for t in targets[some]], row=firsts[some],
-            ),
-            grad_ptr=grad[start:], kept_ptr=kept, streams=streams, rows=kept.shape[1], ids=ids,
-            **_constants(ids),
-        )  # fmt: skip
+            wanted, *_terms(a), a.grad, a.kept, streams, a.kept.shape[1], ids, **_constants(ids)
+        )

@@ -8,10 +8,8 @@ before arithmetic binds instead of memory). Without padding all three are 0 and 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 
 @triton.jit
@@ -97,11 +95,3 @@ def copies(height: int, width: int, padding: int) -> int:
     if padding == 0:
         return 1
     return 2 if min(height, width) > 2 * padding + 1 else 3
-
-
-def empty_padded(x: Tensor, padding: int, channels_last: bool) -> Tensor:
-    """Uninitialised tensor of x's padded shape, dtype and device."""
-    batch, channels, height, width = x.shape
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (batch, channels, height + 2 * padding, width + 2 * padding)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)

@@ -120,7 +120,7 @@ def decompositions() -> dict[Any, Callable]:
     for name in registry.TABLE:
         op = getattr(torch.ops.dgnet_fast, name).default
         module = importlib.import_module(f"dgnet_fast.ops.{name}")
-        table[op] = getattr(module, "decomposition", module.reference.forward)
+        table[op] = module.reference.forward
     return table
 
 

@@ -6,19 +6,22 @@ PyTorch's padding on CUDA (by its source: not measured) leaves channels_last, a 
 gradient is made by atomics, in another order each time; here results and gradients keep x's memory order and are the
 same from run to run. Only y is kept for the backward pass, which the next convolution keeps as well.
 
-The reference, the schema with its fake and its autograd, the public function; the bodies are in act_pad_bodies.py, who
-serves what in registry.py.
+The reference, the public function, what the op allocates and checks, its autograd, and the calls into its bodies;
+registry.py says who serves what.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgnet_fast.ops import registry
 from dgnet_fast.ops.arguments import as_slope, check_device, check_pictures, statistics_dtype
-from dgnet_fast.ops.launch import memory_format
+from dgnet_fast.ops.bodies import Arguments, addresses, cpp_body, layout, triton_body
+from dgnet_fast.ops.define import define
+from dgnet_fast.ops.layouts import memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
     check_padding_is_int,
@@ -29,7 +32,7 @@ from dgnet_fast.ops.padding import (
 )
 
 
-class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+class reference:
     """Plain PyTorch: what every body must compute.
 
     ``sides``, a padded picture, says in x's place which branch of the LeakyReLU an element takes; negative_slope 1 means
@@ -38,7 +41,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
 
     @staticmethod
     def forward(x: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
-        """y"""
+        """Returns y."""
         if negative_slope != 1:
             x = (
                 F.leaky_relu(x, negative_slope)
@@ -49,7 +52,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
 
     @staticmethod
     def backward(grad_y: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
-        """grad_x"""
+        """Returns grad_x."""
         grad = fold_reflection(grad_y.to(statistics_dtype(grad_y)), padding)
         if sides is not None:
             grad = _scaled(grad, sides, negative_slope, padding)
@@ -57,7 +60,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
 
 
 def _scaled(x: Tensor, sides: Tensor, negative_slope: float, padding: int) -> Tensor:
-    """x by the slope of the branch that ``sides`` takes."""
+    """Multiplies x by the slope of the branch that ``sides`` takes."""
     height, width = x.shape[2:]
     sides = sides[:, :, padding : padding + height, padding : padding + width]
     return torch.where(sides > 0, x, x * negative_slope)
@@ -114,71 +117,92 @@ def _check_sides(sides: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Non
         )
 
 
-# ---- the op: schema, bodies, fake, autograd
-
-_DEVICES = tuple(registry.TABLE["act_pad"])
+# ---- the op: what it allocates, checks and makes dense, and its autograd
 
 
-@torch.library.custom_op("dgnet_fast::act_pad", mutates_args=(), device_types=_DEVICES)
-def _forward_op(x: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
-    _check(x, negative_slope, padding)
-    _check_sides(sides, padded_shape(x, padding), x)
-    body = registry.implementation("act_pad", x.device.type, x.dtype)
-    return body.forward(*_in_one_order(x, sides), negative_slope, padding)
+def _results(a: Arguments) -> dict[str, Tensor]:
+    return {"y": empty_padded(a.x, a.padding)}
 
 
-@torch.library.custom_op("dgnet_fast::act_pad_backward", mutates_args=(), device_types=_DEVICES)
-def _backward_op(grad_y: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
-    _check_sides(sides, grad_y.shape, grad_y)
-    body = registry.implementation("act_pad", grad_y.device.type, grad_y.dtype)
-    return body.backward(*_in_one_order(grad_y, sides), negative_slope, padding)
+def _gradients(a: Arguments) -> dict[str, Tensor]:
+    return {"grad_x": empty_padded(a.grad_y, -a.padding)}
+
+
+def _prepare(a: Arguments) -> Tensor:
+    _check(a.x, a.negative_slope, a.padding)
+    _check_sides(a.sides, padded_shape(a.x, a.padding), a.x)
+    a.x, a.sides = _in_one_order(a.x, a.sides)
+    return a.x
+
+
+def _prepare_backward(a: Arguments) -> Tensor:
+    _check_sides(a.sides, a.grad_y.shape, a.grad_y)
+    a.grad_y, a.sides = _in_one_order(a.grad_y, a.sides)
+    return a.grad_y
 
 
 def _in_one_order(x: Tensor, sides: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both dense, in the order of ``sides`` where there are some."""
+    """Makes both dense, in the order of ``sides`` where there are some."""
     order = memory_format(x if sides is None else sides)
     return x.contiguous(memory_format=order), None if sides is None else sides.contiguous(memory_format=order)
 
 
-@_forward_op.register_fake
-def _(x, sides, negative_slope, padding):
-    _check(x, negative_slope, padding)
-    _check_sides(sides, padded_shape(x, padding), x)
-    return empty_padded(_in_one_order(x, sides)[0], padding)
+def _setup_context(ctx, a: Arguments, output: Tensor) -> None:
+    ctx.negative_slope, ctx.padding, ctx.order = a.negative_slope, a.padding, memory_format(output)
+    if a.negative_slope != 1:
+        ctx.save_for_backward(output if a.sides is None else a.sides)
 
 
-@_backward_op.register_fake
-def _(grad_y, sides, negative_slope, padding):
-    _check_sides(sides, grad_y.shape, grad_y)
-    return empty_padded(_in_one_order(grad_y, sides)[0], -padding)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    _, sides, ctx.negative_slope, ctx.padding = inputs
-    ctx.order = memory_format(output)
-    if ctx.negative_slope != 1:
-        ctx.save_for_backward(output if sides is None else sides)
-
-
-def _backward(ctx, grad_y):
+def _backward(ctx, grad_y: Tensor) -> dict[str, Tensor]:
     (sides,) = ctx.saved_tensors or (None,)
     grad_y = grad_y.contiguous(memory_format=ctx.order)
-    return _backward_op(grad_y, sides, ctx.negative_slope, ctx.padding), None, None, None
+    return {"x": _backward_op(grad_y, sides, ctx.negative_slope, ctx.padding)}
 
 
-def _setup_backward_context(ctx, inputs, output) -> None:
-    _, sides, ctx.negative_slope, ctx.padding = inputs
-    ctx.order = memory_format(output)
-    if sides is not None:
-        ctx.save_for_backward(sides)
+def _setup_double(ctx, a: Arguments, output: Tensor) -> None:
+    ctx.negative_slope, ctx.padding, ctx.order = a.negative_slope, a.padding, memory_format(output)
+    if a.sides is not None:
+        ctx.save_for_backward(a.sides)
 
 
-def _double_backward(ctx, cotangent):
+def _double_backward(ctx, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradient is linear in grad_y; its own is the same padding of the cotangent, the sides held fixed."""
     (sides,) = ctx.saved_tensors or (None,)
     cotangent = cotangent.contiguous(memory_format=ctx.order)
-    return _forward_op(cotangent, sides, ctx.negative_slope, ctx.padding), None, None, None
+    return {"grad_y": _forward_op(cotangent, sides, ctx.negative_slope, ctx.padding)}
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(_double_backward, setup_context=_setup_backward_context)
+_forward_op, _backward_op = define(
+    "act_pad",
+    reference,
+    results=_results,
+    gradients=_gradients,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    setup_double=_setup_double,
+    double_backward=_double_backward,
+)
+
+# ---- its bodies
+
+
+def _forward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, a.padding),
+        **addresses(a, "x", "sides", "y"),
+        "slope": a.negative_slope,
+    }
+
+
+def _backward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.grad_x, a.padding),
+        **addresses(a, "grad_y", "sides", "grad_x"),
+        "slope": a.negative_slope,
+    }
+
+
+cpp = cpp_body("act_pad", _forward_call, _backward_call)
+triton = triton_body("act_pad")

@@ -5,17 +5,18 @@
 With scale and shift it is the adaptive instance normalisation of DG-Net's decoder (DG-Net sec. 3.1; AdaIN:
 Huang and Belongie 2017, eq. 8), without them the InstanceNorm of its structure encoder.
 
-This module is the pattern of an op: the reference, the schema with its fake and its autograd, the public
-function. The bodies are in adain_act_bodies.py, who serves what in registry.py.
+This module is the pattern of an op: the reference, the public function, what the op allocates and checks, its
+autograd, and the calls into its bodies. define.py makes an op of them, registry.py says who serves what.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgnet_fast.ops import registry
 from dgnet_fast.ops.arguments import (
     as_slope,
     as_statistics,
@@ -24,10 +25,11 @@ from dgnet_fast.ops.arguments import (
     check_pictures,
     check_residual,
     new_statistics,
-    once_differentiable,
     statistics_dtype,
 )
-from dgnet_fast.ops.launch import dense_innermost, memory_format
+from dgnet_fast.ops.bodies import Arguments, addresses, cpp_body, cuda_body, layout, triton_body
+from dgnet_fast.ops.define import define
+from dgnet_fast.ops.layouts import dense_innermost, memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
     check_padding_is_int,
@@ -44,7 +46,7 @@ def _per_plane(code: Tensor) -> Tensor:
     return code[:, :, None, None]
 
 
-class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+class reference:
     """Plain PyTorch: what every body must compute.
 
     negative_slope 1 means no activation. Statistics (B, C) and gradients of scale and shift are float32,
@@ -62,7 +64,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         eps: float,
         padding: int,
     ) -> Three:
-        """(y, mean, rstd)"""
+        """Returns (y, mean, rstd)."""
         values = x.to(statistics_dtype(x))
         variance, mean = torch.var_mean(values, dim=(2, 3), correction=0)
         rstd = (variance + eps).rsqrt()
@@ -87,7 +89,10 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         padding: int,
         needs_residual: bool,
     ) -> Four:
-        """(grad_x, grad_scale, grad_shift, grad_residual): the last (0,) without padding, then it is grad_y"""
+        """Returns (grad_x, grad_scale, grad_shift, grad_residual).
+
+        The last is grad_y itself without padding, and is then returned empty, (0,), as it is where it is not needed.
+        """
         normal = (x.to(mean.dtype) - _per_plane(mean)) * _per_plane(rstd)
         z = normal if scale is None else normal * _per_plane(scale) + _per_plane(shift)
         grad_y = fold_reflection(grad_y.to(mean.dtype), padding)
@@ -177,73 +182,52 @@ def _check(
     check_padding(padding, x)
 
 
-# ---- the op: schema, bodies, fake, autograd
-
-_DEVICES = tuple(registry.TABLE["adain_act"])
+# ---- the op: what it allocates, checks and makes dense, and its autograd
 
 
-@torch.library.custom_op("dgnet_fast::adain_act", mutates_args=(), device_types=_DEVICES)
-def _forward_op(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    negative_slope: float,
-    eps: float,
-    padding: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, scale, shift, residual, padding)
-    body = registry.implementation("adain_act", x.device.type, x.dtype)
-    order = memory_format(x)
-    x = x.contiguous(memory_format=order)
-    if residual is not None and not dense_innermost(residual, order):
-        residual = residual.contiguous(memory_format=order)
-    scale, shift = as_statistics(scale, x), as_statistics(shift, x)
-    return body.forward(x, scale, shift, residual, negative_slope, eps, padding)
+def _results(a: Arguments) -> dict[str, Tensor]:
+    mean, rstd = new_statistics(a.x, *a.x.shape[:2])
+    return {"y": empty_padded(a.x, a.padding), "mean": mean, "rstd": rstd}
 
 
-@torch.library.custom_op("dgnet_fast::adain_act_backward", mutates_args=(), device_types=_DEVICES)
-def _backward_op(
-    grad_y: Tensor,
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    negative_slope: float,
-    padding: int,
-    needs_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    body = registry.implementation("adain_act", x.device.type, x.dtype)
-    order = memory_format(x)
-    x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    scale, shift = as_statistics(scale, x), as_statistics(shift, x)
-    return body.backward(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual)
+def _gradients(a: Arguments) -> dict[str, Tensor]:
+    grad_scale, grad_shift = new_statistics(a.x, *a.x.shape[:2])
+    return {
+        "grad_x": torch.empty_like(a.x),
+        "grad_scale": grad_scale,
+        "grad_shift": grad_shift,
+        "grad_residual": torch.empty_like(a.x) if a.padding and a.needs_residual else a.x.new_empty(0),
+    }
 
 
-@_forward_op.register_fake
-def _(x, scale, shift, residual, negative_slope, eps, padding):
-    _check(x, scale, shift, residual, padding)
-    return empty_padded(x, padding), *new_statistics(x, *x.shape[:2])
+def _prepare(a: Arguments) -> Tensor:
+    _check(a.x, a.scale, a.shift, a.residual, a.padding)
+    order = memory_format(a.x)
+    a.x = a.x.contiguous(memory_format=order)
+    if a.residual is not None and not dense_innermost(a.residual, order):
+        a.residual = a.residual.contiguous(memory_format=order)
+    a.scale, a.shift = as_statistics(a.scale, a.x), as_statistics(a.shift, a.x)
+    return a.x
 
 
-@_backward_op.register_fake
-def _(grad_y, x, scale, shift, mean, rstd, negative_slope, padding, needs_residual):
-    grad_residual = empty_padded(x, 0) if padding and needs_residual else x.new_empty(0)
-    return empty_padded(x, 0), *new_statistics(x, *x.shape[:2]), grad_residual
+def _prepare_backward(a: Arguments) -> Tensor:
+    order = memory_format(a.x)
+    a.x, a.grad_y = a.x.contiguous(memory_format=order), a.grad_y.contiguous(memory_format=order)
+    a.scale, a.shift = as_statistics(a.scale, a.x), as_statistics(a.shift, a.x)
+    return a.x
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, scale, shift, _, ctx.negative_slope, _, ctx.padding = inputs
+def _setup_context(ctx, a: Arguments, output) -> None:
     _, mean, rstd = output
     ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, scale, shift, mean, rstd)
+    ctx.save_for_backward(a.x, a.scale, a.shift, mean, rstd)
+    ctx.negative_slope, ctx.padding = a.negative_slope, a.padding
 
 
-def _backward(ctx, grad_y, _grad_mean, _grad_rstd):
+def _backward(ctx, grad_y, _grad_mean, _grad_rstd) -> dict[str, Tensor | None]:
     if grad_y is None:
-        return (None,) * 7
+        return {}
     x, scale, shift, mean, rstd = ctx.saved_tensors
     needs_x, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
     grad_x = grad_scale = grad_shift = None
@@ -254,16 +238,53 @@ def _backward(ctx, grad_y, _grad_mean, _grad_rstd):
             grad_y, x, scale, shift, mean, rstd, ctx.negative_slope, ctx.padding, fold
         )
         grad_residual = folded if fold else grad_y
-    return (
-        grad_x if needs_x else None,
-        grad_scale.to(scale.dtype) if needs_scale else None,
-        grad_shift.to(shift.dtype) if needs_shift else None,
-        grad_residual if needs_residual else None,
-        None,
-        None,
-        None,
-    )
+    return {
+        "x": grad_x if needs_x else None,
+        "scale": grad_scale.to(scale.dtype) if needs_scale else None,
+        "shift": grad_shift.to(shift.dtype) if needs_shift else None,
+        "residual": grad_residual if needs_residual else None,
+    }
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(once_differentiable("adain_act"))
+_forward_op, _backward_op = define(
+    "adain_act",
+    reference,
+    results=_results,
+    gradients=_gradients,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+# ---- its bodies. Of what they are given only the residual may be the interior of a padded buffer, which is read by
+# its strides: stride 1 along W in NCHW; 1 along C and C along W in channels_last.
+
+
+def _forward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, a.padding),
+        **addresses(a, "x", "scale", "shift", "residual", "y", "mean", "rstd"),
+        "residual_strides": (0, 0, 0) if a.residual is None else a.residual.stride()[:3],
+        "slope": a.negative_slope,
+        "eps": a.eps,
+    }
+
+
+def _backward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, a.padding),
+        **addresses(a, "grad_y", "x", "scale", "shift", "mean", "rstd"),
+        **addresses(a, "grad_x", "grad_scale", "grad_shift", "grad_residual"),
+        "slope": a.negative_slope,
+    }
+
+
+cpp = cpp_body("adain_act", _forward_call, _backward_call)
+
+#: Bytes from and to memory, with n bytes in x and a residual r (0 or n): the minimum, x and residual in and y out, is
+#: 2n + r forward, and 3n backward (x, grad_y, grad_x). NCHW moves the minimum; channels_last reads x, and in the
+#: backward grad_y, once more: 3n + r and 5n where they do not stay in the L2 cache. Padding makes y and grad_y larger
+#: by its border, and grad_residual adds n where it is asked for.
+cuda = cuda_body("adain_act", _forward_call, _backward_call, workspace=("layout",))
+triton = triton_body("adain_act")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
@@ -53,24 +53,34 @@ def check_residual(residual: Tensor, x: Tensor) -> None:
 
 
 def as_slope(negative_slope: float | None) -> float:
-    """The slope that bodies take: 1 for no activation."""
+    """Returns the slope that bodies take: 1 for no activation."""
     return 1.0 if negative_slope is None else float(negative_slope)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, else float32."""
+    """Returns float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Returns float64 if a tensor is, else float32: the dtype of sums over many."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def choosing(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the tensor that chooses the body of an op on many: the first of float64, or else the first."""
+    return next((x for x in tensors if x.dtype == torch.float64), tensors[0])
+
+
 def as_statistics(value: Tensor | None, x: Tensor) -> Tensor | None:
-    """`value` contiguous in the statistics' dtype."""
+    """Makes `value` contiguous in the statistics' dtype."""
     return None if value is None else value.to(statistics_dtype(x)).contiguous()
 
 
 def new_statistics(x: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    """Two uninitialised tensors of the statistics' dtype; two allocations, as an op's outputs must not share memory."""
-    dtype = statistics_dtype(x)
-    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+    """Allocates two tensors of the statistics' dtype, apart, as an op's outputs must not share memory."""
+    first = x.new_empty(shape, dtype=statistics_dtype(x))
+    return first, torch.empty_like(first)
 
 
 def once_differentiable(op: str) -> Callable[..., NoReturn]:

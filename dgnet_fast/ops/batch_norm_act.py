@@ -5,16 +5,17 @@
 The batch is G equal consecutive groups; mean and biased variance are those of a channel within a group, over its
 samples and pixels. One call is what E_a's passes over x_a, x_b, the positives, … are as separate batches.
 
-The reference, the schema with its fake and its autograd, the public function; the bodies are in
-batch_norm_act_bodies.py, who serves what in registry.py.
+The reference, the public function, what the op allocates and checks, its autograd, and the calls into its bodies;
+registry.py says who serves what.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dgnet_fast.ops import registry
 from dgnet_fast.ops.arguments import (
     as_statistics,
     check_affine,
@@ -22,26 +23,27 @@ from dgnet_fast.ops.arguments import (
     check_pictures,
     check_residual,
     new_statistics,
-    once_differentiable,
     statistics_dtype,
 )
-from dgnet_fast.ops.launch import memory_format
+from dgnet_fast.ops.bodies import Arguments, addresses, cpp_body, cuda_body, layout, triton_body
+from dgnet_fast.ops.define import define
+from dgnet_fast.ops.layouts import memory_format
 
 Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """(B, C, H, W) → (G, B/G, C, H, W) in the statistics' dtype."""
+    """Turns (B, C, H, W) into (G, B/G, C, H, W) in the statistics' dtype."""
     return x.to(statistics_dtype(x)).unflatten(0, (groups, -1))
 
 
 def _per_group(value: Tensor) -> Tensor:
-    """(G, C) → (G, 1, C, 1, 1)"""
+    """Turns (G, C) into (G, 1, C, 1, 1)."""
     return value[:, None, :, None, None]
 
 
-class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+class reference:
     """Plain PyTorch: what every body must compute. mean and var are (G, C), gradients of weight and bias (C,):
     float32, float64 for float64 x.
     """
@@ -50,7 +52,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
     ) -> Three:
-        """(y, mean, var)"""
+        """Returns (y, mean, var)."""
         values = _grouped(x, groups)
         var, mean = torch.var_mean(values, dim=(1, 3, 4), correction=0)
         scale = (var + eps).rsqrt() * weight
@@ -73,7 +75,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         eps: float,
         needs_residual: bool,
     ) -> Four:
-        """(grad_x, grad_weight, grad_bias, grad_residual: empty, (0,), unless needed)"""
+        """Returns (grad_x, grad_weight, grad_bias, grad_residual); the last is empty, (0,), unless needed."""
         grad_z = torch.where(y <= 0, 0, grad_y) if relu else grad_y
         grad = _grouped(grad_z, groups)
         rstd = (var + eps).rsqrt()
@@ -151,84 +153,101 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, gro
         check_residual(residual, x)
 
 
-# ---- the op: schema, bodies, fake, autograd
-
-_DEVICES = tuple(registry.TABLE["batch_norm_act"])
+# ---- the op: what it allocates, checks and makes dense, and its autograd
 
 
-@torch.library.custom_op("dgnet_fast::batch_norm_act", mutates_args=(), device_types=_DEVICES)
-def _forward_op(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, bias, residual, groups)
-    body = registry.implementation("batch_norm_act", x.device.type, x.dtype)
-    order = memory_format(x)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=order)
-    x = x.contiguous(memory_format=order)
-    weight, bias = as_statistics(weight, x), as_statistics(bias, x)
-    return body.forward(x, weight, bias, residual, groups, relu, eps)
+def _results(a: Arguments) -> dict[str, Tensor]:
+    mean, var = new_statistics(a.x, a.groups, a.x.shape[1])
+    return {"y": torch.empty_like(a.x), "mean": mean, "var": var}
 
 
-@torch.library.custom_op("dgnet_fast::batch_norm_act_backward", mutates_args=(), device_types=_DEVICES)
-def _backward_op(
-    grad_y: Tensor,
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    groups: int,
-    relu: bool,
-    eps: float,
-    needs_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    body = registry.implementation("batch_norm_act", x.device.type, x.dtype)
-    order = memory_format(x)
-    x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    return body.backward(grad_y, y, x, as_statistics(weight, x), mean, var, groups, relu, eps, needs_residual)
+def _gradients(a: Arguments) -> dict[str, Tensor]:
+    grad_weight, grad_bias = new_statistics(a.x, a.x.shape[1])
+    return {
+        "grad_x": torch.empty_like(a.x),
+        "grad_weight": grad_weight,
+        "grad_bias": grad_bias,
+        "grad_residual": torch.empty_like(a.x) if a.needs_residual else a.x.new_empty(0),
+    }
 
 
-@_forward_op.register_fake
-def _(x, weight, bias, residual, groups, relu, eps):
-    _check(x, weight, bias, residual, groups)
-    return torch.empty_like(x, memory_format=memory_format(x)), *new_statistics(x, groups, x.shape[1])
+def _prepare(a: Arguments) -> Tensor:
+    _check(a.x, a.weight, a.bias, a.residual, a.groups)
+    order = memory_format(a.x)
+    a.x = a.x.contiguous(memory_format=order)
+    if a.residual is not None:
+        a.residual = a.residual.contiguous(memory_format=order)
+    a.weight, a.bias = as_statistics(a.weight, a.x), as_statistics(a.bias, a.x)
+    return a.x
 
 
-@_backward_op.register_fake
-def _(grad_y, y, x, weight, mean, var, groups, relu, eps, needs_residual):
-    order = memory_format(x)
-    passed = torch.empty_like(x, memory_format=order) if needs_residual else x.new_empty(0)
-    return torch.empty_like(x, memory_format=order), *new_statistics(x, x.shape[1]), passed
+def _prepare_backward(a: Arguments) -> Tensor:
+    order = memory_format(a.x)
+    a.x, a.grad_y = a.x.contiguous(memory_format=order), a.grad_y.contiguous(memory_format=order)
+    a.weight = as_statistics(a.weight, a.x)
+    return a.x
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, _, ctx.groups, ctx.relu, ctx.eps = inputs
+def _setup_context(ctx, a: Arguments, output) -> None:
     y, mean, var = output
     ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, var)
-    ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(y, x, weight, mean, var)
+    ctx.save_for_backward(y, a.x, a.weight, mean, var)
+    ctx.groups, ctx.relu, ctx.eps, ctx.bias_dtype = a.groups, a.relu, a.eps, a.bias.dtype
 
 
-def _backward(ctx, grad_y, _grad_mean, _grad_var):
+def _backward(ctx, grad_y, _grad_mean, _grad_var) -> dict[str, Tensor | None]:
     if grad_y is None:
-        return (None,) * 7
+        return {}
     y, x, weight, mean, var = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     grad_x, grad_weight, grad_bias, grad_residual = _backward_op(
         grad_y, y, x, weight, mean, var, ctx.groups, ctx.relu, ctx.eps, needs_residual
     )
-    return (
-        grad_x if needs_x else None,
-        grad_weight.to(weight.dtype) if needs_weight else None,
-        grad_bias.to(ctx.bias_dtype) if needs_bias else None,
-        grad_residual if needs_residual else None,
-        None,
-        None,
-        None,
-    )
+    return {
+        "x": grad_x if needs_x else None,
+        "weight": grad_weight.to(weight.dtype) if needs_weight else None,
+        "bias": grad_bias.to(ctx.bias_dtype) if needs_bias else None,
+        "residual": grad_residual if needs_residual else None,
+    }
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(once_differentiable("batch_norm_act"))
+_forward_op, _backward_op = define(
+    "batch_norm_act",
+    reference,
+    results=_results,
+    gradients=_gradients,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+# ---- its bodies
+
+
+def _forward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, 0),
+        "groups": a.groups,
+        **addresses(a, "x", "weight", "bias", "residual", "y", "mean", "var"),
+        "relu": a.relu,
+        "eps": a.eps,
+    }
+
+
+def _backward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, 0),
+        "groups": a.groups,
+        **addresses(a, "grad_y", "y", "x", "weight", "mean", "var"),
+        **addresses(a, "grad_x", "grad_weight", "grad_bias", "grad_residual"),
+        "relu": a.relu,
+        "eps": a.eps,
+    }
+
+
+cpp = cpp_body("batch_norm_act", _forward_call, _backward_call)
+#: Bytes from and to memory are those of kernels/batch_norm_act.py.
+cuda = cuda_body("batch_norm_act", _forward_call, _backward_call, workspace=("layout", "groups"))
+triton = triton_body("batch_norm_act")

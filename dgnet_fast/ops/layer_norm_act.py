@@ -5,17 +5,18 @@
 Mean and unbiased standard deviation are those of a whole sample, over C, H and W; gamma and beta belong to a
 channel; eps is added outside the root (the norm after DG-Net's upsampling, sec. 3.1).
 
-The reference, the schema with its fake and its autograd, the public function; the bodies are in
-layer_norm_act_bodies.py, who serves what in registry.py.
+The reference, the public function, what the op allocates and checks, its autograd, and the calls into its bodies;
+registry.py says who serves what.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgnet_fast.ops import registry
 from dgnet_fast.ops.arguments import (
     as_slope,
     as_statistics,
@@ -23,10 +24,11 @@ from dgnet_fast.ops.arguments import (
     check_device,
     check_pictures,
     new_statistics,
-    once_differentiable,
     statistics_dtype,
 )
-from dgnet_fast.ops.launch import memory_format
+from dgnet_fast.ops.bodies import Arguments, addresses, cpp_body, cuda_body, layout, triton_body
+from dgnet_fast.ops.define import define
+from dgnet_fast.ops.layouts import memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
     check_padding_is_int,
@@ -50,7 +52,7 @@ def _per_channel(value: Tensor) -> Tensor:
     return value[:, None, None]
 
 
-class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+class reference:
     """Plain PyTorch: what every body must compute.
 
     negative_slope 1 means no activation. mean and rdenom = 1 / (std + eps) are (B,), the gradients of gamma
@@ -61,7 +63,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
     def forward(
         x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float, eps: float, padding: int
     ) -> Three:
-        """(y, mean, rdenom)"""
+        """Returns (y, mean, rdenom)."""
         values = x.to(statistics_dtype(x))
         std, mean = torch.std_mean(values, dim=(1, 2, 3))
         rdenom = 1 / (std + eps)
@@ -83,7 +85,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         eps: float,
         padding: int,
     ) -> Three:
-        """(grad_x, grad_gamma, grad_beta)"""
+        """Returns (grad_x, grad_gamma, grad_beta)."""
         centred = x.to(mean.dtype) - _per_sample(mean)
         r, c = _per_sample(rdenom), _per_channel(gamma)
         z = centred * r * c + _per_channel(beta)
@@ -160,76 +162,92 @@ def _check(x: Tensor, gamma: Tensor, beta: Tensor, padding: int) -> None:
     check_padding(padding, x)
 
 
-# ---- the op: schema, bodies, fake, autograd
-
-_DEVICES = tuple(registry.TABLE["layer_norm_act"])
+# ---- the op: what it allocates, checks and makes dense, and its autograd
 
 
-@torch.library.custom_op("dgnet_fast::layer_norm_act", mutates_args=(), device_types=_DEVICES)
-def _forward_op(
-    x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float, eps: float, padding: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, gamma, beta, padding)
-    body = registry.implementation("layer_norm_act", x.device.type, x.dtype)
-    x = x.contiguous(memory_format=memory_format(x))
-    return body.forward(x, as_statistics(gamma, x), as_statistics(beta, x), negative_slope, eps, padding)
+def _results(a: Arguments) -> dict[str, Tensor]:
+    mean, rdenom = new_statistics(a.x, a.x.shape[0])
+    return {"y": empty_padded(a.x, a.padding), "mean": mean, "rdenom": rdenom}
 
 
-@torch.library.custom_op("dgnet_fast::layer_norm_act_backward", mutates_args=(), device_types=_DEVICES)
-def _backward_op(
-    grad_y: Tensor,
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    rdenom: Tensor,
-    negative_slope: float,
-    eps: float,
-    padding: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    body = registry.implementation("layer_norm_act", x.device.type, x.dtype)
-    order = memory_format(x)
-    x, grad_y = x.contiguous(memory_format=order), grad_y.contiguous(memory_format=order)
-    gamma, beta = as_statistics(gamma, x), as_statistics(beta, x)
-    return body.backward(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding)
+def _gradients(a: Arguments) -> dict[str, Tensor]:
+    grad_gamma, grad_beta = new_statistics(a.x, a.x.shape[1])
+    return {"grad_x": torch.empty_like(a.x), "grad_gamma": grad_gamma, "grad_beta": grad_beta}
 
 
-@_forward_op.register_fake
-def _(x, gamma, beta, negative_slope, eps, padding):
-    _check(x, gamma, beta, padding)
-    return empty_padded(x, padding), *new_statistics(x, x.shape[0])
+def _prepare(a: Arguments) -> Tensor:
+    _check(a.x, a.gamma, a.beta, a.padding)
+    a.x = a.x.contiguous(memory_format=memory_format(a.x))
+    a.gamma, a.beta = as_statistics(a.gamma, a.x), as_statistics(a.beta, a.x)
+    return a.x
 
 
-@_backward_op.register_fake
-def _(grad_y, x, gamma, beta, mean, rdenom, negative_slope, eps, padding):
-    return empty_padded(x, 0), *new_statistics(x, x.shape[1])
+def _prepare_backward(a: Arguments) -> Tensor:
+    order = memory_format(a.x)
+    a.x, a.grad_y = a.x.contiguous(memory_format=order), a.grad_y.contiguous(memory_format=order)
+    a.gamma, a.beta = as_statistics(a.gamma, a.x), as_statistics(a.beta, a.x)
+    return a.x
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, gamma, beta, ctx.negative_slope, ctx.eps, ctx.padding = inputs
+def _setup_context(ctx, a: Arguments, output) -> None:
     _, mean, rdenom = output
     ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, rdenom)
-    ctx.save_for_backward(x, gamma, beta, mean, rdenom)
+    ctx.save_for_backward(a.x, a.gamma, a.beta, mean, rdenom)
+    ctx.negative_slope, ctx.eps, ctx.padding = a.negative_slope, a.eps, a.padding
 
 
-def _backward(ctx, grad_y, _grad_mean, _grad_rdenom):
+def _backward(ctx, grad_y, _grad_mean, _grad_rdenom) -> dict[str, Tensor | None]:
     if grad_y is None:
-        return (None,) * 6
+        return {}
     x, gamma, beta, mean, rdenom = ctx.saved_tensors
     grad_x, grad_gamma, grad_beta = _backward_op(
         grad_y, x, gamma, beta, mean, rdenom, ctx.negative_slope, ctx.eps, ctx.padding
     )
     needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
-    return (
-        grad_x if needs_x else None,
-        grad_gamma.to(gamma.dtype) if needs_gamma else None,
-        grad_beta.to(beta.dtype) if needs_beta else None,
-        None,
-        None,
-        None,
-    )
+    return {
+        "x": grad_x if needs_x else None,
+        "gamma": grad_gamma.to(gamma.dtype) if needs_gamma else None,
+        "beta": grad_beta.to(beta.dtype) if needs_beta else None,
+    }
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(once_differentiable("layer_norm_act"))
+_forward_op, _backward_op = define(
+    "layer_norm_act",
+    reference,
+    results=_results,
+    gradients=_gradients,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+# ---- its bodies
+
+
+def _forward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, a.padding),
+        **addresses(a, "x", "gamma", "beta", "y", "mean", "rdenom"),
+        "slope": a.negative_slope,
+        "eps": a.eps,
+    }
+
+
+def _backward_call(a: Arguments) -> dict[str, Any]:
+    return {
+        "layout": layout(a.x, a.padding),
+        **addresses(a, "grad_y", "x", "gamma", "beta", "mean", "rdenom", "grad_x", "grad_gamma", "grad_beta"),
+        "slope": a.negative_slope,
+        "eps": a.eps,
+    }
+
+
+cpp = cpp_body("layer_norm_act", _forward_call, _backward_call)
+
+#: Bytes from and to memory, with n bytes in x: the minimum is 2n forward (x in, y out) and 3n backward (x and grad_y
+#: in, grad_x out). x is read twice forward, x and grad_y backward: 3n and 5n where a sample does not stay in the L2
+#: cache between. Padding makes y and grad_y larger by its border.
+cuda = cuda_body("layer_norm_act", _forward_call, _backward_call, workspace=("layout",))
+triton = triton_body("layer_norm_act")

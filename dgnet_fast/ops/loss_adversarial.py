@@ -8,36 +8,33 @@
 
 D's loss takes fake and real maps, the generator's the fake ones as if they were real (DG-Net eq. 6).
 
-The reference, the schema with its fake and its autograd, the public function; the Triton body is in
-loss_adversarial_bodies.py, who serves what in registry.py.
+The reference, the public function, what the op allocates and checks, its autograd, and the calls into its bodies;
+registry.py says who serves what.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
-from dgnet_fast.ops.arguments import check_device, once_differentiable
+from dgnet_fast.ops.arguments import check_device, choosing, widest
+from dgnet_fast.ops.bodies import Arguments, triton_body
+from dgnet_fast.ops.define import define
 
 KINDS = ("lsgan", "nsgan", "wgan")
 DRIFT = 0.001
 """Weight of the squared scores in the Wasserstein losses (keeps D from drifting)."""
 
 
-def widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    """float64 if a tensor is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-
-
-class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+class reference:
     """Plain PyTorch: what every body must compute."""
 
     @staticmethod
-    def forward(scores: Sequence[Tensor], real: Sequence[bool], kind: str, weight: float) -> Tensor:
+    def forward(scores: list[Tensor], real: list[bool], kind: str, weight: float) -> Tensor:
+        """Returns the loss (S,)."""
         total, dtype = 0, widest(scores)
         for score, as_real in zip(scores, real, strict=True):
             x = score.to(dtype).flatten(1)
@@ -54,7 +51,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
     def backward(
         grad: Tensor, scores: list[Tensor], real: list[bool], kind: str, weight: float, needed: list[bool]
     ) -> list[Tensor]:
-        """Gradients of the scores; empty, (0,), what is not needed"""
+        """Returns the gradients of the scores; what is not needed is empty, (0,)."""
         gradients = []
         for score, as_real, need in zip(scores, real, needed, strict=True):
             if not need:
@@ -71,12 +68,15 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
         return gradients
 
 
+aten = reference
+
+
 def loss_adversarial_reference(
     scores: Sequence[Tensor], real: Sequence[bool], *, kind: str, weight: float = 1.0
 ) -> Tensor:
     """`loss_adversarial` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
     _check(scores, real, kind)
-    return reference.forward(scores, real, kind, weight)
+    return reference.forward(list(scores), list(real), kind, weight)
 
 
 def loss_adversarial(
@@ -127,52 +127,53 @@ def _check(scores: Sequence[Tensor], real: Sequence[bool], kind: str) -> None:
             raise ValueError(f"scores[{k}] must be on scores[0]'s device {first.device}, got {x.device}")
 
 
-# ---- the op: schema, bodies, fake, autograd
-
-_DEVICES = tuple(registry.TABLE["loss_adversarial"])
+# ---- the op: what it allocates, checks and makes dense, and its autograd
 
 
-def _body(scores: Sequence[Tensor]):
-    wide = widest(scores) == torch.float64
-    dtype = torch.float64 if wide else scores[0].dtype
-    return registry.implementation("loss_adversarial", scores[0].device.type, dtype)
+def _results(a: Arguments) -> dict[str, Tensor]:
+    return {"loss": a.scores[0].new_empty(a.scores[0].shape[:1], dtype=widest(a.scores))}
 
 
-@torch.library.custom_op("dgnet_fast::loss_adversarial", mutates_args=(), device_types=_DEVICES)
-def _forward_op(scores: list[Tensor], real: list[bool], kind: str, weight: float) -> Tensor:
-    _check(scores, real, kind)
-    return _body(scores).forward([x.contiguous() for x in scores], real, kind, weight)
+def _gradients(a: Arguments) -> dict[str, list[Tensor]]:
+    some = zip(a.scores, a.needed, strict=True)
+    return {"gradients": [x.new_empty(x.shape if need else 0) for x, need in some]}
 
 
-@torch.library.custom_op("dgnet_fast::loss_adversarial_backward", mutates_args=(), device_types=_DEVICES)
-def _backward_op(
-    grad: Tensor, scores: list[Tensor], real: list[bool], kind: str, weight: float, needed: list[bool]
-) -> list[Tensor]:
-    scores = [x.contiguous() for x in scores]
-    return _body(scores).backward(grad.contiguous(), scores, real, kind, weight, needed)
+def _prepare(a: Arguments) -> Tensor:
+    _check(a.scores, a.real, a.kind)
+    a.scores, a.drift = [x.contiguous() for x in a.scores], DRIFT
+    return choosing(a.scores)
 
 
-@_forward_op.register_fake
-def _(scores, real, kind, weight):
-    return scores[0].new_empty(scores[0].shape[:1], dtype=widest(scores))
+def _prepare_backward(a: Arguments) -> Tensor:
+    a.scores, a.drift = [x.contiguous() for x in a.scores], DRIFT
+    a.grad = a.grad.contiguous()
+    return choosing(a.scores)
 
 
-@_backward_op.register_fake
-def _(grad, scores, real, kind, weight, needed):
-    return [x.new_empty(x.shape if need else 0) for x, need in zip(scores, needed, strict=True)]
+def _setup_context(ctx, a: Arguments, output: Tensor) -> None:
+    ctx.real, ctx.kind, ctx.weight = a.real, a.kind, a.weight
+    ctx.save_for_backward(*a.scores)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    scores, ctx.real, ctx.kind, ctx.weight = inputs
-    ctx.save_for_backward(*scores)
-
-
-def _backward(ctx, grad):
+def _backward(ctx, grad: Tensor) -> dict[str, list[Tensor | None]]:
     needed, *_ = ctx.needs_input_grad
     gradients = _backward_op(grad, list(ctx.saved_tensors), ctx.real, ctx.kind, ctx.weight, needed)
-    gradients = [g if need else None for g, need in zip(gradients, needed, strict=True)]
-    return gradients, None, None, None
+    return {"scores": [g if need else None for g, need in zip(gradients, needed, strict=True)]}
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(once_differentiable("loss_adversarial"))
+_forward_op, _backward_op = define(
+    "loss_adversarial",
+    reference,
+    results=_results,
+    gradients=_gradients,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+#: One launch a pass. Bytes: every score once forward, once more and its gradient once backward; D's six maps at batch 8
+#: are 0.2 and 0.4 MB in bfloat16, so the launch is the cost: a few µs where the compiled reference takes a reduction
+#: for each map (predicted, not measured).
+triton = triton_body("loss_adversarial")

@@ -7,8 +7,8 @@ with p = softmax(logits[k]). One log-softmax serves a term's value and its gradi
 log of the sum of exponentials and sum of q, and the backward is p * sum q - q (or p minus one at the label) from
 them. DG-Net eqs. 4, 7 and the teacher's terms of sec. 3.2.
 
-The reference, the schema with its fake and its autograd, the public function; the Triton body is in
-loss_identity_bodies.py, who serves what in registry.py.
+The reference, the public function, what the op allocates and checks, its autograd, and the calls into its bodies;
+registry.py says who serves what.
 """
 
 from __future__ import annotations
@@ -20,27 +20,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgnet_fast.ops import registry
-from dgnet_fast.ops.arguments import check_device, once_differentiable
+from dgnet_fast.ops.arguments import check_device, choosing, widest
+from dgnet_fast.ops.bodies import Arguments, triton_body
+from dgnet_fast.ops.define import define
 
 LABELS = torch.int64
 
 
-def widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    """float64 if a tensor is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-
-
 def _rows(target: Tensor) -> Tensor:
-    """(S, B) → (S·B,), (S, B, ids) → (S·B, ids)"""
+    """Turns (S, B) into (S·B,), and (S, B, ids) into (S·B, ids)."""
     return target.flatten(0, 1)
 
 
-class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
+class reference:
     """Plain PyTorch: what every body must compute."""
 
     @staticmethod
     def terms(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """(T, S) by PyTorch's own losses, after one log-softmax over the rows of all terms."""
+        """Computes (T, S) by PyTorch's own losses, after one log-softmax over the rows of all terms."""
         dtype = widest([*logits, *targets])
         together = F.log_softmax(torch.cat([x.to(dtype) for x in logits]), dim=1)
         terms = []
@@ -55,7 +52,10 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
 
     @staticmethod
     def forward(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(terms (T, S), kept (2, rows of all terms): log of the sum of exponentials, sum of the target)"""
+        """Returns terms (T, S) and kept (2, rows of all terms).
+
+        Of each row kept holds the log of the sum of exponentials and the sum of the target.
+        """
         dtype = widest([*logits, *targets])
         exponents = [x.to(dtype).logsumexp(dim=1) for x in logits]
         sums = [
@@ -68,7 +68,7 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
     def backward(
         grad: Tensor, kept: Tensor, logits: list[Tensor], targets: list[Tensor], needed: list[bool]
     ) -> list[Tensor]:
-        """Gradients of the logits; empty, (0,), what is not needed"""
+        """Returns the gradients of the logits; what is not needed is empty, (0,)."""
         gradients = []
         for k, (scale, part) in enumerate(
             zip(grad, kept.split([len(x) for x in logits], dim=1), strict=True)
@@ -87,6 +87,9 @@ class reference:  # noqa: N801  (a namespace, named as DGNET_FAST_IMPL names it)
             gradient = gradient.view(streams, batch, -1) * (scale / batch)[:, None, None]
             gradients.append(gradient.flatten(0, 1).to(x.dtype))
         return gradients
+
+
+aten = reference
 
 
 def loss_identity_reference(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -156,60 +159,62 @@ def _check(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
                 )
 
 
-# ---- the op: schema, bodies, fake, autograd
-
-_DEVICES = tuple(registry.TABLE["loss_identity"])
+# ---- the op: what it allocates, checks and makes dense, and its autograd
 
 
-def _body(tensors: Sequence[Tensor]):
-    wide = widest(tensors) == torch.float64
-    first = tensors[0]
-    return registry.implementation("loss_identity", first.device.type, torch.float64 if wide else first.dtype)
+def _results(a: Arguments) -> dict[str, Tensor]:
+    first, dtype = a.logits[0], widest([*a.logits, *a.targets])
+    return {
+        "terms": first.new_empty((len(a.logits), a.targets[0].shape[0]), dtype=dtype),
+        "kept": first.new_empty((2, sum(len(x) for x in a.logits)), dtype=dtype),
+    }
 
 
-@torch.library.custom_op("dgnet_fast::loss_identity", mutates_args=(), device_types=_DEVICES)
-def _forward_op(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    _check(logits, targets)
-    given = [x.contiguous() for x in logits], [x.contiguous() for x in targets]
-    return _body([*logits, *targets]).forward(*given)
+def _gradients(a: Arguments) -> dict[str, list[Tensor]]:
+    some = zip(a.logits, a.needed, strict=True)
+    return {"gradients": [x.new_empty(x.shape if need else 0) for x, need in some]}
 
 
-@torch.library.custom_op("dgnet_fast::loss_identity_backward", mutates_args=(), device_types=_DEVICES)
-def _backward_op(
-    grad: Tensor, kept: Tensor, logits: list[Tensor], targets: list[Tensor], needed: list[bool]
-) -> list[Tensor]:
-    given = [x.contiguous() for x in logits], [x.contiguous() for x in targets]
-    return _body([*logits, *targets]).backward(grad.contiguous(), kept, *given, needed)
+def _prepare(a: Arguments) -> Tensor:
+    _check(a.logits, a.targets)
+    a.logits, a.targets = [x.contiguous() for x in a.logits], [x.contiguous() for x in a.targets]
+    return choosing([*a.logits, *a.targets])
 
 
-@_forward_op.register_fake
-def _(logits, targets):
-    dtype = widest([*logits, *targets])
-    terms = logits[0].new_empty((len(logits), targets[0].shape[0]), dtype=dtype)
-    return terms, logits[0].new_empty((2, sum(len(x) for x in logits)), dtype=dtype)
+def _prepare_backward(a: Arguments) -> Tensor:
+    a.logits, a.targets = [x.contiguous() for x in a.logits], [x.contiguous() for x in a.targets]
+    a.grad = a.grad.contiguous()
+    return choosing([*a.logits, *a.targets])
 
 
-@_backward_op.register_fake
-def _(grad, kept, logits, targets, needed):
-    return [x.new_empty(x.shape if need else 0) for x, need in zip(logits, needed, strict=True)]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    logits, targets = inputs
+def _setup_context(ctx, a: Arguments, output) -> None:
     _, kept = output
     ctx.mark_non_differentiable(kept)
-    ctx.count = len(logits)
-    ctx.save_for_backward(kept, *logits, *targets)
+    ctx.count = len(a.logits)
+    ctx.save_for_backward(kept, *a.logits, *a.targets)
 
 
-def _backward(ctx, grad, _grad_kept):
+def _backward(ctx, grad: Tensor, _grad_kept) -> dict[str, list[Tensor | None]]:
     needed, needs_targets = ctx.needs_input_grad
     assert not any(needs_targets)  # they come detached
     kept, *saved = ctx.saved_tensors
     gradients = _backward_op(grad, kept, saved[: ctx.count], saved[ctx.count :], needed)
     gradients = [g if need else None for g, need in zip(gradients, needed, strict=True)]
-    return gradients, [None] * ctx.count
+    return {"logits": gradients, "targets": [None] * ctx.count}
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-_backward_op.register_autograd(once_differentiable("loss_identity"))
+_forward_op, _backward_op = define(
+    "loss_identity",
+    reference,
+    results=_results,
+    gradients=_gradients,
+    prepare=_prepare,
+    prepare_backward=_prepare_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+#: One launch a pass. Bytes: logits and targets once forward, both again and the gradients once backward; a step's six
+#: terms (16 rows of 751, one with probabilities) are 0.2 and 0.3 MB in bfloat16, so the launch is the cost: a few µs
+#: where the compiled reference takes a kernel or two for each term (predicted, not measured).
+triton = triton_body("loss_identity")

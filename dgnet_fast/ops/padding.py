@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgnet_fast.ops.launch import memory_format
+from dgnet_fast.ops.layouts import memory_format
 
 
 def check_padding_is_int(padding: int) -> None:
@@ -30,24 +30,24 @@ def check_padding(padding: int, x: Tensor) -> None:
 
 
 def padded_shape(x: Tensor, padding: int) -> tuple[int, int, int, int]:
-    """(B, C, H + 2 padding, W + 2 padding)."""
+    """Returns (B, C, H + 2 padding, W + 2 padding)."""
     batch, channels, height, width = x.shape
     return batch, channels, height + 2 * padding, width + 2 * padding
 
 
 def empty_padded(x: Tensor, padding: int) -> Tensor:
-    """Uninitialised tensor of the padded shape, in x's dtype and memory order."""
+    """Allocates a tensor of the padded shape, in x's dtype and memory order."""
     order = memory_format(x)
     return torch.empty(padded_shape(x, padding), dtype=x.dtype, device=x.device, memory_format=order)
 
 
 def reflect_pad(y: Tensor, padding: int) -> Tensor:
-    """y (B, C, H, W) padded on every side; differentiable at any order."""
+    """Pads y (B, C, H, W) on every side; differentiable at any order."""
     return F.pad(y, (padding,) * 4, mode="reflect") if padding else y
 
 
 def replicate_pad(y: Tensor, padding: int) -> Tensor:
-    """y (B, C, H, W) padded on every side by its border values; differentiable at any order.
+    """Pads y (B, C, H, W) on every side by its border values; differentiable at any order.
 
     Compiled without `F.pad`: Inductor expects the gradient of that in another memory order than it comes (PyTorch 2.13).
     """

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dgnet_fast import _C
+from dgnet_fast.ops.native import _C
 
 IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda", "aten")
 FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,142 +28,52 @@ DTYPES = (*FAST_DTYPES, torch.float64)
 
 
 @dataclass(frozen=True)
-class Body:
-    """One implementation of an op on one device.
+class Server:
+    """A body that an op may have on a device: the attribute `name` of ops/<op>.py, as DGNET_FAST_IMPL calls it.
 
-    `source` is "module" or "module:attribute" of a namespace with the op's functions (`forward`, `backward`),
-    imported when first used. `serves` are the dtypes it accepts, `automatic` those it is chosen for unasked.
+    `serves` are the dtypes it accepts, `automatic` those it is chosen for unasked.
     """
 
     name: str
-    source: str
     serves: tuple[torch.dtype, ...]
     automatic: tuple[torch.dtype, ...]
 
 
-def _reference(source: str) -> Body:
-    return Body("reference", source, DTYPES, automatic=(torch.float64,))
+def _unasked(name: str) -> Server:
+    return Server(name, FAST_DTYPES, automatic=FAST_DTYPES)
 
 
-def _fast(name: str, source: str, automatic: bool = True) -> Body:
-    return Body(name, source, FAST_DTYPES, FAST_DTYPES if automatic else ())
-
+CPP, CUDA, TRITON, ATEN = map(_unasked, ("cpp", "cuda", "triton", "aten"))
+REFERENCE = Server("reference", DTYPES, automatic=(torch.float64,))
+#: Under Triton's interpreter, which is slow: for tests.
+INTERPRETED = Server("triton", FAST_DTYPES, automatic=())
 
 #: TABLE[op][device type]: bodies in the order they are tried.
-TABLE: dict[str, dict[str, tuple[Body, ...]]] = {
-    "act_pad": {
-        "cpu": (
-            _fast("cpp", "dgnet_fast.ops.act_pad_bodies:cpp"),
-            _reference("dgnet_fast.ops.act_pad:reference"),
-            _fast("triton", "dgnet_fast.ops.act_pad_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.act_pad_bodies:triton"),
-            _reference("dgnet_fast.ops.act_pad:reference"),
-        ),
-    },
-    "adain_act": {
-        "cpu": (
-            _fast("cpp", "dgnet_fast.ops.adain_act_bodies:cpp"),
-            _reference("dgnet_fast.ops.adain_act:reference"),
-            # Under Triton's interpreter: slow, for tests.
-            _fast("triton", "dgnet_fast.ops.adain_act_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.adain_act_bodies:triton"),
-            _fast("cuda", "dgnet_fast.ops.adain_act_bodies:cuda"),
-            _reference("dgnet_fast.ops.adain_act:reference"),
-        ),
-    },
-    "layer_norm_act": {
-        "cpu": (
-            _fast("cpp", "dgnet_fast.ops.layer_norm_act_bodies:cpp"),
-            _reference("dgnet_fast.ops.layer_norm_act:reference"),
-            _fast("triton", "dgnet_fast.ops.layer_norm_act_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.layer_norm_act_bodies:triton"),
-            _fast("cuda", "dgnet_fast.ops.layer_norm_act_bodies:cuda"),
-            _reference("dgnet_fast.ops.layer_norm_act:reference"),
-        ),
-    },
-    "batch_norm_act": {
-        "cpu": (
-            _fast("cpp", "dgnet_fast.ops.batch_norm_act_bodies:cpp"),
-            _reference("dgnet_fast.ops.batch_norm_act:reference"),
-            _fast("triton", "dgnet_fast.ops.batch_norm_act_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.batch_norm_act_bodies:triton"),
-            _fast("cuda", "dgnet_fast.ops.batch_norm_act_bodies:cuda"),
-            _reference("dgnet_fast.ops.batch_norm_act:reference"),
-        ),
-    },
+TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
+    "act_pad": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
+    "adain_act": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, CUDA, REFERENCE)},
+    "layer_norm_act": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, CUDA, REFERENCE)},
+    "batch_norm_act": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, CUDA, REFERENCE)},
     "conv3x3": {
         "cpu": (
-            Body(
+            Server(
                 "cpp",
-                "dgnet_fast.ops.conv3x3_bodies:cpp",
                 (torch.float32,),
                 automatic=(torch.float32,) if _C.conv3x3_lanes() >= 8 else (),
             ),
-            _fast("aten", "dgnet_fast.ops.conv3x3:reference"),
-            _reference("dgnet_fast.ops.conv3x3:reference"),
+            ATEN,
+            REFERENCE,
         ),
-        "cuda": (
-            _fast("aten", "dgnet_fast.ops.conv3x3:reference"),
-            _reference("dgnet_fast.ops.conv3x3:reference"),
-        ),
+        "cuda": (ATEN, REFERENCE),
     },
-    "loss_l1": {
-        "cpu": (
-            _fast("cpp", "dgnet_fast.ops.loss_l1_bodies:cpp"),
-            _reference("dgnet_fast.ops.loss_l1:reference"),
-            _fast("triton", "dgnet_fast.ops.loss_l1_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.loss_l1_bodies:triton"),
-            _reference("dgnet_fast.ops.loss_l1:reference"),
-        ),
-    },
-    "loss_identity": {
-        "cpu": (  # on a CPU the objective calls the references, which torch.compile then fuses
-            _fast("aten", "dgnet_fast.ops.loss_identity:reference"),
-            _reference("dgnet_fast.ops.loss_identity:reference"),
-            _fast("triton", "dgnet_fast.ops.loss_identity_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.loss_identity_bodies:triton"),
-            _reference("dgnet_fast.ops.loss_identity:reference"),
-        ),
-    },
-    "loss_adversarial": {
-        "cpu": (  # as for loss_identity
-            _fast("aten", "dgnet_fast.ops.loss_adversarial:reference"),
-            _reference("dgnet_fast.ops.loss_adversarial:reference"),
-            _fast("triton", "dgnet_fast.ops.loss_adversarial_bodies:triton", automatic=False),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.loss_adversarial_bodies:triton"),
-            _reference("dgnet_fast.ops.loss_adversarial:reference"),
-        ),
-    },
+    "loss_l1": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
+    # On a CPU the objective calls the references of these two, which torch.compile then fuses.
+    "loss_identity": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
+    "loss_adversarial": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
     "appearance_mlp": {
-        "cpu": (
-            _fast("aten", "dgnet_fast.ops.appearance_mlp_bodies:aten"),
-            _reference("dgnet_fast.ops.appearance_mlp:reference"),
-            # Triton's interpreter has no bfloat16 products.
-            Body(
-                "triton",
-                "dgnet_fast.ops.appearance_mlp_bodies:triton",
-                (torch.float32, torch.float16),
-                automatic=(),
-            ),
-        ),
-        "cuda": (
-            _fast("triton", "dgnet_fast.ops.appearance_mlp_bodies:triton"),
-            _reference("dgnet_fast.ops.appearance_mlp:reference"),
-        ),
+        # Triton's interpreter has no bfloat16 products.
+        "cpu": (ATEN, REFERENCE, Server("triton", (torch.float32, torch.float16), automatic=())),
+        "cuda": (TRITON, REFERENCE),
     },
 }
 
@@ -184,19 +94,24 @@ def _dtype_names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def choose(op: str, device: str, dtype: torch.dtype) -> Body:
+def choose(op: str, device: str, dtype: torch.dtype) -> Server:
     """The body that serves `op` for tensors of this device type and dtype.
 
     Raises ValueError if DGNET_FAST_IMPL names no implementation or one that cannot serve, and if no body
     serves.
     """
-    return _choose(
-        op, device, dtype, os.environ.get("DGNET_FAST_IMPL", ""), os.environ.get("TRITON_INTERPRET")
-    )
+    return _choose(op, device, dtype, *_asked())
+
+
+def _asked() -> tuple[str, str]:
+    """What the environment asks for; by `in`, for a missing name costs `get` an exception, 1 µs a call."""
+    forced = os.environ["DGNET_FAST_IMPL"] if "DGNET_FAST_IMPL" in os.environ else ""
+    interpret = os.environ["TRITON_INTERPRET"] if "TRITON_INTERPRET" in os.environ else ""
+    return forced, interpret
 
 
 @cache
-def _choose(op: str, device: str, dtype: torch.dtype, forced: str, _interpret: str | None) -> Body:
+def _choose(op: str, device: str, dtype: torch.dtype, forced: str, _interpret: str) -> Server:
     bodies = TABLE[op].get(device, ())
     if not bodies:
         raise ValueError(f"{op}: x is on device type {device!r}, served are {', '.join(TABLE[op])}")
@@ -217,7 +132,7 @@ def _choose(op: str, device: str, dtype: torch.dtype, forced: str, _interpret: s
     )
 
 
-def _forced(op: str, device: str, dtype: torch.dtype, forced: str, bodies: tuple[Body, ...]) -> Body:
+def _forced(op: str, device: str, dtype: torch.dtype, forced: str, bodies: tuple[Server, ...]) -> Server:
     if forced not in IMPLEMENTATIONS:
         raise ValueError(f"DGNET_FAST_IMPL={forced!r}, allowed are {', '.join(IMPLEMENTATIONS)}")
     body = next((body for body in bodies if body.name == forced), None)
@@ -236,15 +151,19 @@ def _forced(op: str, device: str, dtype: torch.dtype, forced: str, bodies: tuple
 
 
 @cache
-def _load(source: str) -> Any:
-    module, _, attribute = source.partition(":")
-    namespace = importlib.import_module(module)
-    return getattr(namespace, attribute) if attribute else namespace
+def load(op: str, name: str) -> Any:
+    """The body `name` of `op`: a namespace with `forward` and `backward`."""
+    return getattr(importlib.import_module(f"dgnet_fast.ops.{op}"), name)
 
 
 def implementation(op: str, device: str, dtype: torch.dtype) -> Any:
-    """The namespace with the chosen body's functions; raises as `choose` does."""
-    return _load(choose(op, device, dtype).source)
+    """The chosen body; raises as `choose` does."""
+    return _implementation(op, device, dtype, *_asked())
+
+
+@cache
+def _implementation(op: str, device: str, dtype: torch.dtype, forced: str, interpret: str) -> Any:
+    return load(op, _choose(op, device, dtype, forced, interpret).name)
 
 
 def served(devices: tuple[str, ...] = ("cpu", "cuda")) -> list[dict[str, str]]:

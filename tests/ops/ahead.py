@@ -6,6 +6,7 @@ launched: the types, constants and specialisations (1, multiples of 16, None) of
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dgnet_fast.ops.bodies import Arguments
 from tests.ops.cubin import LEAN, resource_usage
 
 TYPES = {
@@ -34,21 +36,30 @@ class Launch:
         self.options = {key: keywords.pop(key) for key in sorted(options & keywords.keys())}
         values = {**dict(zip(function.arg_names, arguments, strict=False)), **keywords}
         assert values.keys() == set(function.arg_names), (function.__name__, values.keys())
-        self.signature, self.constants, self.attributes = {}, {}, {}
+        self.constants: dict[tuple[int, ...], Any] = {}
+        self.attributes: dict[tuple[int, ...], Any] = {}
         constexprs = {p.name for p in function.params if p.is_constexpr}
-        for index, name in enumerate(function.arg_names):
-            value = values[name]
-            if name in constexprs or value is None or (type(value) is int and value == 1):
-                self.signature[name], self.constants[name] = "constexpr", value
-                continue
-            if isinstance(value, torch.Tensor):
-                self.signature[name] = "*" + TYPES[value.dtype]
-                aligned = value.storage_offset() * value.element_size() % 16 == 0
-            else:
-                self.signature[name] = "fp32" if isinstance(value, float) else "i32"
-                aligned = isinstance(value, int) and value % 16 == 0
-            if aligned:
-                self.attributes[(index,)] = [["tt.divisibility", 16]]
+        self.signature = {
+            name: self._type((index,), values[name], name in constexprs)
+            for index, name in enumerate(function.arg_names)
+        }
+
+    def _type(self, path: tuple[int, ...], value: Any, constant: bool = False) -> Any:
+        """The type of the argument at `path`, as the launcher would have it; of a tuple, those of its entries."""
+        if constant or value is None or (type(value) is int and value == 1):
+            self.constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            return tuple(self._type((*path, k), entry) for k, entry in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            found = "*" + TYPES[value.dtype]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+        else:
+            found = "fp32" if isinstance(value, float) else "i32"
+            aligned = isinstance(value, int) and value % 16 == 0
+        if aligned:
+            self.attributes[path] = [["tt.divisibility", 16]]
+        return found
 
     @property
     def key(self) -> tuple:
@@ -90,6 +101,14 @@ def record(monkeypatch, kernels: ModuleType, names: list[str]) -> list[Launch]:
     for name in names:
         monkeypatch.setattr(kernels, name, _Recorder(getattr(kernels, name), launches))
     return launches
+
+
+def launch(op: str, way: str, **given: Any) -> Arguments:
+    """What the Triton body of `op` is given: `given` and the results, allocated as the op does and, here, launched."""
+    a, module = Arguments(given), importlib.import_module(f"dgnet_fast.ops.{op}")
+    vars(a).update(module._results(a) if way == "forward" else module._gradients(a))
+    getattr(module.triton, way)(a)
+    return a
 
 
 def distinct(launches: list[Launch]) -> list[Launch]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dgnet_fast import _C
+from dgnet_fast.ops.native import _C
 
 #: No spills: a kernel that spills has a stack or local memory.
 LEAN = {"STACK": 0, "LOCAL": 0}

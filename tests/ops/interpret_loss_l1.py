@@ -13,7 +13,7 @@ from dgnet_fast.kernels import loss_l1 as kernels
 from dgnet_fast.ops import loss_l1, loss_l1_reference
 from tests.ops.test_loss_l1 import MIXED, draw_pairs
 
-EVERY = [*MIXED, *MIXED[:2]]  # more than one launch holds
+EVERY = [*MIXED, *MIXED[:2]]
 
 
 def outcome(function, predictions, targets, grad):

@@ -49,7 +49,7 @@ def main() -> None:
         )
     ]
     for kind in maps_case.KINDS:
-        maps = maps_case.draw_maps() + maps_case.draw_maps()[:3]  # more than a launch holds
+        maps = maps_case.draw_maps() + maps_case.draw_maps()[:3]
         real, wide = [*maps_case.REAL, False, False, True], [x.double() for x in maps]
         got = maps_case.outcome(loss_adversarial, maps, real, kind=kind, weight=2.0)
         rows.append(

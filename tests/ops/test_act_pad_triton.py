@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from benchmarks.cases import ACT_PAD, ActPadCase, act_pad_inputs  # noqa: E402
 from dgnet_fast.ops import act_pad  # noqa: E402
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 from tests.ops.test_act_pad import CASES, LAYOUTS, SLOPES, plainly, prepared, run  # noqa: E402
 
@@ -36,10 +36,11 @@ def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channel
     order = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=order)
     for slope in (0.2, 1.0):
-        y = kernels.forward(x, None, slope, 1, channels_last)
+        given = {"negative_slope": slope, "padding": 1}
+        y = launch("act_pad", "forward", x=x, sides=None, **given).y
         sides = None if slope == 1 else y
-        kernels.backward(y, sides, slope, 1, channels_last)
-        kernels.forward(x, sides, slope, 1, channels_last)
+        launch("act_pad", "backward", grad_y=y, sides=sides, **given)
+        launch("act_pad", "forward", x=x, sides=sides, **given)
     assert len(launches) == 6
     assert_lean(launches, capability, 128)
 

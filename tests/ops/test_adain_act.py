@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.cases import ADAIN_ACT, AdainActCase, adain_act_inputs
-from dgnet_fast import _C
 from dgnet_fast.ops import adain_act, adain_act_reference
+from dgnet_fast.ops.native import _C
 
 LOW = [torch.bfloat16, torch.float16]
 SHAPES = [(2, 5, 7, 3), (1, 1, 1, 9), (3, 70, 5, 5), (1, 33, 40, 30), (2, 4, 1, 1)]

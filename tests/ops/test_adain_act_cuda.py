@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.cases import ADAIN_ACT, AdainActCase, adain_act_inputs
-from dgnet_fast import _C
 from dgnet_fast.ops import adain_act, adain_act_reference
+from dgnet_fast.ops.native import _C
 from tests.ops.cubin import check_built_kernels
 
 KERNELS = ["planes", "slices", "apply"]

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks.cases import ADAIN_ACT  # noqa: E402
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 
 
@@ -54,8 +54,10 @@ def test_launches_compile_ahead_without_spills(monkeypatch, name, dtype, channel
     scale = code if name == "decoder" else None
     residual = x if name == "decoder" else None
     for padding in paddings:
-        y, *_ = kernels.forward(x, scale, scale, residual, 0.2, 1e-5, padding, channels_last)
+        given = {"x": x, "scale": scale, "shift": scale, "negative_slope": 0.2, "padding": padding}
+        y = launch("adain_act", "forward", **given, residual=residual, eps=1e-5).y
         assert y.shape[2:] == (shape[2] + 2 * padding, shape[3] + 2 * padding)
-        kernels.backward(y, x, scale, scale, code, code, 0.2, padding, residual is not None, channels_last)
+        needs = residual is not None
+        launch("adain_act", "backward", grad_y=y, **given, mean=code, rstd=code, needs_residual=needs)
     assert len(launches) == len(paddings) * (4 if channels_last else 2)
     assert_lean(launches, capability, 128)

@@ -14,7 +14,7 @@ from benchmarks.cases import (  # noqa: E402
     appearance_mlp_inputs,
 )
 from dgnet_fast.ops import appearance_mlp, appearance_mlp_reference  # noqa: E402
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 from tests.ops.test_appearance_mlp import arguments, errors, run  # noqa: E402
 
@@ -42,8 +42,11 @@ def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, capabil
         torch.empty(MLP_COUNT, n_out, n_in, device="meta")
         for n_in, n_out in zip(MLP_WIDTHS[:-1], MLP_WIDTHS[1:], strict=True)
     ]
-    parameters, *hidden = kernels.forward(code, weights, [w[:, :, 0].contiguous() for w in weights], 0.2)
-    kernels.backward(parameters, code, hidden, weights, 0.2, True, True)
+    given = {"code": code, **{f"weight{k}": w for k, w in enumerate(weights)}, "negative_slope": 0.2}
+    biases = {f"bias{k}": w[:, :, 0].contiguous() for k, w in enumerate(weights)}
+    a = launch("appearance_mlp", "forward", **given, **biases)
+    kept = {"hidden0": a.hidden0, "hidden1": a.hidden1, "needs_code": True, "needs_weights": True}
+    launch("appearance_mlp", "backward", grad=a.parameters, **given, **kept)
     assert len(launches) == 3 + 3 + 3
     compiled = assert_lean(launches, capability, 128)
     if dtype == torch.bfloat16:  # products on the matrix units

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.cases import BATCH_NORM_ACT, BatchNormActCase, batch_norm_act_inputs
-from dgnet_fast import _C
 from dgnet_fast.ops import batch_norm_act, batch_norm_act_reference
+from dgnet_fast.ops.native import _C
 from tests.ops.cubin import check_built_kernels
 
 #: Kernels and how often each is built: per element type, order, and for packs and single values.

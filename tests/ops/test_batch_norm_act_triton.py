@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 
 
@@ -43,8 +43,10 @@ def launched(monkeypatch, *cases):
         x = torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
         weight = torch.empty(shape[1], device="meta")
         added = x if residual else None
-        y, mean, var = kernels.forward(x, weight, weight, added, 4, True, 1e-5, channels_last)
-        kernels.backward(y, y, x, weight, mean, var, 4, True, 1e-5, residual, channels_last)
+        given = {"x": x, "weight": weight, "groups": 4, "relu": True, "eps": 1e-5}
+        a = launch("batch_norm_act", "forward", **given, bias=weight, residual=added)
+        kept = {"y": a.y, "mean": a.mean, "var": a.var}
+        launch("batch_norm_act", "backward", grad_y=a.y, **kept, **given, needs_residual=residual)
     assert len(launches) == 6 * len(cases)
     return launches
 
@@ -70,8 +72,9 @@ def test_slices_cover_every_pixel_once(shape, channels_last):
     from dgnet_fast.kernels import batch_norm_act as kernels
 
     for groups in {1, shape[0]}:
-        x = torch.empty(shape, device="meta")
-        cut = kernels._Launch(x, groups, channels_last)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        x = torch.empty(shape, device="meta", memory_format=order)
+        cut = kernels._Launch(x, groups)
         units, channels, pixels, slice_pixels = cut.sizes
         assert units * groups * pixels * channels == x.numel()
         assert (cut.grid[0] - 1) * slice_pixels < pixels <= cut.grid[0] * slice_pixels

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dgnet_fast import _C
 from dgnet_fast.config import DiscriminatorConfig
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.discriminator import Discriminator
 from dgnet_fast.models.layers import ResidualBlock
 from dgnet_fast.models.resnet import Bottleneck
 from dgnet_fast.ops import conv3x3, conv3x3_reference
-from dgnet_fast.ops.conv3x3 import gradient_of_input_alone
-from dgnet_fast.ops.conv3x3_bodies import cpp
+from dgnet_fast.ops.conv3x3 import cpp, gradient_of_input_alone
+from dgnet_fast.ops.native import _C
 from dgnet_fast.ops.upsample_conv import upsample_conv
 from dgnet_fast.training import losses
 
@@ -139,11 +138,11 @@ def needed_of(calls, monkeypatch):
     """What is asked of the backward body in `calls`."""
     seen, backward = [], cpp.backward
 
-    def watched(*arguments):
-        seen.append(list(arguments[-1]))
-        return backward(*arguments)
+    def watched(a):
+        seen.append(list(a.needed))
+        backward(a)
 
-    monkeypatch.setattr(cpp, "backward", staticmethod(watched))
+    monkeypatch.setattr(cpp, "backward", watched)
     calls()
     return seen
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.cases import LAYER_NORM_ACT, LayerNormActCase, layer_norm_act_inputs
-from dgnet_fast import _C
 from dgnet_fast.ops import layer_norm_act, layer_norm_act_reference
+from dgnet_fast.ops.native import _C
 from tests.ops.cubin import check_built_kernels
 
 #: Kernels and how often each is built: per element type, and for vectors and single values.

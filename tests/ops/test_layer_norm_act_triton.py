@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks.cases import LAYER_NORM_ACT  # noqa: E402
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 
 
@@ -37,7 +37,15 @@ def test_launches_compile_ahead_without_spills(monkeypatch, dtype, paddings, cha
     x = torch.empty(LAYER_NORM_ACT[-1].shape, dtype=dtype, device="meta", memory_format=order)
     gamma, mean = torch.empty(x.shape[1], device="meta"), torch.empty(x.shape[0], device="meta")
     for padding in paddings:
-        y, *_ = kernels.forward(x, gamma, gamma, 0.2, 1e-5, padding, channels_last)
-        kernels.backward(y, x, gamma, gamma, mean, mean, 0.2, 1e-5, padding, channels_last)
+        given = {
+            "x": x,
+            "gamma": gamma,
+            "beta": gamma,
+            "negative_slope": 0.2,
+            "eps": 1e-5,
+            "padding": padding,
+        }
+        y = launch("layer_norm_act", "forward", **given).y
+        launch("layer_norm_act", "backward", grad_y=y, **given, mean=mean, rdenom=mean)
     assert len(launches) == 4 * len(paddings)
     assert_lean(launches, capability, 128)

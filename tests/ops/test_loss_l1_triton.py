@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from dgnet_fast.ops.registry import DTYPES  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 
 
@@ -30,18 +31,21 @@ def test_launches_compile_ahead_without_spills(monkeypatch, dtype, crossing, cap
 
     launches = record(monkeypatch, kernels, ["forward_pairs", "backward_pairs"])
 
-    def pair(elements, target_dtype, *sizes):
-        return torch.empty(2, elements, dtype=dtype, device="meta"), torch.empty(
-            2, elements, dtype=target_dtype, device="meta"
-        ), *sizes  # fmt: skip
+    def drawn(shape, kind, channels_last):
+        order = (0, 1, 4, 2, 3) if channels_last else tuple(range(len(shape)))
+        lying = [shape[k] for k in (0, 1, 3, 4, 2)] if channels_last else shape
+        return torch.empty(lying, dtype=kind, device="meta").permute(order)
 
-    sizes = (3, 32768) if crossing else (1, 1)
-    pictures = pair(8 * 3 * 32768, torch.float32, *sizes, crossing)
-    pairs = [pictures] * 3 + [pair(8 * 128 * 2048, dtype, 1, 1, 0), pair(8 * 8192, dtype, 1, 1, 0)]
-    signs = [torch.empty(2 * x.shape[1] // 4, dtype=torch.uint8, device="meta") for x, *_ in pairs]
-    means = kernels.forward(pairs, signs)
-    gradients = [torch.empty_like(x) for x, *_ in pairs]
-    gradients[-1] = torch.empty(0, dtype=dtype, device="meta")
-    kernels.backward(means, signs, gradients)
+    pictures, structures, codes = (2, 8, 3, 256, 128), (2, 8, 128, 64, 32), (2, 8, 8192)
+    orders = [crossing == 1] * 3 + [False, False]
+    predictions = [drawn(pictures, dtype, orders[0])] * 3 + [
+        drawn(s, dtype, False) for s in (structures, codes)
+    ]
+    targets = [drawn(pictures, torch.float32, crossing == 2)] * 3 + predictions[3:]
+    a = launch("loss_l1", "forward", predictions=predictions, targets=targets, channels_last=orders)
+    assert {pair.crossing for pair in a.pairs[:3]} == {crossing}
+    sizes = [x[0].numel() for x in predictions]
+    kinds, needed = [DTYPES.index(dtype)] * 5, [True] * 4 + [False]
+    launch("loss_l1", "backward", grad=a.means, signs=a.signs, sizes=sizes, dtypes=kinds, needed=needed)
     assert len(launches) == 2
     assert_lean(launches, capability, 128)

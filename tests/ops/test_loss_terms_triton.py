@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.ops.ahead import CAPABILITIES, assert_lean, record  # noqa: E402
+from tests.ops.ahead import CAPABILITIES, assert_lean, launch, record  # noqa: E402
 from tests.ops.interpreted import interpreted  # noqa: E402
 
 #: One rounding; the interpreter truncates to bfloat16 where a GPU rounds.
@@ -43,8 +43,9 @@ def test_identity_compiles_ahead_without_spills(monkeypatch, dtype, capability):
     logits = [torch.empty(16, 751, dtype=dtype, device="meta") for _ in range(6)]
     targets = [torch.empty(2, 8, dtype=torch.int64, device="meta") for _ in range(5)]
     targets.insert(4, torch.empty(2, 8, 751, device="meta"))
-    terms, kept = kernels.forward(logits, targets)
-    kernels.backward(terms, kept, logits, targets, [torch.empty_like(x) for x in logits])
+    given = {"logits": logits, "targets": targets}
+    a = launch("loss_identity", "forward", **given)
+    launch("loss_identity", "backward", grad=a.terms, kept=a.kept, **given, needed=[True] * 6)
     assert len(launches) == 2
     assert_lean(launches, capability, 128)
 
@@ -63,7 +64,8 @@ def test_adversarial_compiles_ahead_without_spills(monkeypatch, dtype, kind, cap
     sizes = [(64, 32), (32, 16), (16, 8)] * 2
     maps = [torch.empty(2, 8, 1, *size, dtype=dtype, device="meta") for size in sizes]
     real = [False] * 3 + [True] * 3
-    loss = kernels.forward(maps, real, kind, 1.0, 0.001)
-    kernels.backward(loss, maps, real, kind, 1.0, 0.001, [torch.empty_like(x) for x in maps])
+    given = {"scores": maps, "real": real, "kind": kind, "weight": 1.0, "drift": 0.001}
+    loss = launch("loss_adversarial", "forward", **given).loss
+    launch("loss_adversarial", "backward", grad=loss, **given, needed=[True] * 6)
     assert len(launches) == 2
     assert_lean(launches, capability, 128)

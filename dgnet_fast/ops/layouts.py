@@ -1,12 +1,9 @@
-"""What the Python side of every body needs: dense layouts for kernels, and arguments for `_C`."""
+"""The memory orders that kernels read and write."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-#: Codes of csrc/common.h's Element.
-ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -30,19 +27,3 @@ def dense_innermost(x: Tensor, order: torch.memory_format) -> bool:
     else:
         inner = ((3, 1),)
     return all(x.shape[dim] == 1 or x.stride(dim) == stride for dim, stride in inner)
-
-
-def address(tensor: Tensor | None) -> int:
-    """Address of the first element; 0, a null pointer, for None."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def layout(x: Tensor, padding: int) -> tuple[int, int, int, int, int, bool, int]:
-    """The `Layout` of csrc/bindings.cpp for a dense x (B, C, H, W) and the padding of the result."""
-    return *x.shape, padding, is_channels_last(x), ELEMENT_TYPES[x.dtype]
-
-
-def device_and_stream(x: Tensor) -> tuple[int, int]:
-    """CUDA device index and the current stream's address, for a body that launches on x's device."""
-    index = x.device.index
-    return index, torch.cuda.current_stream(index).cuda_stream
