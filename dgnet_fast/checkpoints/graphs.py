@@ -109,9 +109,7 @@ NETWORKS: dict[str, type[_Network]] = {"encoder": Encoder, "generator": Generato
 
 
 def decompositions() -> dict[Any, Callable]:
-    """Every fused op of dgnet_fast → its reference, the rule that ops/<op>.py keeps: ``reference.forward``, or
-    ``decomposition`` where that takes lists and the op does not.
-    """
+    """Every fused op of dgnet_fast → its reference, ``reference.forward`` of ops/<op>.py, which has the op's signature."""
     aten = torch.ops.aten
     table: dict[Any, Callable] = {
         aten.std_mean.dim: _std_mean,
