@@ -6,8 +6,7 @@ is quicker to build; other processors have one plain `_C`. `_allocator` (csrc/cp
 where pip finds torch in the environment that it installs into; without it tensors come from torch's own allocator.
 
 Environment read at build time:
-    DGNET_FAST_LEVELS          levels of x86-64 to build for, such as "v2 v3 v4", or "native": one plain build with
-                               -march=native, for this machine alone
+    DGNET_FAST_LEVELS          levels of x86-64 to build for, such as "v2 v3 v4"
     DGNET_FAST_CUDA=0          leave the CUDA bodies out even where nvcc is found (default 1)
     DGNET_FAST_TORCH           folder of the torch package that _allocator is built for, where the build itself does not
                                find it (uv, python -m build)
@@ -63,14 +62,14 @@ def installed_torch() -> tuple[Path, str] | None:
 
 
 def levels_of(editable: bool) -> list[str]:
-    """The builds of the bodies to make: levels of x86-64, or ["native"], or none: one plain build."""
+    """The levels of x86-64 to build the bodies for; none: one plain build."""
     cpu = runpy.run_path(str(ROOT / "dgnet_fast" / "extension" / "cpu_level.py"))
     known = cpu["LEVELS"] if cpu["is_x86_64"]() else ()
     wanted = re.findall(r"[^\s,;]+", os.environ.get("DGNET_FAST_LEVELS", ""))
     for level in wanted:
-        if level not in known and wanted != ["native"]:
+        if level not in known:
             raise RuntimeError(
-                f"DGNET_FAST_LEVELS has {level!r}; allowed here: native, or any of {', '.join(known) or 'none'}"
+                f"DGNET_FAST_LEVELS has {level!r}; allowed here: {', '.join(known) or 'nothing'}"
             )
     if wanted:
         return sorted(set(wanted))
@@ -83,7 +82,7 @@ class CMakeBuild(build_ext):
 
     def finalize_options(self) -> None:
         self.levels = levels_of(bool(self.inplace or self.editable_mode))
-        names = [f"_C_{level}" for level in self.levels if level != "native"] or ["_C"]
+        names = [f"_C_{level}" for level in self.levels] or ["_C"]
         self.distribution.ext_modules = [Extension(f"dgnet_fast.{name}", sources=[]) for name in names]
         if TORCH:  # one whose headers it cannot read does not keep dgnet_fast from being installed
             self.distribution.ext_modules.append(
@@ -119,8 +118,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
-            f"-DDGNET_FAST_LEVELS={';'.join(level for level in self.levels if level != 'native')}",
-            f"-DDGNET_FAST_MARCH={'native' if self.levels == ['native'] else ''}",
+            f"-DDGNET_FAST_LEVELS={';'.join(self.levels)}",
             f"-DDGNET_FAST_CUDA={'ON' if cuda else 'OFF'}",
         ]  # fmt: skip
         if architectures := os.environ.get("CMAKE_CUDA_ARCHITECTURES"):
