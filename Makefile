@@ -1,23 +1,29 @@
-# Needs python3 (3.10 or newer), a C++ compiler and make; pip brings the rest into $(VENV).
+# Needs python3 (3.11 or newer), a C++ compiler and make; pip brings the rest into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # Where there is no package index, a dgnet_fast installed in python3 itself serves `make gpu`.
 RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install test train gpu sanitize lint format
+.PHONY: install pip test train gpu sanitize lint format
 
 # pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
-install:
+install: pip
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e .$(EXTRAS)
+
+# An environment with pip in it: one that uv made has none, and some distributions' python3 cannot add it.
+pip:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt torch
-	$(BIN)/pip install -c constraints.txt -e .$(EXTRAS)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || \
+	    uv pip install --python $(BIN)/python pip || \
+	    { echo "make: there is no pip in $(VENV) and no way to add it: remove $(VENV) and start again" >&2; exit 1; }
 
 # With everything optional, so that no test is left out for want of a package. Two processes of one thread each: most
 # tests are small, and the recorded cases take 13 GB one at a time.
 test: EXTRAS = [test]
 test: install
-	$(BIN)/python -c "import torch; from dgnet_fast import _allocator"
+	$(BIN)/python -c "import dgnet_fast; assert dgnet_fast.allocator_installed or not dgnet_fast.malloc_kept, 'dgnet_fast._allocator was not built for this torch'"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: install
@@ -51,14 +57,14 @@ $(SANITIZED): tests/ops/sanitize_bodies.cpp $(BODIES) $(CUDA_BODIES) $(wildcard 
 	    -fsanitize=address,undefined -fno-sanitize-recover=all -DDGNET_FAST_WITH_CUDA -Icsrc -Itests/ops/cuda_on_cpu \
 	    $< $(BODIES) $(CUDA_BODIES:csrc/%=$(@D)/%.cpp) -o $@
 
-lint:
-	$(BIN)/pip install -q -c constraints.txt ruff clang-format
+lint: pip
+	$(BIN)/python -m pip install -q -c constraints.txt ruff clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp tests/ops/*/*.h
 
-format:
-	$(BIN)/pip install -q -c constraints.txt ruff clang-format
+format: pip
+	$(BIN)/python -m pip install -q -c constraints.txt ruff clang-format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp tests/ops/*/*.h

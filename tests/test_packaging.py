@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
 import sys
+import tarfile
+import tomllib
 from pathlib import Path
 
 import dgnet_fast.kernels
@@ -14,6 +17,9 @@ import pytest
 import torch
 
 import dgnet_fast
+from dgnet_fast import extension
+from dgnet_fast.extension import choose
+from dgnet_fast.extension.cpu_level import FLAGS, cpu_level, level_of
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 450
@@ -72,9 +78,61 @@ def test_constraints_pin_the_tested_set():
     lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pins = dict(line.split(";")[0].strip().lower().split("==") for line in lines if line)
     assert pins["torch"] == "2.13.0"
-    project = (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("\n]")[0]
-    for requirement in re.findall(r'"([A-Za-z0-9_-]+)', project):
-        assert requirement.lower() in pins, requirement
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
+    for requirement in [*project["dependencies"], *extras]:
+        name = re.match(r"[A-Za-z0-9_-]+", requirement)[0].lower()
+        assert name in pins or name in ("dgnet-fast", "pre-commit"), requirement
+
+
+def test_promised_pythons_are_the_resolved_ones():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = [text.rpartition(" ")[2] for text in project["classifiers"] if "Python :: 3." in text]
+    resolved = re.search(r'^PYTHONS="([^"]+)"', (ROOT / ".ci" / "resolve").read_text(), re.MULTILINE)
+    assert stated == resolved[1].split() and project["requires-python"] == f">={stated[0]}"
+
+
+def test_a_source_distribution_holds_every_source(tmp_path):
+    rooms = ("dgnet_fast", "kernels", "csrc", "tests", "docs", ".ci")
+    sources = {str(path.relative_to(ROOT)) for path in tracked()}
+    sources = {
+        name for name in sources if name.split("/")[0] in rooms or name.count("/") == 0 and name[0] != "."
+    }
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    with tarfile.open(tmp_path / made.stdout.splitlines()[-1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert not sources - held
+
+
+def test_levels_of_the_cpu():
+    flags = {level: set(itertools.chain(*list(FLAGS.values())[: k + 1])) for k, level in enumerate(FLAGS)}
+    assert {level: level_of(flags[level]) for level in FLAGS} == {level: level for level in FLAGS}
+    assert level_of(set()) == "v1" and level_of(flags["v4"] - {"fma"}) == "v2"
+
+
+def test_level_is_read_from_every_core(tmp_path):
+    small, large = (" ".join(itertools.chain(*list(FLAGS.values())[:k])) for k in (2, 3))
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {large}\n\nflags\t\t: fpu {small}\n")
+    assert cpu_level(tmp_path / "cpuinfo") == "v3"
+    assert cpu_level(tmp_path / "none") == "v2"
+
+
+def test_the_highest_build_that_runs_is_chosen():
+    wheel = dict.fromkeys(("v2", "v3", "v4"), Path())
+    assert [choose(wheel, cpu) for cpu in ("v2", "v3", "v4")] == ["v2", "v3", "v4"]
+    assert choose(wheel, "v4", wanted="v2") == "v2"
+    assert choose({"plain": Path()}, "plain") == choose({"plain": Path()}, "v3") == "plain"
+    for built, cpu, wanted, message in (
+        (wheel, "v1", None, "needs a CPU of level x86-64-v2"),
+        (wheel, "v3", "v4", r"DGNET_FAST_CPU is 'v4'; allowed on this machine: v2, v3"),
+        ({"v4": Path()}, "v3", None, "built for x86-64-v4 and this CPU is x86-64-v3"),
+        ({}, "v3", None, "pip install -e ."),
+    ):
+        with pytest.raises(ImportError, match=message) as caught:
+            choose(built, cpu, wanted)
+        assert "\n" not in str(caught.value)
 
 
 def test_every_op_has_its_name_in_every_room():
@@ -98,17 +156,26 @@ def test_kernels_install_as_a_subpackage():
     assert outside.returncode == 0 and "kernels" in outside.stdout, outside.stderr
 
 
-def test_import_is_light():
-    heavy = ("triton", "cv2", "matplotlib", "skimage")
-    code = f"import sys, dgnet_fast; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    baseline = subprocess.run(
-        [sys.executable, "-c", code.replace("dgnet_fast", "torch")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == baseline.stdout
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import dgnet_fast", ("torch", "numpy", "yaml")),
+        ("import dgnet_fast.train as c; c.parser().format_help()", ("torch", "numpy", "cv2", "matplotlib")),
+        ("import dgnet_fast.teacher as c; c.parser().format_help()", ("torch", "numpy", "cv2", "matplotlib")),
+        ("import dgnet_fast.training.run", ("triton", "matplotlib", "scipy", "skimage", "tensorboard")),
+    ],
+)
+def test_imports_are_light(code, heavy):
+    of_torch = subprocess.run(
+        [sys.executable, "-c", f"import torch, sys; print(*set({heavy}) & set(sys.modules))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*set({heavy}) & set(sys.modules))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    allowed = of_torch if "training" in code else []
+    assert not set(done.stdout.split()) - set(allowed)
 
 
 def run_with_plain_malloc(code: str, **environment: str) -> str:
@@ -126,7 +193,7 @@ def test_large_tensors_stay_on_the_heap(setting):
     # once the heap has settled (up to about ten rounds with glibc 2.36, whose aligned blocks fragment at
     # first).
     code = (
-        "import resource, torch, dgnet_fast\n"
+        "import resource, torch, dgnet_fast.extension\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(30): torch.ones(2**24)\n"
         "before = faults()\n"
@@ -151,7 +218,7 @@ def test_freed_tensors_make_room_for_tensors_of_their_size():
     code = (
         "import ctypes, sys, torch\n"
         "{before}\n"
-        "import dgnet_fast\n"
+        "import dgnet_fast.extension\n"
         "libc = ctypes.CDLL(None)\n"
         "libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]\n"
         "small = lambda: [torch.empty(n) for n in range(40)]\n"
@@ -179,7 +246,7 @@ def test_memory_from_before_the_import_goes_back_to_torch(end):
     run_with_plain_malloc(
         "import torch\n"
         "x = [torch.randn(n, n).to_mkldnn() for n in (3, 100, 2000)]\n"
-        "import dgnet_fast\n"
+        "import dgnet_fast.extension\n"
         "assert dgnet_fast.allocator_installed\n"
         f"{end}"
     )
@@ -218,12 +285,12 @@ def test_allocator_of_another_torch_is_not_used(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "dgnet_fast._allocator", Built)
     monkeypatch.setattr(dgnet_fast, "_allocator", Built, raising=False)
-    assert dgnet_fast._install_allocator() is False
+    assert extension._install_allocator() is False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_extension_shares_torchs_openmp():
     # in a process of its own: optional packages of other tests bring runtimes of theirs
-    code = "import dgnet_fast; print({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line})"
+    code = "import dgnet_fast.extension; print({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("libgomp") <= 1, done.stdout
