@@ -35,7 +35,7 @@ train: install
 gpu:
 	@$(RUN) -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || \
 	{ echo "make gpu: $(RUN) has no PyTorch that sees a CUDA device" >&2; exit 1; }
-	$(RUN) -c "import dgnet_fast" || $(RUN) -m pip install --no-build-isolation --no-deps -e .
+	$(RUN) -c "import dgnet_fast.extension" || $(RUN) -m pip install --no-build-isolation --no-deps -e .
 	status=0; $(RUN) -m pytest -m gpu --continue-on-collection-errors || status=$$?; \
 	$(RUN) -m pytest benchmarks/ || status=$$?; exit $$status
 
