@@ -1,4 +1,4 @@
-"""Where each head of E_a looks: class activation maps over its last feature map (Zhou et al., CVPR 2016)."""
+"""Class activation maps: which positions of its last feature map each head of E_a uses (Zhou et al., CVPR 2016)."""
 
 from __future__ import annotations
 

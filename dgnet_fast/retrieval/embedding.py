@@ -1,4 +1,4 @@
-"""A map of features: each picture a point, each person a colour."""
+"""A map of features (embeddings): each picture is a point, and each person has a colour."""
 
 from __future__ import annotations
 
