@@ -1,8 +1,10 @@
-"""DG-Net as graphs that run without dgnet_fast: ONNX files and torch.export archives, checked as they are written.
+"""DG-Net as graphs that run without dgnet_fast: ONNX files and torch.export archives, which are checked when they are
+written.
 
-Two graphs: the *encoder*, pictures → retrieval features and appearance codes (E_a), and the *generator*, pictures that
-give the appearance and pictures that give the structure → pictures (E_a, E_s, the MLPs and G). The batch is dynamic,
-height and width are the checkpoint's. Fused ops are replaced by their references, which are plain PyTorch.
+There are two graphs. The *encoder* maps pictures to retrieval features and appearance codes (E_a). The *generator* maps
+pictures that give the appearance and pictures that give the structure to generated pictures (E_a, E_s, the MLPs and G).
+The batch size is dynamic; height and width are those of the checkpoint. Fused ops are replaced by their references, which
+are plain PyTorch.
 """
 
 from __future__ import annotations
