@@ -1,4 +1,4 @@
-"""Curves of a run as a few PNGs of small panels, one panel a scalar."""
+"""Curves of a run, as a few PNG files with one small panel for each scalar."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def save_curves(metrics: str | os.PathLike[str], out_dir: str | os.PathLike[str]
     """Draw every scalar of a `metrics.jsonl` over the steps, grouped into at most six PNGs.
 
     Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to
-    `evaluation.png`. From 100 points on, the moving average over a 25th of the run is drawn over the raw
-    values. An axis is logarithmic where positive values span more than a factor of 200. Neither is done to
-    loss weights and learning rates, which have no noise. NaN and infinity show as red marks.
+    `evaluation.png`. If there are 100 points or more, the moving average over a 25th of the run is drawn over
+    the raw values. An axis is logarithmic if its values are positive and span more than a factor of 200. Loss weights and
+    learning rates have no noise, so neither is done for them. NaN and infinity are shown as red marks.
 
     Args:
         metrics: the file; it may be missing lines, phases or terms.
