@@ -2,10 +2,10 @@
 
 Importing this package imports nothing else, so that the --help of a command does not wait for torch. The first module
 that computes (`dgnet_fast.ops`, and therefore models, training and `Extractor`) imports torch and then
-`dgnet_fast.extension`, which chooses the compiled bodies for this CPU. On Linux with glibc this also raises the thresholds
-of malloc, so that the memory of large tensors is reused and not mapped again (`malloc_kept`), and it takes the memory of
-CPU tensors from malloc, so that the blocks fit when they are reused (`allocator_installed`). Set DGNET_FAST_MALLOC=0
-before the import to change neither.
+`dgnet_fast.extension`, which chooses the compiled bodies for this CPU. On Linux with glibc this also raises the
+thresholds of malloc, so that the memory of large tensors is reused and not mapped again (`malloc_kept`), and it takes
+the memory of CPU tensors from malloc, so that the blocks fit when they are reused (`allocator_installed`). Set
+DGNET_FAST_MALLOC=0 before the import to change neither.
 """
 
 __version__ = "0.1.0"

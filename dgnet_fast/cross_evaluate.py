@@ -2,8 +2,8 @@
 
     python -m dgnet_fast.cross_evaluate --source runs/a --source runs/b --target market1501=DIR --target veri776=DIR
 
-A target is NAME=DIR, with the name and the folder that --data and --root take elsewhere; `synthetic` has no DIR. A source is
-any checkpoint that dgnet_fast.evaluate reads.
+A target is NAME=DIR, with the name and the folder that --data and --root take elsewhere; `synthetic` has no DIR. A
+source is any checkpoint that dgnet_fast.evaluate reads.
 """
 
 from __future__ import annotations

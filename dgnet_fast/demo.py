@@ -1,10 +1,10 @@
 """Start a local web page: drop two pictures on it to see both swaps and the nearest people of a gallery.
 
-    python -m dgnet_fast.demo RUN                                                   with the gallery of the run's data set
+    python -m dgnet_fast.demo RUN  with the gallery of the run's data set
     python -m dgnet_fast.demo RUN --gallery market1501:gallery --root DIR --port 8000
 
-It needs Flask: pip install 'dgnet-fast[demo]'. Only this machine can open the page, unless --host says otherwise. The pictures
-are not stored.
+It needs Flask: pip install 'dgnet-fast[demo]'. Only this machine can open the page, unless --host says otherwise. The
+pictures are not stored.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m dgnet_fast.evaluate RUN                                          a run folder, or one of its checkpoints
     python -m dgnet_fast.evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
 
-The data set is the one that the checkpoint was trained on, unless --data and --root name another. --rerank and --aqe add rows,
---single-shot adds a table, and --rank-list writes a picture of rank lists. A run folder stands for its newest checkpoint; its
-checkpoints/best.pt (see --eval-iter of training) was selected on the test people. To score several checkpoints on several data
-sets, use dgnet_fast.cross_evaluate.
+The data set is the one that the checkpoint was trained on, unless --data and --root name another. --rerank and --aqe
+add rows, --single-shot adds a table, and --rank-list writes a picture of rank lists. A run folder stands for its
+newest checkpoint; its checkpoints/best.pt (see --eval-iter of training) was selected on the test people. To score
+several checkpoints on several data sets, use dgnet_fast.cross_evaluate.
 """
 
 from __future__ import annotations

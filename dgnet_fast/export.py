@@ -4,9 +4,9 @@
     python -m dgnet_fast.export RUN --network generator --out generator.onnx      appearances, structures -> pictures
     python -m dgnet_fast.export RUN --network encoder --out encoder.pt2           torch.export.load(FILE).module()
 
-The batch size is dynamic; height and width are those of the checkpoint. --input says which values the network takes, and
-therefore whether the normalisation is inside the file; the metadata of the file says it too. Before a file is kept, it is run
-beside the model and compared (ONNX in onnxruntime: pip install 'dgnet-fast[export]').
+The batch size is dynamic; height and width are those of the checkpoint. --input says which values the network takes,
+and therefore whether the normalisation is inside the file; the metadata of the file says it too. Before a file is
+kept, it is run beside the model and compared (ONNX in onnxruntime: pip install 'dgnet-fast[export]').
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m dgnet_fast.extract FOLDER --checkpoint RUN --out features.npz
     python -m dgnet_fast.extract a.jpg b.jpg --checkpoint RUN --out features.parquet      (needs pyarrow)
 
-Folders are searched with all their subfolders. An .npz file holds `features` (N, F) float32, `paths` (N,) and the `fingerprint`
-of the model; a .parquet file has the columns `path` and `feature`. The feature of a picture is the concatenation of the
-features of all heads, each of unit length.
+Folders are searched with all their subfolders. An .npz file holds `features` (N, F) float32, `paths` (N,) and the
+`fingerprint` of the model; a .parquet file has the columns `path` and `feature`. The feature of a picture is the
+concatenation of the features of all heads, each of unit length.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
     python -m dgnet_fast.generate figure swap RUN --source synthetic:gallery --out figure.png
 
 Pictures come from a file, a folder, or a data set with its split, such as synthetic:gallery. The checkpoint is a run
-folder, a step_*.pt, a .safetensors file, or a public id_*.pt with its gen_*.pt. cross and set write a manifest; run the same
-command again to generate the pictures that are missing. Existing files are never overwritten or removed.
+folder, a step_*.pt, a .safetensors file, or a public id_*.pt with its gen_*.pt. cross and set write a manifest; run
+the same command again to generate the pictures that are missing. Existing files are never overwritten or removed.
 """
 
 from __future__ import annotations

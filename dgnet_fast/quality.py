@@ -1,11 +1,13 @@
-"""Score generated pictures: FID and intra-class SSIM compared with real pictures, diversity, and the truth if it is known.
+"""Score generated pictures: FID and intra-class SSIM compared with real pictures, diversity, and the truth if it is
+known.
 
     python -m dgnet_fast.quality DIR --real market1501:gallery --root MARKET --inception inception-2015-12-05.pt
     python -m dgnet_fast.quality DIR --real synthetic:gallery --checkpoint RUN
 
-DIR is a set that `python -m dgnet_fast.generate` made, or any folder of pictures. --checkpoint adds three scores: the Fréchet
-distance over the re-identification features of the checkpoint (it needs no other file, and it is not FID), the reconstruction
-errors, and, for synthetic data, the swaps compared with their truth. docs/generation.md describes the protocol.
+DIR is a set that `python -m dgnet_fast.generate` made, or any folder of pictures. --checkpoint adds three scores: the
+Fréchet distance over the re-identification features of the checkpoint (it needs no other file, and it is not FID), the
+reconstruction errors, and, for synthetic data, the swaps compared with their truth. docs/generation.md describes the
+protocol.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Reproduce a table of the paper over several seeds: the mean and the standard deviation of every cell, with a baseline that
-is trained for as many steps.
+"""Reproduce a table of the paper over several seeds: the mean and the standard deviation of every cell, with a
+baseline that is trained for as many steps.
 
-    python -m dgnet_fast.reproduce ablation --out runs/ablation                            synthetic pedestrians, three seeds
+    python -m dgnet_fast.reproduce ablation --out runs/ablation  synthetic pedestrians, three seeds
     python -m dgnet_fast.reproduce ablation --data market1501 --root DIR --pretrained resnet50.pth --out runs/market
 
-The table "ablation" shows what the primary and the fine-grained feature add (Table 4 of the paper). Each seed is a complete run
-in its own folder below --out: the teacher, DG-Net, and the baseline. If the command is interrupted, run it again: finished seeds
-are read from their folders, and the interrupted one is resumed. It writes ablation.md and ablation.json. All other options are
-those of dgnet_fast.train.
+The table "ablation" shows what the primary and the fine-grained feature add (Table 4 of the paper). Each seed is a
+complete run in its own folder below --out: the teacher, DG-Net, and the baseline. If the command is interrupted, run
+it again: finished seeds are read from their folders, and the interrupted one is resumed. It writes ablation.md and
+ablation.json. All other options are those of dgnet_fast.train.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from dgnet_fast.training.run import BASELINE, run_training
 logger = logging.getLogger("dgnet_fast")
 
 FEATURES = {"+ primary (f_prim)": 0.0, "+ fine-grained (f_fine)": None, "both": 0.5}
-"""The rows of the paper, and for each the weight of the second half of the query's feature (None: only the second half)."""
+"""The rows of the paper, and for each the weight of the second half of the query's feature (None: only the second
+half).
+"""
 TEACHER = "teacher"
 SCORES = ("Rank-1", "mAP", "mINP")
 CELLS = "cells.json"

@@ -1,12 +1,13 @@
-"""Search a gallery for the people on query pictures. It needs no labels and no cameras. It needs faiss (dgnet-fast[search]).
+"""Search a gallery for the people on query pictures. It needs no labels and no cameras. It needs faiss
+(dgnet-fast[search]).
 
     python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --query a.jpg b.jpg --picture ranks.png
-    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --save gallery.index            extracts the features once
+    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --save gallery.index  extracts the features once
     python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --query a.jpg --out found.json
-    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --add MORE               extracts only the new pictures
+    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --add MORE     extracts only the new pictures
 
-If the names of the pictures contain identities and cameras, --id-pattern and --camera-pattern find them, and right and wrong
-results are marked.
+If the names of the pictures contain identities and cameras, --id-pattern and --camera-pattern find them, and right and
+wrong results are marked.
 """
 
 from __future__ import annotations
@@ -208,7 +209,9 @@ def extend(
 
 
 def check(args: argparse.Namespace) -> Path | None:
-    """Raise ConfigError for options that exclude each other. Returns the folder of the index that --gallery names, or None."""
+    """Raise ConfigError for options that exclude each other. Returns the folder of the index that --gallery names, or
+    None.
+    """
     at_least("top", args.top, 1)
     saved = [Path(place) for place in args.gallery if is_index(Path(place))]
     if saved and len(args.gallery) > 1:

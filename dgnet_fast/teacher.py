@@ -3,10 +3,11 @@
     python -m dgnet_fast.teacher --data market1501 --root DIR --out runs/teacher
     python -m dgnet_fast.train   --data market1501 --root DIR --teacher runs/teacher
 
-    python -m dgnet_fast.teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more   also on a generated set
+    python -m dgnet_fast.teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more
 
-It writes teacher.pt (for --teacher), net_last.pth and opts.yaml (in the layout of the public code), and the scores into the
-folder. If the training is interrupted, run the command again with the same --out to continue it.
+The third command also trains on a generated set. The command writes teacher.pt (for --teacher), net_last.pth and
+opts.yaml (in the layout of the public code), and the scores into the folder. If the training is interrupted, run the
+command again with the same --out to continue it.
 """
 
 from __future__ import annotations

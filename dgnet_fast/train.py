@@ -5,8 +5,8 @@
     python -m dgnet_fast.train --config latest.yaml             an unchanged YAML file of the public code
     python -m dgnet_fast.train --resume --out RUN               continue a run
 
-Every option of the configuration can be given on the command line. It replaces the value of --config, which replaces the value
-of --preset.
+Every option of the configuration can be given on the command line. It replaces the value of --config, which replaces
+the value of --preset.
 """
 
 from __future__ import annotations

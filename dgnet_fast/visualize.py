@@ -1,6 +1,6 @@
 """Visualise a checkpoint: a map of its features, class activation maps of its heads, and the scores for each camera.
 
-python -m dgnet_fast.visualize RUN                                        writes RUN/visual, and adds it to RUN/report.html
+python -m dgnet_fast.visualize RUN  writes RUN/visual, and adds it to RUN/report.html
 python -m dgnet_fast.visualize RUN --data market1501 --root DIR --out DIR --method tsne
 """
 

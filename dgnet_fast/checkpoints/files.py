@@ -12,14 +12,16 @@ from dgnet_fast.report.files import atomically
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save, done `atomically`: if the program is killed, the old file or the new one is left, never a part of one."""
+    """torch.save, done `atomically`: if the program is killed, the old file or the new one is left, never a part of
+    one.
+    """
     with atomically(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 
 
 def load_file(path: str | Path, what: str = "checkpoint") -> Any:
-    """torch.load on the CPU without running pickled code. Raises ValueError that names a missing or damaged file; ``what``
-    says what the file should be.
+    """torch.load on the CPU without running pickled code. Raises ValueError that names a missing or damaged file;
+    ``what`` says what the file should be.
     """
     path = Path(path)
     if not path.is_file():

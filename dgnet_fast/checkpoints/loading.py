@@ -77,7 +77,7 @@ def load_for_use(
 def load_generator(
     path: str | Path, *, config_file: str | Path | None = None, allow_extra: bool = False
 ) -> tuple[DGNet, dict[str, Any]]:
-    """`load_for_use` for commands that generate pictures. Raises an error for public files without their ``gen_*.pt``."""
+    """`load_for_use` for commands that generate pictures: public files without their ``gen_*.pt`` are refused."""
     model, known = load_for_use(path, config_file=config_file, allow_extra=allow_extra)
     if "gen" in missing_networks(known):
         raise ValueError(

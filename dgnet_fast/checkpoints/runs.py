@@ -19,8 +19,8 @@ from dgnet_fast.report.files import atomically, write_text
 FORMAT = "dgnet_fast.run.1"
 NAME = "step_{:08d}.pt"
 BEST = "best.pt"
-"""Name of the checkpoint with the best mAP in the evaluations during training (``eval_iter``). It is kept beside the newest
-checkpoints. It was selected on the test people, so its scores are no test result unless that is said.
+"""Name of the checkpoint with the best mAP in the evaluations during training (``eval_iter``). It is kept beside the
+newest checkpoints. It was selected on the test people, so its scores are no test result unless that is said.
 """
 PATTERN = re.compile(r"step_(\d{8,})\.pt$")
 
@@ -40,8 +40,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """The newest of our checkpoints in a run folder or in its ``checkpoints`` folder; or the file itself, if ``path`` is one
-    of our checkpoints with any name. None if there is none.
+    """The newest of our checkpoints in a run folder or in its ``checkpoints`` folder; or the file itself, if ``path``
+    is one of our checkpoints with any name. None if there is none.
     """
     if path.is_file():
         return path if PATTERN.search(path.name) or is_run(path) else None
@@ -103,7 +103,7 @@ def is_run(path: Path) -> bool:
 
 
 def keep_best(checkpoint: Path) -> Path:
-    """Keep a checkpoint as `BEST` in the same folder, as a hard link if the file system has them, otherwise as a copy."""
+    """Keep a checkpoint as `BEST` in the same folder: as a hard link where possible, otherwise as a copy."""
     best = checkpoint.with_name(BEST)
     with atomically(best, sync=False) as temporary:
         try:

@@ -82,8 +82,8 @@ def _public_teacher(path: Path, config: Config) -> AppearanceEncoder:
 
 
 def load_teachers(config: Config, class_names: list[str] | None = None) -> list[AppearanceEncoder]:
-    """The teachers that ``config.teacher`` names: our own files, files in the layout of the public code, or names of folders
-    in ./models as in the public code.
+    """The teachers that ``config.teacher`` names: our own files, files in the layout of the public code, or names of
+    folders in ./models as in the public code.
 
     ``class_names`` (of the training set, in the order of the classes) are compared with those of our own teacher files.
     """

@@ -41,8 +41,8 @@ def _description(spec: Any, default: Any) -> str:
 
 
 def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
-    """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or with _,
-    as in YAML files).
+    """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or
+    with _, as in YAML files).
     """
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options (ours, or one of the public code)"
@@ -73,9 +73,9 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> tuple[Config, str]:
     """The Config that parsed arguments describe, and the name of its preset.
 
-    Later values replace earlier ones: first the preset, then ``base`` or --config, then single options. The default preset
-    is small for synthetic data and paper for other data. With a configuration file or ``base``, and without --preset,
-    no preset is used.
+    Later values replace earlier ones: first the preset, then ``base`` or --config, then single options. The default
+    preset is small for synthetic data and paper for other data. With a configuration file or ``base``, and without
+    --preset, no preset is used.
     """
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}

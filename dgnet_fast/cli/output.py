@@ -1,4 +1,4 @@
-"""What commands print and write: result tables on standard output, the log on standard error, and tables in JSON files."""
+"""What commands write: result tables on standard output, the log on standard error, and tables in JSON files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _StandardError(logging.Handler):
 
 
 def show_log(level: int) -> None:
-    """Show the log of this package on standard error, from ``level`` upwards. Only commands call this; a program that uses
-    the library decides itself.
+    """Show the log of this package on standard error, from ``level`` upwards. Only commands call this; a program that
+    uses the library decides itself.
     """
     logger = logging.getLogger("dgnet_fast")
     for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
@@ -44,7 +44,7 @@ def print_tables(tables: Sequence[dict[str, Any]], file: TextIO | None = None) -
 
 
 def write_tables(path: Path, tables: Sequence[dict[str, Any]]) -> None:
-    """Write the file that ``--json`` names: ``{"tables": [{"title", "columns", "rows", "notes"}, ...]}``. Every command uses
-    this form.
+    """Write the file that ``--json`` names: ``{"tables": [{"title", "columns", "rows", "notes"}, ...]}``. Every
+    command uses this form.
     """
     write_json(path, {TABLES: list(tables)})

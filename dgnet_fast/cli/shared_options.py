@@ -226,7 +226,9 @@ def extractor_of(args: Any, **options: Any) -> Extractor:
 
 
 def readable_files(places: list[str], *, skip: bool) -> list[Path]:
-    """The picture files that ``places`` name. With ``skip``, files that cannot be read are left out and counted in the log."""
+    """The picture files that ``places`` name. With ``skip``, files that cannot be read are left out and counted in the
+    log.
+    """
     paths = picture_files(places)
     bad = unreadable(unlabelled(paths)) if skip else {}
     if bad:

@@ -1,5 +1,5 @@
-"""An option of the configuration tree: its default, documentation, allowed values and unit; and how a value of a YAML file
-or of the command line is converted.
+"""An option of the configuration tree: its default, documentation, allowed values and unit; and how a value of a YAML
+file or of the command line is converted.
 """
 
 from __future__ import annotations

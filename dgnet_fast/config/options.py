@@ -313,7 +313,7 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def replace(self, **changes: Any) -> Config:
-        """A validated copy with changes. An option of a branch is named with a dot or two underscores (``gen__dim=8``)."""
+        """A validated copy with changes; two underscores (``gen__dim=8``) or a dot name an option of a branch."""
         tree = self.to_dict()
         for key, value in changes.items():
             set_in_tree(tree, key.replace("__", "."), value)
@@ -397,7 +397,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a YAML file (ours or one of the public code) and apply overrides, whose names may be dotted (``gen.dim``)."""
+    """Read a YAML file (ours or one of the public code) and apply overrides; their names may be dotted."""
     tree = read_yaml(path)
     for name, value in (overrides or {}).items():
         set_in_tree(tree, name, value)

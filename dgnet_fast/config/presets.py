@@ -1,4 +1,6 @@
-"""Named sets of options. Values of a configuration file replace those of a preset, and command-line options replace both."""
+"""Named sets of options. Values of a configuration file replace those of a preset, and command-line options replace
+both.
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class ReidDataset:
 
     @property
     def class_names(self) -> list[str]:
-        """The name of each class, in the order of `train_labels`. Two models have the same classes if these are equal."""
+        """The name of each class, in the order of `train_labels`; equal names mean equal classes."""
         return [
             self.identity_names.get(int(identity), str(identity)) for identity in np.unique(self.train.ids)
         ]

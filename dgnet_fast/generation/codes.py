@@ -46,7 +46,8 @@ def decode_codes(model: DGNet, appearance: Tensor, structure: Tensor) -> Tensor:
 
 
 class CodeStore:
-    """The codes of one kind for the pictures of a source. They are computed when first asked for; the most recent are kept.
+    """The codes of one kind for the pictures of a source. They are computed when first asked for; the most recent are
+    kept.
 
     ``encode`` is `appearance_codes` or `structure_codes`; at most ``limit`` bytes stay on the model's device.
     """
@@ -107,7 +108,8 @@ def interpolate(
 
     ``first``, ``last`` and ``fixed`` are uint8 (3, H, W). With ``of`` "appearance" the appearance goes from that of
     ``first`` to that of ``last``, in the structure of ``fixed``. With "structure" the structure goes from ``first`` to
-    ``last``, and ``fixed`` gives the appearance. Both ends are included. Raises ValueError for fewer than two steps or another ``of``.
+    ``last``, and ``fixed`` gives the appearance. Both ends are included. Raises ValueError for fewer than two steps or
+    another ``of``.
     """
     if steps < 2:
         raise ValueError(f"steps is {steps}; allowed: at least 2")

@@ -1,5 +1,5 @@
-"""Scores of generated pictures: compared with real pictures, with the pictures they were made from, and with the truth if
-it is known.
+"""Scores of generated pictures: compared with real pictures, with the pictures they were made from, and with the truth
+if it is known.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def likeness(ours: Tensor, wanted: Tensor, clothes: np.ndarray) -> dict[str, np.
 
 
 class Truth(NamedTuple):
-    """The true picture of a swap: ``picture`` uint8 (H, W, 3), and ``clothes`` bool (H, W), True where it shows clothes."""
+    """The true picture of a swap: ``picture`` uint8 (H, W, 3), and ``clothes`` bool (H, W), True where it shows
+    clothes.
+    """
 
     picture: np.ndarray
     clothes: np.ndarray
@@ -68,8 +70,8 @@ class Truth(NamedTuple):
 def score_pictures(
     model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], Truth]
 ) -> dict[str, dict[str, float]]:
-    """`likeness` of reconstructions ("recon"), of swaps ("swap"), and of the unchanged structure picture ("copy"), which a
-    swap must beat.
+    """`likeness` of reconstructions ("recon"), of swaps ("swap"), and of the unchanged structure picture ("copy"),
+    which a swap must beat.
 
     ``pictures``: uint8 (N, 3, H, W). ``pairs``: (M, 2) of (appearance i, structure j). ``truth(i, j)`` is the true
     picture of that swap, which only synthetic data has.
@@ -112,7 +114,7 @@ def drawn_scores(model: DGNet, gallery: SyntheticSplit) -> tuple[dict[str, dict[
 
 
 def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
-    """Table of reconstructions and swaps of synthetic test pictures, compared with the truth, with a verdict in words."""
+    """Table of reconstructions and swaps of synthetic test pictures, compared with the truth."""
     scores, count = drawn_scores(model, gallery)
     share = scores["swap"]["clothes_colour"] / scores["copy"]["clothes_colour"]
     word = (
@@ -139,8 +141,8 @@ def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
 
 
 def open_generated(folder: Path) -> tuple[Pictures, tuple[int, int] | None]:
-    """The pictures of a generated set and their size; the person of a picture is the one who gives its appearance. A plain
-    folder of pictures has no size (None).
+    """The pictures of a generated set and their size; the person of a picture is the one who gives its appearance. A
+    plain folder of pictures has no size (None).
     """
     if not (folder / "manifest.csv").is_file():
         return open_pictures(str(folder), Config()), None
@@ -159,8 +161,9 @@ def open_generated(folder: Path) -> tuple[Pictures, tuple[int, int] | None]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How sets of pictures are compared: ``size`` (height, width) in pixels, ``device``, ``batch`` pictures in one pass,
-    ``pairs`` for SSIM and LPIPS, drawn with ``seed``, and the TorchScript files of Inception (for FID) and LPIPS, if given.
+    """How sets of pictures are compared: ``size`` (height, width) in pixels, ``device``, ``batch`` pictures in one
+    pass, ``pairs`` for SSIM and LPIPS, drawn with ``seed``, and the TorchScript files of Inception (for FID) and
+    LPIPS, if given.
     """
 
     size: tuple[int, int]
@@ -184,15 +187,17 @@ def _batches(pictures: Pictures, size: tuple[int, int], batch: int) -> Iterator[
 
 
 def floor_count(real: Pictures, generated: Pictures) -> int:
-    """How many real pictures are compared with the other real ones for the floor: as many as were generated, at most half."""
+    """How many real pictures are compared with the other real ones for the floor: as many as were generated, at most
+    half.
+    """
     return min(len(generated), len(real) // 2)
 
 
 def frechet_row(
     title: str, features: Features, real: Pictures, generated: Pictures, how: Comparison
 ) -> list[Any]:
-    """[title, distance between generated and real pictures, floor]. The floor is the distance between `floor_count` real
-    pictures and the other real ones.
+    """[title, distance between generated and real pictures, floor]. The floor is the distance between `floor_count`
+    real pictures and the other real ones.
 
     The Fréchet distance falls when pictures are added, so a floor is only comparable at the same number of pictures. If
     more pictures were generated than half of the real ones, the floor uses half of the real ones.
@@ -252,8 +257,8 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
 
 
 def reconstruction_table(model: DGNet, real: Pictures, how: Comparison) -> dict[str, Any]:
-    """Table of how well real pictures are reconstructed: from their own codes, with the appearance of another picture of the
-    same person, and through the cycle.
+    """Table of how well real pictures are reconstructed: from their own codes, with the appearance of another picture
+    of the same person, and through the cycle.
     """
     chosen = sample(real, min(how.pairs, 256), how.seed)
     positives = []

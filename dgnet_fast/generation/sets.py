@@ -1,11 +1,12 @@
-"""A folder of generated pictures with its manifest. It is written in batches and can be continued after any interruption.
+"""A folder of generated pictures with its manifest. It is written in batches and can be continued after any
+interruption.
 
     DIR/set.json       what the set is: checkpoint, sources, seed, size; a different set is refused in this folder
     DIR/manifest.csv   one line for each picture, added after the picture itself was written
     DIR/pictures/…     the pictures; if the people are known, in one folder for each person who gives the appearance
 
-A picture is written under a temporary name and then renamed, and its line is added after that. If the program is killed,
-all pictures and lines in the folder are complete. Nothing is ever deleted.
+A picture is written under a temporary name and then renamed, and its line is added after that. If the program is
+killed, all pictures and lines in the folder are complete. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -229,10 +230,11 @@ def write_set(
     batch: int = 32,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
-    """Generate ``pairs`` (int64 (K, 2) of appearance and structure) into ``folder``. Returns the number of pictures that were
-    made now, and of those that were there before.
+    """Generate ``pairs`` (int64 (K, 2) of appearance and structure) into ``folder``. Returns the number of pictures
+    that were made now, and of those that were there before.
 
-    With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything else.
+    With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything
+    else.
     """
     if file_type not in SUFFIXES:
         raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(SUFFIXES)}")

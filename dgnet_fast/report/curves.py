@@ -41,10 +41,10 @@ _LINE, _FAINT, _ALARM = "#1f5fa8", "#a9c4e4", "#c0392b"
 def save_curves(metrics: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> list[Path]:
     """Draw every scalar of a `metrics.jsonl` over the steps, grouped into at most six PNGs.
 
-    Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to
-    `evaluation.png`. If there are 100 points or more, the moving average over a 25th of the run is drawn over
-    the raw values. An axis is logarithmic if its values are positive and span more than a factor of 200. Loss weights and
-    learning rates have no noise, so neither is done for them. NaN and infinity are shown as red marks.
+    Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to `evaluation.png`.
+    If there are 100 points or more, the moving average over a 25th of the run is drawn over the raw values. An axis is
+    logarithmic if its values are positive and span more than a factor of 200. Loss weights and learning rates have no
+    noise, so neither is done for them. NaN and infinity are shown as red marks.
 
     Args:
         metrics: the file; it may be missing lines, phases or terms.

@@ -13,11 +13,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
-    """A context with a temporary file in the folder of ``path`` and with its suffix; the file is renamed to ``path`` when the
-    context ends without an error.
+    """A context with a temporary file in the folder of ``path`` and with its suffix; the file is renamed to ``path``
+    when the context ends without an error.
 
-    If the program is killed, the old file or the new one is left, never a part of one. Missing folders are created. With
-    ``sync`` the content is on the disk before the name changes, so that a power failure does not leave an empty file.
+    If the program is killed, the old file or the new one is left, never a part of one. Missing folders are created.
+    With ``sync`` the content is on the disk before the name changes, so that a power failure does not leave an empty
+    file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

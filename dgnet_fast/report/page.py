@@ -43,14 +43,15 @@ _SKELETON = """<!DOCTYPE html>
 def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -> Path:
     """Write `report.html` into a run folder, from those parts of the run that are there.
 
-    Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`),
-    `metrics.jsonl`, `samples/step_XXXXXXXX.png` and `visual/` (of `dgnet_fast.visualize`). If there is a `metrics.jsonl`,
-    `curves/*.png` are drawn again. If a part is missing (because a run stopped early) or cannot be read, the page says so.
-    Pictures are inside the page; it loads nothing.
+    Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`), `metrics.jsonl`,
+    `samples/step_XXXXXXXX.png` and `visual/` (of `dgnet_fast.visualize`). If there is a `metrics.jsonl`,
+    `curves/*.png` are drawn again. If a part is missing (because a run stopped early) or cannot be read, the page says
+    so. Pictures are inside the page; it loads nothing.
 
     Args:
         run_folder: an existing folder.
-        max_samples: largest number of sample pictures on the page, evenly spread over the run, with the first and the last.
+        max_samples: largest number of sample pictures on the page, evenly spread over the run, with the first and the
+            last.
 
     Returns:
         The path of `report.html`.

@@ -1,4 +1,5 @@
-"""Result tables: read from `results.json` (and from every file of `--json`, which has the same form), and formatted as text.
+"""Result tables: read from `results.json` (and from every file of `--json`, which has the same form), and formatted as
+text.
 
 A table is `{"title": str, "columns": [str, …], "rows": [[name, value, …], …], "notes": [str, …]}`; `title`
 and `notes` may be left out. `columns` heads every entry of a row, its name included; a row may have one entry

@@ -60,7 +60,9 @@ class PictureIndex:
         return len(self.entries)
 
     def add(self, vectors: Tensor, entries: list[Entry]) -> None:
-        """Append pictures; those already in the index do not change. ``vectors``: float32 (N, dimension), of unit length."""
+        """Append pictures; those already in the index do not change. ``vectors``: float32 (N, dimension), of unit
+        length.
+        """
         array = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         assert array.shape == (len(entries), self.made_by["dimension"])
         assert np.allclose(np.linalg.norm(array, axis=1), 1, atol=1e-3)
@@ -68,7 +70,7 @@ class PictureIndex:
         self.entries += entries
 
     def search(self, vectors: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 (Q, K) and positions int64 (Q, K) of the ``count`` best pictures (of all, if there are fewer)."""
+        """Scores float32 (Q, K) and positions int64 (Q, K) of the ``count`` best pictures, or of all."""
         asked = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         return self.vectors.search(asked, min(count, len(self)))
 
@@ -86,7 +88,9 @@ class PictureIndex:
 
     @classmethod
     def open(cls, folder: Path, extractor: Extractor) -> PictureIndex:
-        """The index in ``folder``. Raises ValueError if it is damaged, or was made with another model or other settings."""
+        """The index in ``folder``. Raises ValueError if it is damaged, or was made with another model or other
+        settings.
+        """
         content = read_entries(folder)
         index = cls(extractor, content["dimension"])
         for name, ours in index.made_by.items():

@@ -1,9 +1,9 @@
 """Warns that a run has begun to diverge while its losses are still finite: which loss, since when, and what to lower.
 
-The level of a loss is the median of its last logged values. There is a warning if the level had fallen to half of its first
-value or less and has then lost a certain share of this gain, or if it is twice its first value. Both are far beyond the noise
-of a healthy run, and they come long before a loss is NaN, if it ever is: a run whose E_a had left its optimum went on for
-2 000 steps with an identity loss of 5 to 20 times that of guessing.
+The level of a loss is the median of its last logged values. There is a warning if the level had fallen to half of its
+first value or less and has then lost a certain share of this gain, or if it is twice its first value. Both are far
+beyond the noise of a healthy run, and they come long before a loss is NaN, if it ever is: a run whose E_a had left its
+optimum went on for 2 000 steps with an identity loss of 5 to 20 times that of guessing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ WATCHED = {
     # D's loss rises again as G gets good: only what is worse than it ever was
     "dis": Watched(2.0, "lower --lr-d"),
 }
-"""Losses that fall in a healthy run. Losses whose weights rise later, and those on which G and D work against each other,
-need not fall.
+"""Losses that fall in a healthy run. Losses whose weights rise later, and those on which G and D work against each
+other, need not fall.
 """
 
 
@@ -48,8 +48,8 @@ class DivergenceAlarm:
         self._losses = {name: _Loss(one, window) for name, one in watched.items()}
 
     def observe(self, step: int, scalars: Mapping[str, float]) -> list[str]:
-        """Take the values logged at ``step``, and return the warnings. Values that are not finite are ignored; `Guard` handles
-        them.
+        """Take the values logged at ``step``, and return the warnings. Values that are not finite are ignored; `Guard`
+        handles them.
         """
         texts = []
         for name, loss in self._losses.items():

@@ -1,7 +1,7 @@
 """A moving average of the weights, for samples, features and scores (exponential moving average, EMA).
 
-The weights of a GAN after its last step are as noisy as its gradients; since Karras et al. 2018, samples are made with their
-average. The training itself never uses the average.
+The weights of a GAN after its last step are as noisy as its gradients; since Karras et al. 2018, samples are made with
+their average. The training itself never uses the average.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 PARTS = ("structure_encoder.", "mlp.", "decoder.", "appearance_encoder.")
-"""What is averaged: all networks that make pictures and features, with their running statistics; not D or the teachers."""
+"""What is averaged: all networks that make pictures and features, with their running statistics; not D or the teachers.
+"""
 
 
 class WeightAverage:

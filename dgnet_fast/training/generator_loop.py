@@ -1,9 +1,10 @@
-"""E_s and G are first trained alone to reconstruct pictures, before everything is trained together. The paper does not do this.
+"""E_s and G are first trained alone to reconstruct pictures, before everything is trained together. The paper does not
+do this.
 
-From random weights, the complete step trains E_s and G slowly: E_a, whose codes they use, still changes, and most of the
-computation of a step goes into terms that mean little while the pictures are blurred. Here E_a is constant, and a step
-decodes each picture once, with its own code or with that of its positive, drawn at random. docs/learning.md shows what this
-is worth.
+From random weights, the complete step trains E_s and G slowly: E_a, whose codes they use, still changes, and most of
+the computation of a step goes into terms that mean little while the pictures are blurred. Here E_a is constant, and a
+step decodes each picture once, with its own code or with that of its positive, drawn at random. docs/learning.md shows
+what this is worth.
 """
 
 from __future__ import annotations

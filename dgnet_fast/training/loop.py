@@ -40,8 +40,8 @@ class Diverged(Exception):
 
 
 class StopSignal:
-    """While this is active, the first SIGINT or SIGTERM sets ``requested``, and the loop saves and ends; a second signal
-    acts at once. Outside of the main thread, where Python handles no signals, it does nothing.
+    """While this is active, the first SIGINT or SIGTERM sets ``requested``, and the loop saves and ends; a second
+    signal acts at once. Outside of the main thread, where Python handles no signals, it does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -75,15 +75,15 @@ def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float
     """The values that a step writes to the log: the mean of every term over the two streams, as papers give it, and the
     present values of the ramped weights.
 
-    The totals are the values that are minimised, and in these the streams are added: ``total`` is twice the weighted sum
-    of the means.
+    The totals are the values that are minimised, and in these the streams are added: ``total`` is twice the weighted
+    sum of the means.
     """
     scalars = {name: statistics.fmean(v) if isinstance(v, list) else v for name, v in result.terms.items()}
     return scalars | weights_at(config, step)._asdict()
 
 
 def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: Path) -> None:
-    """Log the steps that were skipped since the last reading. Raises Diverged after ``limit`` skipped steps in a row."""
+    """Log the steps skipped since the last reading. Raises Diverged after ``limit`` of them in a row."""
     names = ", ".join(skips.names)
     if skips.longest >= limit:
         place = "the last at" if skips.row else "before"
@@ -121,9 +121,9 @@ def train(
 
     If a loss begins to diverge, a line of the log says so (`dgnet_fast.training.alarm`).
 
-    ``evaluate()`` is called every ``eval_iter`` steps. Its scores go to the phase "eval" of the log, and the checkpoint with
-    the best ``mAP`` is kept as ``best.pt`` beside the newest checkpoints. It is selected on the data that ``evaluate`` scores,
-    so its scores on the same data are no test result.
+    ``evaluate()`` is called every ``eval_iter`` steps. Its scores go to the phase "eval" of the log, and the
+    checkpoint with the best ``mAP`` is kept as ``best.pt`` beside the newest checkpoints. It is selected on the data
+    that ``evaluate`` scores, so its scores on the same data are no test result.
 
     ``sample(step)`` is called every ``image_display_iter`` steps to write a grid of pictures. Checkpoints go to
     ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run

@@ -53,8 +53,8 @@ TEACHER = "teacher.pt"
 
 
 def with_classes(config: Config, dataset: ReidDataset) -> Config:
-    """The options with ID_class counted from the data. If an old file gives another number, the log says so and the counted
-    number is used.
+    """The options with ID_class counted from the data. If an old file gives another number, the log says so and the
+    counted number is used.
     """
     count = dataset.num_classes
     if config.ID_class not in (0, count):
@@ -126,8 +126,8 @@ class Run:
     def train_baseline(
         self, name: str, steps: int, pictures: Tensor | MappedPictures, stop: StopSignal, **extra: Any
     ) -> AppearanceEncoder:
-        """Train the paper's baseline for ``steps`` steps, or finish an interrupted training, and save it as ``NAME.pt``.
-        ``extra``: further arguments of `train_teacher`.
+        """Train the paper's baseline for ``steps`` steps, or finish an interrupted training, and save it as
+        ``NAME.pt``. ``extra``: further arguments of `train_teacher`.
         """
         config = self.config.replace(teacher_steps=steps)
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
@@ -156,9 +156,9 @@ class Run:
         return [t.to(self.device) for t in found]
 
     def baseline(self, stop: StopSignal) -> tuple[AppearanceEncoder, int]:
-        """The baseline that is trained for as many steps as the whole run, and the number of these steps: as many updates as
-        E_a had, from the first step of its teacher to the last step of DG-Net. It has the schedule of a teacher of that
-        length. It is trained only once for each run folder.
+        """The baseline that is trained for as many steps as the whole run, and the number of these steps: as many
+        updates as E_a had, from the first step of its teacher to the last step of DG-Net. It has the schedule of a
+        teacher of that length. It is trained only once for each run folder.
         """
         config = self.config
         steps = config.max_iter + (config.teacher_steps if config.teacher else 0)
@@ -175,8 +175,8 @@ class Run:
         return network, steps
 
     def evaluator(self, model: DGNet) -> Callable[[], dict[str, float]]:
-        """A function that scores the present model on the test people: mAP and Rank-1 in percent, and on synthetic data the
-        scores of `likeness`.
+        """A function that scores the present model on the test people: mAP and Rank-1 in percent, and on synthetic
+        data the scores of `likeness`.
         """
 
         def evaluate() -> dict[str, float]:
@@ -199,7 +199,7 @@ class Run:
         }
 
     def sampler(self, model: DGNet):  # noqa: ANN201 - a function of the step
-        """A function that writes a grid of swaps of test people (each row is a structure, each column an appearance)."""
+        """A function that writes a grid of swaps of test people (rows: structures, columns: appearances)."""
         gallery, config = self.dataset.gallery, self.config
         people = [i for i in np.unique(gallery.ids) if i > 0]
         firsts = [int(np.flatnonzero(gallery.ids == i)[0]) for i in people[: 2 * config.display_size]]
@@ -220,7 +220,7 @@ class Run:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the tensors on a CUDA device, otherwise the largest resident set of this process so far."""
+    """Peak memory in bytes: of the tensors on a CUDA device, otherwise the largest resident set so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -236,8 +236,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train DG-Net in ``folder`` as the options say; returns {'folder', 'step', 'tables'}.
 
-    With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops the run early without
-    a change of the schedule; the final scores are computed when the run reaches ``max_iter``.
+    With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops the run early
+    without a change of the schedule; the final scores are computed when the run reaches ``max_iter``.
     """
     run = Run.open(config, folder)
     config = run.config
@@ -357,8 +357,8 @@ def named_teachers(teachers: list[AppearanceEncoder]) -> dict[str, AppearanceEnc
 
 
 def final_tables(run: Run, model: DGNet, networks: dict[str, AppearanceEncoder]) -> list[dict[str, Any]]:
-    """The tables of results: the retrieval scores of chance, of ``networks`` (by name) and of DG-Net, with a verdict in words;
-    and, for synthetic data, the pictures compared with the truth.
+    """The tables of results: the retrieval scores of chance, of ``networks`` (by name) and of DG-Net, with a verdict
+    in words; and, for synthetic data, the pictures compared with the truth.
     """
     scores = {"chance": chance_scores(run.dataset)} | run.scores_of(
         networks | {"DG-Net": model.appearance_encoder}

@@ -33,7 +33,7 @@ def _ramp(start: float, rise: float, steps: int, ceiling: float) -> float:
 
 
 def weights_at(config: Config, step: int) -> Weights:
-    """The loss weights of step ``step`` (the first is 0). They rise by ``warm_scale`` in each step after the warm-up."""
+    """The loss weights of step ``step`` (from 0). They rise by ``warm_scale`` in each step after the warm-up."""
     steps, teacher_steps = step - config.warm_iter, step - config.warm_teacher_iter
     rise = config.warm_scale
     return Weights(

@@ -1,5 +1,5 @@
-"""One training step of DG-Net: the order in which the passes and parts of `dgnet_fast.training.parts` and the optimisers
-come. `dgnet_fast.training.runner` runs them.
+"""One training step of DG-Net: the order in which the passes and parts of `dgnet_fast.training.parts` and the
+optimisers come. `dgnet_fast.training.runner` runs them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page of `python -m dgnet_fast.demo`: HTML, style and script in one string; it loads nothing from other servers."""
+"""The page of `python -m dgnet_fast.demo`: HTML, style and script in one string, without outside files."""
 
 PAGE = """\
 <!DOCTYPE html>

@@ -1,4 +1,6 @@
-"""The server of the local web page: it takes two pictures, and returns both swaps and the nearest people of the gallery."""
+"""The server of the local web page: it takes two pictures, and returns both swaps and the nearest people of the
+gallery.
+"""
 
 from __future__ import annotations
 
