@@ -7,7 +7,7 @@
 
 At the end NAME.json, NAME.md and NAME.png are written to benchmarks/results/ (or --results DIR), NAME being the
 machine and the date; a selection of benchmarks writes NAME-part instead. `python -m benchmarks.report NAME.json` makes
-the other two again. With DGNET_REFERENCE=DIR the step is measured against the public implementation's code in DIR too.
+the other two again. With DGNET_REFERENCE=DIR the step is measured against the public code in DIR too.
 """
 
 from __future__ import annotations

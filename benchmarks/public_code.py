@@ -1,4 +1,4 @@
-"""The public implementation from a checkout of it, driven as its training script drives it.
+"""The public code from a checkout of it, driven as its training script drives it.
 
 None of its code is here: `Public` imports it from the folder given, gives it our weights in its own checkpoint
 layout and calls its three updates. torchvision is replaced by a stand-in (the ResNet it would download weights
@@ -58,11 +58,11 @@ def _stand_in_torchvision() -> None:
 
 
 def check_folder(folder: str) -> Path:
-    """The folder as a path; ValueError where it is no checkout of the public implementation."""
+    """The folder as a path; ValueError where it is no checkout of the public code."""
     root = Path(folder)
     for name in ("trainer.py", CONFIG):
         if not (root / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: not a checkout of the public implementation")
+            raise ValueError(f"{folder} holds no {name}: not a checkout of the public code")
     return root
 
 

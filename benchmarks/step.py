@@ -2,7 +2,7 @@
 
     python -m benchmarks.step --batch 8 --rounds 3              # ours, as the trainer runs it
     python -m benchmarks.step --plain                           # the plain step
-    python -m benchmarks.step --public DIR                      # a checkout of the public implementation
+    python -m benchmarks.step --public DIR                      # a checkout of the public code
     python -m benchmarks.step --profile                         # where its time goes; on a GPU launches and idle time
     DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
 
@@ -287,9 +287,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="Time one training step of DG-Net.")
     side = made.add_mutually_exclusive_group()
     side.add_argument("--plain", action="store_true", help="the plain step instead of ours")
-    side.add_argument(
-        "--public", metavar="DIR", help="a checkout of the public implementation instead of ours"
-    )
+    side.add_argument("--public", metavar="DIR", help="a checkout of the public code instead of ours")
     made.add_argument("--batch", type=int, default=8, help="pictures of a stream")
     made.add_argument("--height", type=int, default=256, help="pixels")
     made.add_argument("--width", type=int, default=128, help="pixels")

@@ -1,10 +1,11 @@
 """dgnet_fast: fast DG-Net, joint person re-identification and image generation.
 
-Importing it imports nothing else, so that a command's --help does not wait for torch. The first thing that computes
-(`dgnet_fast.ops`, and so models, training and `Extractor`) imports torch and then `dgnet_fast.extension`, which chooses
-the compiled bodies for this CPU. On Linux with glibc that also raises malloc's thresholds, so that large tensors are
-reused instead of mapped afresh (`malloc_kept`), and takes the memory of CPU tensors from malloc, so that the blocks fit
-when they are reused (`allocator_installed`); set DGNET_FAST_MALLOC=0 before to leave both as they are.
+Importing this package imports nothing else, so that the --help of a command does not wait for torch. The first module
+that computes (`dgnet_fast.ops`, and therefore models, training and `Extractor`) imports torch and then
+`dgnet_fast.extension`, which chooses the compiled bodies for this CPU. On Linux with glibc this also raises the
+thresholds of malloc, so that the memory of large tensors is reused and not mapped again (`malloc_kept`), and it takes
+the memory of CPU tensors from malloc, so that the blocks fit when they are reused (`allocator_installed`). Set
+DGNET_FAST_MALLOC=0 before the import to change neither.
 """
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
-"""Convert a checkpoint: a run of ours, the public implementation's gen_/id_/dis_*.pt, or safetensors, into any of them.
+"""Convert a checkpoint between three formats: our runs, the gen_/id_/dis_*.pt of the public code, and safetensors.
 
     python -m dgnet_fast.convert RUN --to public --out DIR                              files that the public code loads
     python -m dgnet_fast.convert id_00100000.pt --to run --out runs/released            a run that can be resumed
     python -m dgnet_fast.convert id_00100000.pt --to safetensors --out dgnet.safetensors
 
-The result is read back and compared, tensor by tensor. Nothing that exists is overwritten.
+The result is read back and compared, tensor by tensor. Existing files are not overwritten.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ FORMATS = ("public", "run", "safetensors")
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.convert", description=__doc__)
     add_checkpoint(made)
-    made.add_argument("--to", required=True, choices=FORMATS, help="what to write")
+    made.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     made.add_argument(
-        "--out", required=True, type=Path, metavar="PATH", help="folder (public, run) or file (safetensors)"
+        "--out",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="folder (for public and run) or file (for safetensors) to write",
     )
     return made
 

@@ -1,8 +1,9 @@
-"""Score several checkpoints on several data sets: a table of sources and targets.
+"""Score several checkpoints on several data sets, and print a table of sources and targets.
 
     python -m dgnet_fast.cross_evaluate --source runs/a --source runs/b --target market1501=DIR --target veri776=DIR
 
-A target is NAME=DIR as for --data and --root; `synthetic` has no DIR. A source is anything that dgnet_fast.evaluate reads.
+A target is NAME=DIR, with the name and the folder that --data and --root take elsewhere; `synthetic` has no DIR. A
+source is any checkpoint that dgnet_fast.evaluate reads.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.cross_evaluate", description=__doc__)
     made.add_argument(
         "--source", action="append", required=True, type=Path, metavar="RUN",
-        help="a checkpoint: run folder, step_*.pt, or a public id_*.pt or its folder; give it again for each",
+        help="a checkpoint: a run folder, a step_*.pt, a public id_*.pt or its folder; repeat the option for each checkpoint",
     )  # fmt: skip
     made.add_argument(
         "--target", action="append", required=True, metavar="NAME=DIR",
-        help=f"a data set to score on: one of {', '.join(DATASETS)}, and its folder; give it again for each",
+        help=f"a data set to score on: one of {', '.join(DATASETS)}, and its folder; repeat the option for each data set",
     )  # fmt: skip
     made.add_argument(
         "--camera-pattern",
         metavar="RE",
         default="",
-        help="finds the camera in a file name ('folder' targets)",
+        help="regular expression that finds the camera in a file name (for 'folder' targets)",
     )
     add_skip_unreadable(made)
     add_ranking_options(made)
-    made.add_argument("--max-queries", type=int, metavar="N", help="score the first N queries only")
+    made.add_argument("--max-queries", type=int, metavar="N", help="score only the first N queries")
     add_device(made)
     add_checkpoint_details(made)
     add_json(made)
@@ -61,7 +62,7 @@ def parser() -> Parser:
 
 
 def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> dict[str, ReidDataset]:
-    """The data sets that NAME=DIR words name, by the label of their column; all are opened before any work."""
+    """The data sets of the NAME=DIR arguments, by the label of their column. All are opened before any other work."""
     found: dict[str, ReidDataset] = {}
     for word in words:
         name, _, root = word.partition("=")
@@ -80,7 +81,7 @@ def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> 
 
 
 def source_label(path: Path, taken: dict[str, Any]) -> str:
-    """A short name for a checkpoint's row: the run folder's, or the whole path where that is taken."""
+    """A short name for the row of a checkpoint: the name of its run folder, or the whole path if that name is taken."""
     short = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
     return short if short and short not in taken else str(path)
 
@@ -88,7 +89,7 @@ def source_label(path: Path, taken: dict[str, Any]) -> str:
 def score_source(
     path: Path, targets: dict[str, ReidDataset], ranking: Ranking, args: Any
 ) -> dict[str, dict[str, Any]]:
-    """Scores of one checkpoint on every target."""
+    """The scores of one checkpoint on every target."""
     model, known = load_for_use(path, config_file=args.config, allow_extra=args.allow_extra)
     encoder = model.appearance_encoder.to(resolve_device(args.device))
     extractor = Extractor.of(encoder, model.config, batch=args.batch)

@@ -1,10 +1,10 @@
-"""A local web page: drop two pictures, see both swaps and the nearest people of a gallery.
+"""Start a local web page: drop two pictures on it to see both swaps and the nearest people of a gallery.
 
-    python -m dgnet_fast.demo RUN                                                   gallery: the run's own
+    python -m dgnet_fast.demo RUN  with the gallery of the run's data set
     python -m dgnet_fast.demo RUN --gallery market1501:gallery --root DIR --port 8000
 
-Needs Flask: pip install 'dgnet-fast[demo]'. The page answers to this machine only unless --host says otherwise, and keeps
-nothing of what is dropped.
+It needs Flask: pip install 'dgnet-fast[demo]'. Only this machine can open the page, unless --host says otherwise. The
+pictures are not stored.
 """
 
 from __future__ import annotations
@@ -30,17 +30,23 @@ def parser() -> Parser:
     made.add_argument(
         "--gallery",
         metavar="SOURCE",
-        help="folder or DATASET:SPLIT, or 'none' (default: the checkpoint's gallery)",
+        help="gallery: a folder, DATASET:SPLIT, or 'none' (default: the gallery of the checkpoint's data set)",
     )
     made.add_argument(
-        "--nearest", type=int, default=5, metavar="N", help="people shown for each picture (default 5)"
+        "--nearest",
+        type=int,
+        default=5,
+        metavar="N",
+        help="number of people shown for each picture (default 5)",
     )
     add_source_details(made)
     add_device(made, batch=None)
     made.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+        "--host",
+        default="127.0.0.1",
+        help="address on which the page can be opened (default 127.0.0.1: from this machine only)",
     )
-    made.add_argument("--port", type=int, default=7860, help="port; 0 takes a free one (default 7860)")
+    made.add_argument("--port", type=int, default=7860, help="port; 0 takes any free port (default 7860)")
     return made
 
 

@@ -1,4 +1,4 @@
-"""python -m dgnet_fast.doctor [--json]: what is installed and found here, and which body serves which op."""
+"""python -m dgnet_fast.doctor [--json]: show what is installed on this machine, and which body serves which op."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _cache_folders() -> dict[str, str]:
 
 
 def report() -> dict[str, Any]:
-    """All that the command prints, as JSON-ready values."""
+    """Everything that the command prints, as values that JSON can hold."""
     cuda = _cuda_devices()
     return {
         "versions": {

@@ -1,10 +1,12 @@
-"""Score a checkpoint: CMC, mAP in both conventions, mINP; multi-query where the data has it.
+"""Score a checkpoint: CMC, mAP in both conventions, mINP, and multi-query if the data set has it.
 
-    python -m dgnet_fast.evaluate RUN                                          a run folder or a step_*.pt of ours
+    python -m dgnet_fast.evaluate RUN                                          a run folder, or one of its checkpoints
     python -m dgnet_fast.evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
 
-The data is the one that the checkpoint was trained on unless --data and --root name another. --rerank and --aqe add rows,
---single-shot a table, --rank-list a picture of rankings. Many checkpoints on many data sets: dgnet_fast.cross_evaluate.
+The data set is the one that the checkpoint was trained on, unless --data and --root name another. --rerank and --aqe
+add rows, --single-shot adds a table, and --rank-list writes a picture of rank lists. A run folder stands for its
+newest checkpoint; its checkpoints/best.pt (see --eval-iter of training) was selected on the test people. To score
+several checkpoints on several data sets, use dgnet_fast.cross_evaluate.
 """
 
 from __future__ import annotations
@@ -44,23 +46,30 @@ def parser() -> Parser:
     add_data_set(made)
     add_ranking_options(made)
     made.add_argument(
-        "--rank-list", type=Path, metavar="FILE", help="write a picture of the first ranks of some queries"
+        "--rank-list",
+        type=Path,
+        metavar="FILE",
+        help="write a picture (.png) with the rank lists of some queries",
     )
     made.add_argument(
-        "--rank-list-queries", type=int, default=8, metavar="N", help="queries in that picture (default 8)"
+        "--rank-list-queries",
+        type=int,
+        default=8,
+        metavar="N",
+        help="number of queries in that picture (default 8)",
     )
     made.add_argument(
         "--multi-query",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also score multi-query where the data has it",
+        help="also score multi-query if the data set has it",
     )
-    made.add_argument("--max-queries", type=int, metavar="N", help="score the first N queries only")
+    made.add_argument("--max-queries", type=int, metavar="N", help="score only the first N queries")
     add_device(made)
     made.add_argument(
         "--data-cache",
         metavar="DIR",
-        help="folder that keeps decoded pictures, or off (default: the checkpoint's)",
+        help="folder of the cache of decoded pictures, or off (default: the one of the checkpoint)",
     )
     add_json(made)
     return made

@@ -1,12 +1,12 @@
-"""Export a checkpoint's networks for use without dgnet_fast: ONNX, or a torch.export archive.
+"""Export the networks of a checkpoint for use without dgnet_fast, as ONNX or as a torch.export archive.
 
     python -m dgnet_fast.export RUN --network encoder --out encoder.onnx          pictures -> features, codes
     python -m dgnet_fast.export RUN --network generator --out generator.onnx      appearances, structures -> pictures
     python -m dgnet_fast.export RUN --network encoder --out encoder.pt2           torch.export.load(FILE).module()
 
-The batch is dynamic; height and width are the checkpoint's. --input says which numbers go in, and so whether the
-normalisation is inside; the file's metadata says it too. Each file is run beside the model before it is kept (ONNX in
-onnxruntime: pip install 'dgnet-fast[export]').
+The batch size is dynamic; height and width are those of the checkpoint. --input says which values the network takes,
+and therefore whether the normalisation is inside the file; the metadata of the file says it too. Before a file is
+kept, it is run beside the model and compared (ONNX in onnxruntime: pip install 'dgnet-fast[export]').
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAVE = {".onnx": save_onnx, ".pt2": save_archive}
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.export", description=__doc__)
     add_checkpoint(made)
-    made.add_argument("--network", required=True, choices=tuple(NETWORKS), help="what to export")
+    made.add_argument("--network", required=True, choices=tuple(NETWORKS), help="network to export")
     made.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write: .onnx or .pt2")
     made.add_argument(
         "--input",

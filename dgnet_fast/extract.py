@@ -1,10 +1,11 @@
-"""Write the retrieval features of pictures to a file.
+"""Write the retrieval features (embeddings) of pictures to a file.
 
     python -m dgnet_fast.extract FOLDER --checkpoint RUN --out features.npz
     python -m dgnet_fast.extract a.jpg b.jpg --checkpoint RUN --out features.parquet      (needs pyarrow)
 
-Folders are searched through. An .npz holds `features` (N, F) float32, `paths` (N,) and the model's `fingerprint`; a .parquet
-the columns `path` and `feature`. The features of a picture are one for each head, side by side, each of unit length.
+Folders are searched with all their subfolders. An .npz file holds `features` (N, F) float32, `paths` (N,) and the
+`fingerprint` of the model; a .parquet file has the columns `path` and `feature`. The feature of a picture is the
+concatenation of the features of all heads, each of unit length.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SUFFIXES = (".npz", ".parquet")
 
 
 def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: str) -> None:
-    """Write ``out`` (.npz or .parquet) atomically."""
+    """Write the features (N, F) float32 to ``out`` (.npz or .parquet), atomically."""
     names = [str(path) for path in paths]
     with atomically(out) as temporary:
         if out.suffix == ".npz":
@@ -44,7 +45,9 @@ def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.extract", description=__doc__)
     made.add_argument("pictures", nargs="+", metavar="FILE|FOLDER", help="pictures, or folders of them")
-    made.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz or .parquet to write")
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file to write (.npz or .parquet)"
+    )
     made.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     add_extractor_options(made)
     return made

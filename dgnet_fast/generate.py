@@ -8,8 +8,8 @@
     python -m dgnet_fast.generate figure swap RUN --source synthetic:gallery --out figure.png
 
 Pictures come from a file, a folder, or a data set with its split, such as synthetic:gallery. The checkpoint is a run
-folder, a step_*.pt, a .safetensors file, or a public id_*.pt with its gen_*.pt. cross and set write a manifest and, called
-again, make what is missing. Nothing that exists is overwritten or removed.
+folder, a step_*.pt, a .safetensors file, or a public id_*.pt with its gen_*.pt. cross and set write a manifest; run
+the same command again to generate the pictures that are missing. Existing files are never overwritten or removed.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ def _common(parser: Parser, out: str) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help=out)
     add_source_details(parser)
     add_device(parser, batch=32)
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of everything that is drawn at random (default 0)"
+    )
 
 
 def _two_sources(parser: Parser, count: int | None) -> None:
-    parser.add_argument("--source", help="where both appearances and structures come from")
+    parser.add_argument(
+        "--source", help="file, folder or DATASET:SPLIT that gives both the appearances and the structures"
+    )
     parser.add_argument(
         "--appearances", metavar="SOURCE", help="file, folder or DATASET:SPLIT (default: --source)"
     )
@@ -62,13 +66,13 @@ def _two_sources(parser: Parser, count: int | None) -> None:
             type=int,
             default=count,
             metavar="N",
-            help=f"pictures of each, of different people if known (default {count})",
+            help=f"number of appearances and of structures, from different people if they are known (default {count})",
         )
 
 
 def _set_options(parser: Parser) -> None:
     parser.add_argument(
-        "--file-type", default="png", choices=tuple(SUFFIXES), help="of the pictures (default png)"
+        "--file-type", default="png", choices=tuple(SUFFIXES), help="file type of the pictures (default png)"
     )
 
 
@@ -76,17 +80,17 @@ def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.generate", description=__doc__)
     modes = made.add_subparsers(dest="mode", metavar="MODE", required=True)
 
-    pair = modes.add_parser("pair", help="one picture: appearance of A, structure of B")
+    pair = modes.add_parser("pair", help="one picture with the appearance of A and the structure of B")
     pair.add_argument("--appearance", required=True, metavar="FILE", help="picture that gives the appearance")
     pair.add_argument("--structure", required=True, metavar="FILE", help="picture that gives the structure")
     _common(pair, "picture to write (.png or .jpg)")
 
-    grid = modes.add_parser("grid", help="one page: rows structures, columns appearances")
+    grid = modes.add_parser("grid", help="one page: each row is a structure, each column an appearance")
     _two_sources(grid, 8)
     _common(grid, "picture to write (.png or .jpg)")
 
     cross = modes.add_parser(
-        "cross", help="every appearance in every structure, a file each, with a manifest"
+        "cross", help="every appearance with every structure, one file each, with a manifest"
     )
     _two_sources(cross, None)
     _set_options(cross)
@@ -94,7 +98,7 @@ def parser() -> Parser:
 
     whole = modes.add_parser("set", help="a synthetic set: random pairs of different people, with a manifest")
     _two_sources(whole, None)
-    whole.add_argument("--count", required=True, type=int, metavar="N", help="pictures to generate")
+    whole.add_argument("--count", required=True, type=int, metavar="N", help="number of pictures to generate")
     _set_options(whole)
     _common(whole, "folder of the set")
 
@@ -103,26 +107,28 @@ def parser() -> Parser:
         "--of",
         default="appearance",
         choices=("appearance", "structure"),
-        help="code that moves (default appearance)",
+        help="code that is interpolated (default appearance)",
     )
-    path.add_argument("--first", required=True, metavar="FILE", help="picture where the moving code starts")
-    path.add_argument("--last", required=True, metavar="FILE", help="picture where it ends")
+    path.add_argument("--first", required=True, metavar="FILE", help="picture whose code is the start")
+    path.add_argument("--last", required=True, metavar="FILE", help="picture whose code is the end")
     path.add_argument("--fixed", required=True, metavar="FILE", help="picture that gives the other code")
     path.add_argument(
-        "--steps", type=int, default=8, metavar="N", help="pictures, both ends included (default 8)"
+        "--steps", type=int, default=8, metavar="N", help="number of pictures, both ends included (default 8)"
     )
     _common(path, "picture to write (.png or .jpg)")
 
-    figure = modes.add_parser("figure", help=f"a figure of the paper's kinds: {', '.join(FIGURES)}")
+    figure = modes.add_parser("figure", help=f"a figure as in the paper: {', '.join(FIGURES)}")
     figure.add_argument(
         "name", choices=tuple(FIGURES), help="; ".join(f"{k}: {v}" for k, v in FIGURES.items())
     )
     figure.add_argument(
-        "--source", help="file, folder or DATASET:SPLIT (default: the checkpoint's data, gallery)"
+        "--source", help="file, folder or DATASET:SPLIT (default: the gallery of the checkpoint's data set)"
     )
-    figure.add_argument("--limit", type=int, default=6, metavar="N", help="rows: people (default 6)")
     figure.add_argument(
-        "--steps", type=int, default=8, metavar="N", help="pictures of an interpolation (default 8)"
+        "--limit", type=int, default=6, metavar="N", help="number of people, one in each row (default 6)"
+    )
+    figure.add_argument(
+        "--steps", type=int, default=8, metavar="N", help="number of pictures in an interpolation (default 8)"
     )
     _common(figure, "picture to write (.png or .jpg)")
     return made
@@ -161,7 +167,7 @@ def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _picture(args: argparse.Namespace, model: DGNet):  # noqa: ANN202 - a Pillow image
-    """What the modes that write one picture show."""
+    """The picture of a mode that writes a single picture."""
     size = model.config.picture_size
     if args.mode == "pair":
         pair = torch.stack([_one(args.appearance, size), _one(args.structure, size)])

@@ -1,11 +1,13 @@
-"""Score generated pictures: FID and intra-class SSIM against real ones, diversity, and the truth where it is known.
+"""Score generated pictures: FID and intra-class SSIM compared with real pictures, diversity, and the truth if it is
+known.
 
     python -m dgnet_fast.quality DIR --real market1501:gallery --root MARKET --inception inception-2015-12-05.pt
     python -m dgnet_fast.quality DIR --real synthetic:gallery --checkpoint RUN
 
-DIR is a set of `python -m dgnet_fast.generate`, or any folder of pictures. With --checkpoint come the Fréchet distance over
-its own re-id features (which needs no other file, and is not FID), the reconstruction errors, and, for drawn data, the swaps
-against their truth. docs/generation.md writes down what is compared with what.
+DIR is a set that `python -m dgnet_fast.generate` made, or any folder of pictures. --checkpoint adds three scores: the
+Fréchet distance over the re-identification features of the checkpoint (it needs no other file, and it is not FID), the
+reconstruction errors, and, for synthetic data, the swaps compared with their truth. docs/generation.md describes the
+protocol.
 """
 
 from __future__ import annotations
@@ -42,24 +44,38 @@ def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.quality", description=__doc__)
     made.add_argument("generated", type=Path, metavar="DIR", help="generated set, or a folder of pictures")
     made.add_argument(
-        "--real", required=True, metavar="SOURCE", help="real pictures: folder or DATASET:SPLIT"
+        "--real", required=True, metavar="SOURCE", help="real pictures: a folder or DATASET:SPLIT"
     )
     add_source_details(made)
-    made.add_argument("--inception", type=Path, metavar="FILE", help="TorchScript Inception of 2015, for FID")
     made.add_argument(
-        "--lpips", type=Path, metavar="FILE", help="TorchScript VGG-16 with LPIPS weights, for diversity"
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="TorchScript file of the 2015 Inception network, for FID",
     )
     made.add_argument(
-        "--checkpoint", type=Path, help="checkpoint that made the set: re-id features, reconstructions, truth"
+        "--lpips",
+        type=Path,
+        metavar="FILE",
+        help="TorchScript file of VGG-16 with LPIPS weights, for diversity",
+    )
+    made.add_argument(
+        "--checkpoint", type=Path, help="checkpoint that made the set, for the scores that need a model"
     )
     add_checkpoint_details(made)
     made.add_argument(
-        "--limit", type=int, metavar="N", help="compare at most N pictures of each side (default all)"
+        "--limit", type=int, metavar="N", help="compare at most N pictures of each side (default: all)"
     )
     made.add_argument(
-        "--pairs", type=int, default=1000, metavar="N", help="pairs for SSIM and LPIPS (default 1000)"
+        "--pairs",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of pairs for SSIM and LPIPS (default 1000)",
     )
-    made.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
+    made.add_argument(
+        "--seed", type=int, default=0, help="seed of everything that is drawn at random (default 0)"
+    )
     add_device(made)
     add_json(made)
     return made

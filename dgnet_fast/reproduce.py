@@ -1,11 +1,13 @@
-"""Reproduce the paper's tables over several seeds: mean and deviation of every cell, against a baseline trained as long.
+"""Reproduce a table of the paper over several seeds: the mean and the standard deviation of every cell, with a
+baseline that is trained for as many steps.
 
-    python -m dgnet_fast.reproduce ablation --out runs/ablation                            built-in pedestrians, three seeds
+    python -m dgnet_fast.reproduce ablation --out runs/ablation  synthetic pedestrians, three seeds
     python -m dgnet_fast.reproduce ablation --data market1501 --root DIR --pretrained resnet50.pth --out runs/market
 
-ablation: what the primary and the fine-grained feature add (the paper's Table 4). Each seed is a whole run in a folder of its
-own below --out: teacher, DG-Net, and the baseline trained as long. Called again it goes on after any stop: finished seeds are
-read, an interrupted one is resumed. Writes ablation.md and ablation.json. Options are those of dgnet_fast.train.
+The table "ablation" shows what the primary and the fine-grained feature add (Table 4 of the paper). Each seed is a
+complete run in its own folder below --out: the teacher, DG-Net, and the baseline. If the command is interrupted, run
+it again: finished seeds are read from their folders, and the interrupted one is resumed. It writes ablation.md and
+ablation.json. All other options are those of dgnet_fast.train.
 """
 
 from __future__ import annotations
@@ -36,28 +38,34 @@ from dgnet_fast.training.run import BASELINE, run_training
 logger = logging.getLogger("dgnet_fast")
 
 FEATURES = {"+ primary (f_prim)": 0.0, "+ fine-grained (f_fine)": None, "both": 0.5}
-"""The paper's rows: the weight of the query's second half with which DG-Net's feature is compared."""
+"""The rows of the paper, and for each the weight of the second half of the query's feature (None: only the second
+half).
+"""
 TEACHER = "teacher"
 SCORES = ("Rank-1", "mAP", "mINP")
 CELLS = "cells.json"
-"""The scores of a finished seed, in its folder."""
+"""Name of the file with the scores of a finished seed, in its folder."""
 
 
 def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.reproduce", description=__doc__)
-    made.add_argument("table", choices=("ablation",), help="the table to make")
+    made.add_argument("table", choices=("ablation",), help="table to make")
     made.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the runs and of the table"
     )
     made.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="runs, with seeds 0 to N-1 (default 3)"
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of runs; their seeds are 0 to N-1 (default 3)",
     )
     add_config_options(made, {"--root": "data_root"})
     return made
 
 
 def score_run(folder: Path) -> dict[str, list[float]]:
-    """Rank-1, mAP and mINP (percent) of a finished run's rows: teacher, baseline trained as long, and `FEATURES`."""
+    """Rank-1, mAP and mINP (percent) of the rows of a finished run: the teacher, the baseline and `FEATURES`."""
     model, _ = load_for_use(folder)
     config, device = model.config, resolve_device(model.config.device)
     dataset = dataset_of(config)
@@ -80,7 +88,7 @@ def score_run(folder: Path) -> dict[str, list[float]]:
 
 
 def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
-    """The rows of one seed: read where they are finished, else the run is trained or resumed first."""
+    """The rows of one seed. If they are not finished, the run is trained or resumed first."""
     if (folder / CELLS).is_file():
         content = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         return content["rows"]
@@ -96,7 +104,7 @@ def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
 
 
 def differing(there: Config, here: Config) -> str | None:
-    """The first option that differs, in words; None where the options are the same."""
+    """The first option that differs, in words; None if all options are the same."""
     ours, theirs = here.to_dict(), there.to_dict()
     for name, value in theirs.items():
         if ours[name] != value:
@@ -105,14 +113,14 @@ def differing(there: Config, here: Config) -> str | None:
 
 
 def cell(values: list[float]) -> str:
-    """mean ± deviation over seeds, one decimal; of one seed the value alone."""
+    """The mean ± standard deviation over seeds with one decimal; for a single seed the value alone."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
-    """The table over the finished seeds, with what can be said of it in words."""
+    """The table over the finished seeds, with a note that compares DG-Net with the baseline in words."""
     rows = []
     for name in seeds[0]:
         columns = zip(*(one[name] for one in seeds), strict=True)

@@ -1,11 +1,13 @@
-"""Search a gallery of pictures for the people on others. No labels or cameras are needed. Needs faiss (dgnet-fast[search]).
+"""Search a gallery for the people on query pictures. It needs no labels and no cameras. It needs faiss
+(dgnet-fast[search]).
 
     python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --query a.jpg b.jpg --picture ranks.png
-    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --save gallery.index            extract once
+    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --save gallery.index  extracts the features once
     python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --query a.jpg --out found.json
-    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --add MORE               the old stay as they are
+    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --add MORE     extracts only the new pictures
 
-Where identities are in the pictures' names, --id-pattern and --camera-pattern find them: right and wrong results are then marked.
+If the names of the pictures contain identities and cameras, --id-pattern and --camera-pattern find them, and right and
+wrong results are marked.
 """
 
 from __future__ import annotations
@@ -42,41 +44,45 @@ def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.search", description=__doc__)
     made.add_argument(
         "--gallery", nargs="+", required=True, metavar="PLACE",
-        help="folders and files to search among, or the folder of a saved index",
+        help="pictures to search in: folders and files, or the folder of a saved index",
     )  # fmt: skip
     made.add_argument(
-        "--query", nargs="+", default=[], metavar="PLACE", help="pictures, or folders of them, to search for"
+        "--query", nargs="+", default=[], metavar="PLACE", help="query pictures, or folders of them"
     )
     made.add_argument(
-        "--save", type=Path, metavar="INDEX", help="save the gallery as an index (a new folder)"
+        "--save", type=Path, metavar="INDEX", help="save the gallery as an index in this new folder"
     )
     made.add_argument(
         "--add", nargs="+", default=[], metavar="PLACE",
-        help="add pictures to the index that --gallery names; those already in it are passed over",
+        help="add pictures to the index that --gallery names; pictures that are already in it are left out",
     )  # fmt: skip
-    made.add_argument("--top", type=int, default=10, metavar="N", help="results for each query (default 10)")
+    made.add_argument(
+        "--top", type=int, default=10, metavar="N", help="number of results for each query (default 10)"
+    )
     made.add_argument(
         "--out", type=Path, metavar="FILE", help="write the results as .json or .csv (default: print them)"
     )
-    made.add_argument("--picture", type=Path, metavar="FILE", help="draw the rank lists as a .png")
-    made.add_argument("--overwrite", action="store_true", help="replace --out and --picture if they exist")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="draw the rank lists as a picture (.png)")
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace the files of --out and --picture if they exist"
+    )
     made.add_argument(
         "--id-pattern", metavar="RE",
         help="regular expression whose first group is the identity, searched in FOLDER/NAME of each picture",
     )  # fmt: skip
     made.add_argument(
-        "--camera-pattern", metavar="RE", help="the same for the camera's number, searched in NAME"
+        "--camera-pattern", metavar="RE", help="the same for the number of the camera, searched in NAME"
     )
     made.add_argument(
         "--second-half-weight", default="0.5", metavar="X",
-        help="weight of the fine-grained half: a number, or 'only' for that half alone (default 0.5)",
+        help="weight of the fine-grained half of the feature: a number, or 'only' for that half alone (default 0.5)",
     )  # fmt: skip
     add_extractor_options(made)
     return made
 
 
 class Labels:
-    """Identity and camera from a picture's name, where patterns were given."""
+    """Finds identity and camera in the name of a picture, if patterns were given."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.patterns = {}
@@ -92,7 +98,7 @@ class Labels:
             self.patterns[name] = pattern
 
     def entry(self, path: Path) -> Entry:
-        """The picture with what its name says; what is not found is unknown."""
+        """The picture with the identity and camera of its name; what is not found is unknown."""
         path = path.resolve()
         identity = self._find("id_pattern", f"{path.parent.name}/{path.name}")
         camera = self._find("camera_pattern", path.name)
@@ -108,7 +114,7 @@ class Labels:
 
 
 def mark_of(query: Entry, found: Entry) -> str:
-    """right, wrong, 'same camera' (the same person in the query's camera), or '' where an identity is unknown."""
+    """'right', 'wrong', 'same camera' (the same person in the query's own camera), or '' if an identity is unknown."""
     if query.identity is None or found.identity is None:
         return ""
     if query.identity != found.identity:
@@ -119,7 +125,7 @@ def mark_of(query: Entry, found: Entry) -> str:
 def find(
     index: PictureIndex, queries: list[Entry], vectors: Tensor, top: int
 ) -> list[list[tuple[Entry, float, str]]]:
-    """For each query its ``top`` results (picture, score, mark), the query's own file left out."""
+    """The ``top`` results (picture, score, mark) of each query, without the file of the query itself."""
     scores, places = index.search(vectors, top + 1)
     rows = []
     for query, values, found in zip(queries, scores.tolist(), places.tolist(), strict=True):
@@ -130,7 +136,7 @@ def find(
 
 
 def records(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]]) -> list[dict[str, Any]]:
-    """The results as one flat record each, with the keys of `COLUMNS`."""
+    """One flat record for each result, with the keys of `COLUMNS`."""
     return [
         dict(zip(COLUMNS, (query.path, rank, entry.path, round(score, 6), entry.identity, entry.camera, mark), strict=True))
         for query, results in zip(queries, rows, strict=True)
@@ -139,7 +145,7 @@ def records(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]]) ->
 
 
 def as_json(queries: list[Entry], rows: list, fingerprint: str) -> str:
-    """The results by query."""
+    """The results as JSON text, grouped by query."""
     flat = records(queries, rows)
     grouped = [
         {
@@ -156,7 +162,7 @@ def as_json(queries: list[Entry], rows: list, fingerprint: str) -> str:
 
 
 def as_csv(queries: list[Entry], rows: list) -> str:
-    """The results as CSV, a line each."""
+    """The results as CSV text, one line for each."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -165,7 +171,7 @@ def as_csv(queries: list[Entry], rows: list) -> str:
 
 
 def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path: Path) -> None:
-    """Write the rank lists as a PNG; gallery pictures that are gone are shown as missing."""
+    """Write the rank lists as a PNG. Gallery pictures that no longer exist are shown as missing."""
 
     def load(entry: Entry) -> np.ndarray | None:
         try:
@@ -188,7 +194,7 @@ def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path:
 def extend(
     index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels
 ) -> PictureIndex:
-    """Add the pictures that are not in the index yet; makes the index if there is none."""
+    """Add the pictures that are not yet in the index; a new index is made if there is none."""
     known = {entry.path for entry in index.entries} if index else set()
     entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
     if index and len(entries) < len(paths):
@@ -203,7 +209,9 @@ def extend(
 
 
 def check(args: argparse.Namespace) -> Path | None:
-    """Refuse options that do not go together; returns the folder of the index that --gallery names, if it does."""
+    """Raise ConfigError for options that exclude each other. Returns the folder of the index that --gallery names, or
+    None.
+    """
     at_least("top", args.top, 1)
     saved = [Path(place) for place in args.gallery if is_index(Path(place))]
     if saved and len(args.gallery) > 1:

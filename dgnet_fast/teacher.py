@@ -1,12 +1,13 @@
-"""Train the teacher alone: the paper's re-identification baseline (one head, cross entropy).
+"""Train only the teacher, which is the paper's re-identification baseline (one head, cross entropy).
 
     python -m dgnet_fast.teacher --data market1501 --root DIR --out runs/teacher
     python -m dgnet_fast.train   --data market1501 --root DIR --teacher runs/teacher
 
-    python -m dgnet_fast.teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more   also on a generated set
+    python -m dgnet_fast.teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more
 
-The folder gets teacher.pt (for --teacher), net_last.pth and opts.yaml (the public implementation's layout), and the scores.
-Called again with the same --out it continues an interrupted training.
+The third command also trains on a generated set. The command writes teacher.pt (for --teacher), net_last.pth and
+opts.yaml (in the layout of the public code), and the scores into the folder. If the training is interrupted, run the
+command again with the same --out to continue it.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ def parser() -> Parser:
         "--generated",
         type=Path,
         metavar="DIR",
-        help="generated set (dgnet_fast.generate) to train on as well",
+        help="generated set (made by dgnet_fast.generate) to train on in addition",
     )
     made.add_argument(
-        "--labeller", default="", metavar="FILE", help="teacher whose soft labels the generated pictures get"
+        "--labeller",
+        default="",
+        metavar="FILE",
+        help="teacher that gives the generated pictures their soft labels",
     )
     made.add_argument(
         "--generated-weight",
         type=float,
         default=1.0,
         metavar="X",
-        help="weight of the generated pictures' loss (default 1)",
+        help="weight of the loss of the generated pictures (default 1)",
     )
     add_config_options(made, {"--root": "data_root"})
     return made

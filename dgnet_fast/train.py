@@ -2,10 +2,11 @@
 
     python -m dgnet_fast.train                                  built-in synthetic pedestrians, minutes on two cores
     python -m dgnet_fast.train --data market1501 --root DIR     the paper's run (preset paper)
-    python -m dgnet_fast.train --config latest.yaml             options of the public implementation, unchanged
+    python -m dgnet_fast.train --config latest.yaml             an unchanged YAML file of the public code
     python -m dgnet_fast.train --resume --out RUN               continue a run
 
-Every option of the configuration can be given on the command line; --config and --preset lie below them.
+Every option of the configuration can be given on the command line. It replaces the value of --config, which replaces
+the value of --preset.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def parser() -> Parser:
         "--resume", action="store_true", help="continue the run in --out from its newest checkpoint"
     )
     made.add_argument(
-        "--max-steps", type=int, metavar="N", help="end after this many steps in all, schedule unchanged"
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="stop after this many steps in total; the schedule does not change",
     )
     add_config_options(made, {"--root": "data_root"})
     return made

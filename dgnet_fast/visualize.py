@@ -1,6 +1,6 @@
-"""Look into a checkpoint: a map of its features, where its heads look, and results for each camera.
+"""Visualise a checkpoint: a map of its features, class activation maps of its heads, and the scores for each camera.
 
-python -m dgnet_fast.visualize RUN                                        into RUN/visual, and into RUN/report.html
+python -m dgnet_fast.visualize RUN  writes RUN/visual, and adds it to RUN/report.html
 python -m dgnet_fast.visualize RUN --data market1501 --root DIR --out DIR --method tsne
 """
 
@@ -42,23 +42,35 @@ def parser() -> Parser:
     made = Parser(prog="python -m dgnet_fast.visualize", description=__doc__)
     add_checkpoint(made)
     made.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the pictures (default: RUN/visual, drawn anew)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the pictures (default: RUN/visual, whose pictures are replaced)",
     )
     add_data_set(made)
     made.add_argument(
-        "--method", default="pca", choices=METHODS, help="of the map; tsne needs scikit-learn (default pca)"
+        "--method",
+        default="pca",
+        choices=METHODS,
+        help="method of the map; tsne needs scikit-learn (default pca)",
     )
-    made.add_argument("--people", type=int, default=16, metavar="N", help="people on the map (default 16)")
     made.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="pictures with activation maps (default 6)"
+        "--people", type=int, default=16, metavar="N", help="number of people on the map (default 16)"
     )
-    made.add_argument("--seed", type=int, default=0, help="of which people are shown (default 0)")
+    made.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        metavar="N",
+        help="number of pictures with activation maps (default 6)",
+    )
+    made.add_argument("--seed", type=int, default=0, help="seed that chooses the people (default 0)")
     add_device(made, batch=None)
     return made
 
 
 def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Write the map, the activation maps and the table of cameras into ``folder``; returns the table."""
+    """Write the map, the activation maps and the table of cameras into ``folder``. Returns the table."""
     config = model.config
     extractor, gallery = Extractor.of(model.appearance_encoder, config), dataset.gallery
     features = {

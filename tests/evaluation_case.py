@@ -1,7 +1,7 @@
 """Rebuild the recorded retrieval cases of tests/cases/evaluation.json from their seeds and score them with
 ours.
 
-The file holds what the public implementation printed (four digits) on features that anyone can draw again:
+The file holds what the public code printed (four digits) on features that anyone can draw again:
 with R = RandomState(seed), R.standard_normal((ids + 1, 1024)) gives one prototype an id (the last one for
 junk), then gallery, query and multi-query sets follow, each as labels, cameras, noisy prototypes with
 L2-normalised halves.
@@ -45,7 +45,7 @@ def rebuild(case: dict) -> tuple[_FeatureSet, _FeatureSet, _FeatureSet]:
 
 
 def check(case: dict) -> list[tuple[str, str]]:
-    """(expected line, our line) for every line that the public implementation printed for this case."""
+    """(expected line, our line) for every line that the public code printed for this case."""
     query, gallery, multi = rebuild(case)
     ours = [
         f"Alpha:{alpha:.2f} {_printed(evaluate_retrieval(*query, *gallery, second_half_weight=weight))}"

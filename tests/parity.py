@@ -1,4 +1,4 @@
-"""Compare our real training step with numbers recorded from the public implementation.
+"""Compare our real training step with numbers recorded from the public code.
 
     python tests/parity.py CASE.json...          (also evaluation.json, the retrieval scores)
 

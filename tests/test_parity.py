@@ -1,4 +1,4 @@
-"""Our training step and scores against numbers recorded from the public implementation.
+"""Our training step and scores against numbers recorded from the public code.
 
 Each case takes ten seconds to a minute and a half on two cores; see `tests/parity.py` for what is compared and how.
 """

@@ -1,1 +1,1 @@
-"""Models and runs in files: ours, the public implementation's, safetensors, exported graphs."""
+"""Models and runs in files: our own, those of the public code, safetensors, exported graphs."""

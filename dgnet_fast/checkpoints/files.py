@@ -1,4 +1,4 @@
-"""Torch files: written atomically, read without unpickling code."""
+"""Torch files: written atomically, and read without running pickled code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from dgnet_fast.report.files import atomically
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save, `atomically`: a kill leaves the old file or the new one, never half of one."""
+    """torch.save, done `atomically`: if the program is killed, the old file or the new one is left, never a part of
+    one.
+    """
     with atomically(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 
 
 def load_file(path: str | Path, what: str = "checkpoint") -> Any:
-    """torch.load on the CPU without unpickling code; ValueError names a missing or broken file. ``what`` it should be."""
+    """torch.load on the CPU without running pickled code. Raises ValueError that names a missing or damaged file;
+    ``what`` says what the file should be.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(

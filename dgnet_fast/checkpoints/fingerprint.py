@@ -10,11 +10,11 @@ from torch import Tensor
 from dgnet_fast.models.dgnet import DGNet
 
 GENERATING = ("structure_encoder.", "mlp.", "decoder.", "appearance_encoder.")
-"""Networks that a generated picture depends on: all but D and the teachers."""
+"""The networks on which a generated picture depends: all except D and the teachers."""
 
 
 def model_state(model: DGNet) -> dict[str, Tensor]:
-    """The tensors of E_s, the MLPs, G, E_a and D, contiguous and on the CPU; no teachers."""
+    """The tensors of E_s, the MLPs, G, E_a and D, contiguous and on the CPU; without the teachers."""
     return {
         name: value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -23,9 +23,9 @@ def model_state(model: DGNet) -> dict[str, Tensor]:
 
 
 def fingerprint(model: DGNet) -> str:
-    """16 hexadecimal digits of SHA-256 over the names and values of the networks that generate.
+    """16 hexadecimal digits of SHA-256 over the names and values of the networks that generate pictures.
 
-    The same weights have the same fingerprint in whichever file they came.
+    The same weights have the same fingerprint in every file format.
     """
     return digest({name: value for name, value in model_state(model).items() if name.startswith(GENERATING)})
 

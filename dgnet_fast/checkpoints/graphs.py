@@ -1,8 +1,10 @@
-"""DG-Net as graphs that run without dgnet_fast: ONNX files and torch.export archives, checked as they are written.
+"""DG-Net as graphs that run without dgnet_fast: ONNX files and torch.export archives, which are checked when they are
+written.
 
-Two graphs: the *encoder*, pictures → retrieval features and appearance codes (E_a), and the *generator*, pictures that
-give the appearance and pictures that give the structure → pictures (E_a, E_s, the MLPs and G). The batch is dynamic,
-height and width are the checkpoint's. Fused ops are replaced by their references, which are plain PyTorch.
+There are two graphs. The *encoder* maps pictures to retrieval features and appearance codes (E_a). The *generator*
+maps pictures that give the appearance and pictures that give the structure to generated pictures (E_a, E_s, the MLPs
+and G). The batch size is dynamic; height and width are those of the checkpoint. Fused ops are replaced by their
+references, which are plain PyTorch.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ INPUTS = {
 OPSET = 18
 CHECK_BATCHES = (1, 3)
 TOLERANCE = 1e-3
-"""Largest error of features, codes and pictures (in units of ImageNet's std or of 0 to 1) against the eager model, relative
-to the largest value; float32 in another order of summation leaves about 1e-5."""
+"""Largest error of features, codes and pictures (in units of ImageNet's std or of 0 to 1) against the eager model,
+relative to the largest value; float32 in another order of summation leaves about 1e-5.
+"""
 
 
 class _Network(nn.Module):
@@ -109,7 +112,7 @@ NETWORKS: dict[str, type[_Network]] = {"encoder": Encoder, "generator": Generato
 
 
 def decompositions() -> dict[Any, Callable]:
-    """Every fused op of dgnet_fast → its reference, ``reference.forward`` of ops/<op>.py, which has the op's signature."""
+    """Every fused op → its reference, ``reference.forward`` of ops/<op>.py, which has the same signature."""
     aten = torch.ops.aten
     table: dict[Any, Callable] = {
         aten.std_mean.dim: _std_mean,

@@ -1,4 +1,4 @@
-"""A model from whatever file holds one, for evaluation and generation."""
+"""Load a model from any file that holds one, for evaluation and generation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def load_for_use(
     ours, or public files.
 
     Public checkpoints need their options: ``config_file``, or a ``config.yaml`` in their folder or the one
-    above. The number of identities is read from the checkpoint. Returns the model and what is known of it
-    ({'step', 'class_names', 'source'}).
+    above. The number of identities is read from the checkpoint. Returns the model, and a dictionary of what is known
+    about it (with 'step', 'class_names' and 'source').
     """
     path = Path(path)
     if not path.exists():
@@ -77,7 +77,7 @@ def load_for_use(
 def load_generator(
     path: str | Path, *, config_file: str | Path | None = None, allow_extra: bool = False
 ) -> tuple[DGNet, dict[str, Any]]:
-    """`load_for_use` for commands that make pictures: refuses a public set without its ``gen_*.pt``."""
+    """`load_for_use` for commands that generate pictures: public files without their ``gen_*.pt`` are refused."""
     model, known = load_for_use(path, config_file=config_file, allow_extra=allow_extra)
     if "gen" in missing_networks(known):
         raise ValueError(

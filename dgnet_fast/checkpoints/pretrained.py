@@ -1,4 +1,4 @@
-"""ImageNet weights to start E_a from."""
+"""ImageNet weights from which E_a starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 
 
 def load_imagenet(encoder: AppearanceEncoder, path: str | Path) -> None:
-    """Start the backbone from a torchvision ResNet-50 file (its ``fc`` is not used).
+    """Load the backbone from a torchvision ResNet-50 file (its ``fc`` is not used).
 
     Raises ValueError naming missing, extra or wrongly shaped entries, or an unreadable file.
     """

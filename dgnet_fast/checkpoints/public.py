@@ -1,4 +1,4 @@
-"""The public implementation's checkpoint files, in and out."""
+"""Reading and writing the checkpoint files of the public code."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def import_public(
 def export_public(
     model: DGNet, folder: Path, step: int, unused: dict[str, dict[str, Tensor]] | None = None
 ) -> dict[str, Path]:
-    """Write ``gen_``, ``id_`` and ``dis_XXXXXXXX.pt`` that the public implementation loads; returns the
+    """Write ``gen_``, ``id_`` and ``dis_XXXXXXXX.pt`` that the public code loads; returns the
     paths.
     """
     unused = unused or {}
@@ -96,5 +96,5 @@ def save_public(model: DGNet, known: dict[str, Any], folder: Path) -> list[Path]
 
 
 def missing_networks(known: dict[str, Any]) -> list[str]:
-    """Networks that the source did not hold (a public set without its gen_ or dis_ file): 'gen', 'dis'."""
+    """The networks that the source did not hold, 'gen' or 'dis' (public files without their gen_ or dis_ file)."""
     return [kind for kind in ("gen", "dis") if "files" in known and kind not in known["files"]]

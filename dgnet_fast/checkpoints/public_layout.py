@@ -1,4 +1,4 @@
-"""The public implementation's checkpoint layout: which of its entries is which of our tensors.
+"""The layout of the public code's checkpoints: which of their entries is which of our tensors.
 
 Its checkpoints are ``gen_*.pt`` (E_s, MLPs and G), ``id_*.pt`` (E_a) and ``dis_*.pt`` (D), each ``{'a':
 state_dict}``, and a teacher's ``net_last.pth`` (a bare state dict). Each of our tensors maps to one of its

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: atomic, complete, safe to load."""
+"""Checkpoints of a run: written atomically, complete, and safe to load."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from dgnet_fast.report.files import atomically, write_text
 FORMAT = "dgnet_fast.run.1"
 NAME = "step_{:08d}.pt"
 BEST = "best.pt"
-"""The checkpoint with the best score while training, beside the newest ones."""
+"""Name of the checkpoint with the best mAP in the evaluations during training (``eval_iter``). It is kept beside the
+newest checkpoints. It was selected on the test people, so its scores are no test result unless that is said.
+"""
 PATTERN = re.compile(r"step_(\d{8,})\.pt$")
 
 
 class Stateful(Protocol):
-    """What has a state to save, such as the optimisers of a run."""
+    """An object with a state to save, such as the optimisers of a run."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
+    """The checkpoints of a run, oldest first."""
     return sorted(
         (p for p in folder.glob("step_*.pt") if PATTERN.search(p.name)),
         key=lambda p: int(PATTERN.search(p.name)[1]),
@@ -38,8 +40,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """The newest of our checkpoints in a run folder or its ``checkpoints`` folder, or the file itself if it is one,
-    whatever its name.
+    """The newest of our checkpoints in a run folder or in its ``checkpoints`` folder; or the file itself, if ``path``
+    is one of our checkpoints with any name. None if there is none.
     """
     if path.is_file():
         return path if PATTERN.search(path.name) or is_run(path) else None
@@ -60,8 +62,8 @@ def save_run(
 ) -> Path:
     """Write ``folder/step_XXXXXXXX.pt`` after ``step`` finished steps and drop all but the newest ``keep``.
 
-    ``average``: averaged weights by name (``ema_decay``), which whoever uses the checkpoint gets. The teachers are not in
-    it: they do not change; see `save_teachers`.
+    ``average``: the averaged weights by name (``ema_decay``); who loads the checkpoint for use gets these. The teachers
+    are not in the file, because they do not change; see `save_teachers`.
     """
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("teachers.")}
     path = folder / NAME.format(step)
@@ -84,7 +86,7 @@ def save_run(
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """The content of one of our checkpoints; ValueError for anything else."""
+    """The content of one of our checkpoints. Raises ValueError for any other file."""
     content = load_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of a dgnet_fast run (expected format {FORMAT!r})")
@@ -101,7 +103,7 @@ def is_run(path: Path) -> bool:
 
 
 def keep_best(checkpoint: Path) -> Path:
-    """Keep a checkpoint as `BEST` beside it, without a copy where the file system can link."""
+    """Keep a checkpoint as `BEST` in the same folder: as a hard link where possible, otherwise as a copy."""
     best = checkpoint.with_name(BEST)
     with atomically(best, sync=False) as temporary:
         try:
@@ -112,7 +114,7 @@ def keep_best(checkpoint: Path) -> Path:
 
 
 def restore_model(model: DGNet, content: dict[str, Any], source: Path) -> None:
-    """Load the networks of a checkpoint strictly; the model's teachers stay as they are."""
+    """Load the networks of a checkpoint strictly; the teachers of the model do not change."""
     own = {k for k in model.state_dict() if not k.startswith("teachers.")}
     state = content["model"]
     missing, extra = sorted(own - state.keys()), sorted(state.keys() - own)
@@ -129,8 +131,8 @@ def restore_model(model: DGNet, content: dict[str, Any], source: Path) -> None:
 def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
     """Write ``folder`` as a run: ``config.yaml`` and ``checkpoints/step_XXXXXXXX.pt``.
 
-    It can be evaluated, generated from and resumed. It has no state of optimisers, since no other file holds one; they
-    start afresh when it is resumed.
+    All commands can use this run. It has no state of the optimisers, because other formats hold none; when it is
+    resumed, it begins with new optimisers.
     """
     path = folder / "checkpoints" / NAME.format(known["step"])
     content = {

@@ -1,4 +1,4 @@
-"""Teachers in files: ours, with the names of their classes, and the public implementation's."""
+"""Teachers in files: our own, with the names of their classes, and those of the public code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEACHER_FORMAT = "dgnet_fast.teacher.1"
 def save_teachers(
     path: Path, teachers: list[AppearanceEncoder], strides: list[int], class_names: list[str], config: Config
 ) -> None:
-    """Write all teachers of a run, with what is needed to rebuild them."""
+    """Write all teachers of a run, with everything that is needed to build them again."""
     shape = {k: getattr(config, k) for k in ("ID_width", "ID_blocks", "ID_features", "ID_upsample")}
     save_atomically(
         {
@@ -82,10 +82,10 @@ def _public_teacher(path: Path, config: Config) -> AppearanceEncoder:
 
 
 def load_teachers(config: Config, class_names: list[str] | None = None) -> list[AppearanceEncoder]:
-    """The teachers that ``config.teacher`` names: files of ours, of the public layout, or public names below
-    ./models.
+    """The teachers that ``config.teacher`` names: our own files, files in the layout of the public code, or names of
+    folders in ./models as in the public code.
 
-    ``class_names`` (the training set's, in class order) are compared with those of a teacher of ours.
+    ``class_names`` (of the training set, in the order of the classes) are compared with those of our own teacher files.
     """
     teachers = []
     for name in filter(None, (part.strip() for part in config.teacher.split(","))):

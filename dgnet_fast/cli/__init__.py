@@ -1,1 +1,3 @@
-"""What the commands share: the parser, the options of the config tree, groups of options that several commands have."""
+"""What all commands share: the parser, the options of the configuration tree, and groups of options that several
+commands have.
+"""

@@ -1,4 +1,4 @@
-"""The options of the config tree on the command line."""
+"""The options of the configuration tree on the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECTIONS = {
     "log_iter": "what a run writes",
     "apex": "accepted from old files",
 }
-"""First option of each section of --help."""
+"""The first option of each section of --help."""
 
 
 def _description(spec: Any, default: Any) -> str:
@@ -41,14 +41,16 @@ def _description(spec: Any, default: Any) -> str:
 
 
 def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
-    """Add --config, --preset and one option per entry of the config tree, spelled with - (or with _, as in the files)."""
+    """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or
+    with _, as in YAML files).
+    """
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file of options (ours or the public implementation's)"
+        "--config", metavar="FILE", help="YAML file with options (ours, or one of the public code)"
     )
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"named options: {', '.join(PRESETS)} (default: small for synthetic data, else paper)",
+        help=f"named set of options: {', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
     )
     group = parser
     for name, spec, owner in walk(Config()):
@@ -69,11 +71,11 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> tuple[Config, str]:
-    """The Config that parsed arguments describe, and the name of the preset that lies below.
+    """The Config that parsed arguments describe, and the name of its preset.
 
-    Order: preset, then ``base`` or --config, then single options. The preset defaults to small for synthetic
-    data and to paper for anything else; a configuration file or ``base`` without --preset stands on the plain
-    defaults.
+    Later values replace earlier ones: first the preset, then ``base`` or --config, then single options. The default
+    preset is small for synthetic data and paper for other data. With a configuration file or ``base``, and without
+    --preset, no preset is used.
     """
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
@@ -93,7 +95,7 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of the config tree that were given on the command line, coerced to their types."""
+    """The options of the configuration tree that were given on the command line, converted to their types."""
     found = {}
     for name, spec, owner in walk(Config()):
         value = getattr(args, f"option:{name}", None)

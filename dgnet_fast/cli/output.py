@@ -1,4 +1,4 @@
-"""What commands print and write: result tables on standard output, the log on standard error, JSON files of tables."""
+"""What commands write: result tables on standard output, the log on standard error, and tables in JSON files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dgnet_fast.report.tables import TABLES, format_table
 
 
 class _StandardError(logging.Handler):
-    """Lines on whatever standard error is at the moment, above a progress bar if there is one."""
+    """Writes lines to the current standard error, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -26,7 +26,9 @@ class _StandardError(logging.Handler):
 
 
 def show_log(level: int) -> None:
-    """Show the package's log from ``level`` up on standard error. For commands; libraries leave it to their program."""
+    """Show the log of this package on standard error, from ``level`` upwards. Only commands call this; a program that
+    uses the library decides itself.
+    """
     logger = logging.getLogger("dgnet_fast")
     for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
         logger.removeHandler(handler)
@@ -36,13 +38,13 @@ def show_log(level: int) -> None:
 
 
 def print_tables(tables: Sequence[dict[str, Any]], file: TextIO | None = None) -> None:
-    """Result tables as text, on standard output unless ``file`` says otherwise."""
+    """Print result tables as text, on standard output or to ``file``."""
     for table in tables:
         print(format_table(table), file=file, flush=True)
 
 
 def write_tables(path: Path, tables: Sequence[dict[str, Any]]) -> None:
-    """The file that ``--json`` names: ``{"tables": [{"title", "columns", "rows", "notes"}, ...]}``, the same from every
-    command.
+    """Write the file that ``--json`` names: ``{"tables": [{"title", "columns", "rows", "notes"}, ...]}``. Every
+    command uses this form.
     """
     write_json(path, {TABLES: list(tables)})

@@ -1,4 +1,4 @@
-"""What the commands share: a parser and a way to run whose errors are one clear line."""
+"""What all commands share: a parser, and a way to run a command so that an error is one clear line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """argparse with errors of one line, and with --quiet and --verbose."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(
@@ -25,14 +25,22 @@ class Parser(argparse.ArgumentParser):
         )
 
         self.add_argument(
-            "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="only warnings and results"
+            "-q",
+            "--quiet",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show only warnings and results",
         )
         self.add_argument(
-            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="more about what happens"
+            "-v",
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show more details of what happens",
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; then the log of the package is shown as --quiet and --verbose ask."""
+        """As argparse's. It then shows the log of the package as --quiet and --verbose ask."""
         found = super().parse_known_args(args, namespace)
         given = vars(found[0])
         if given.get("quiet") and given.get("verbose"):
@@ -58,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(body: Callable[[], int | None], prog: str) -> int:
-    """Run a command's body; a user's mistake becomes one line on standard error and status 1."""
+    """Run the body of a command; a mistake of the user becomes one line on standard error and exit status 1."""
     try:
         return body() or 0
     except USER_ERRORS as error:
@@ -70,13 +78,13 @@ def run_command(body: Callable[[], int | None], prog: str) -> int:
 
 
 def at_least(name: str, value: float | None, low: int) -> None:
-    """Refuse an option's value below ``low``; None is one not given."""
+    """Raise ConfigError if the value of an option is below ``low``. None means that the option was not given."""
     if value is not None and not value >= low:
         raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: at least {low}")
 
 
 def check_new(option: str, path: Path, overwrite: bool) -> None:
-    """Refuse to write over a file without --overwrite, or into a missing folder."""
+    """Raise ConfigError if a file exists and --overwrite is not given, or if its folder does not exist."""
     if path.exists() and not overwrite:
         raise ConfigError(f"{option} {path} exists; give another name, or --overwrite")
     if not path.parent.is_dir():

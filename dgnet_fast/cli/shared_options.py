@@ -1,5 +1,5 @@
-"""Groups of options that several commands have, and what they describe: a checkpoint's extractor, a ranking, the
-pictures that a source names.
+"""Groups of options that several commands have, and what these options describe: the extractor of a checkpoint, a
+ranking, or the pictures of a source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_checkpoint(made: Parser) -> None:
-    """The checkpoint, as the first word, and what a public one needs."""
+    """Add the checkpoint as the first argument, and the options that a public checkpoint needs."""
     made.add_argument(
         "checkpoint",
         type=Path,
@@ -31,31 +31,39 @@ def add_checkpoint(made: Parser) -> None:
 
 
 def add_checkpoint_details(made: Parser) -> None:
-    """What a public checkpoint needs beside its name."""
+    """Add the options that a public checkpoint needs besides its path."""
     made.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="options of a public checkpoint (default: config.yaml near it)",
+        help="YAML file with the options of a public checkpoint (default: config.yaml in its folder or the one above)",
     )
     made.add_argument(
-        "--allow-extra", action="store_true", help="let extra entries of a public checkpoint through"
+        "--allow-extra",
+        action="store_true",
+        help="accept additional entries of a public checkpoint that no network uses",
     )
 
 
 def add_device(made: Parser, *, batch: int | None = 64) -> None:
-    """Where a command computes, and on how many pictures at a time (None: no such option)."""
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    """Add --device and --batch, the number of pictures in one pass (None: without --batch)."""
+    made.add_argument("--device", default="auto", help="device: auto, cpu, cuda or cuda:N (default auto)")
     if batch is not None:
         made.add_argument(
-            "--batch", type=int, default=batch, metavar="N", help=f"pictures per pass (default {batch})"
+            "--batch",
+            type=int,
+            default=batch,
+            metavar="N",
+            help=f"number of pictures in one pass (default {batch})",
         )
 
 
 def add_source_details(made: Parser) -> None:
-    """What `source_config` reads: where the data sets lie that sources name."""
+    """Add the options that `source_config` reads: where the data sets of the sources are."""
     made.add_argument(
-        "--root", metavar="DIR", help="folder of the data set that a source names (default: the checkpoint's)"
+        "--root",
+        metavar="DIR",
+        help="folder of the data set that a source names (default: the one of the checkpoint)",
     )
     made.add_argument(
         "--camera-pattern",
@@ -65,72 +73,96 @@ def add_source_details(made: Parser) -> None:
 
 
 def add_skip_unreadable(made: Parser) -> None:
-    """Whether pictures that cannot be read stop the command."""
+    """Add --skip-unreadable. Without it, a picture that cannot be read stops the command."""
     made.add_argument(
         "--skip-unreadable",
         action="store_true",
-        help="leave out pictures that cannot be read, and count them",
+        help="leave out pictures that cannot be read, and report how many there are",
     )
 
 
 def add_data_set(made: Parser) -> None:
-    """What `data_set_config` reads: another data set than the checkpoint's."""
+    """Add the options that `data_set_config` reads: another data set than the one of the checkpoint."""
     made.add_argument(
-        "--data", metavar="NAME", help=f"data set: {', '.join(DATASETS)} (default: the checkpoint's)"
+        "--data", metavar="NAME", help=f"data set: {', '.join(DATASETS)} (default: the one of the checkpoint)"
     )
-    made.add_argument("--root", metavar="DIR", help="folder of the data set (csv: the file)")
+    made.add_argument("--root", metavar="DIR", help="folder of the data set (for csv the file)")
     made.add_argument(
         "--camera-pattern",
         metavar="RE",
-        help="regular expression that finds the camera in a file name (folder data)",
+        help="regular expression that finds the camera in a file name (data set 'folder')",
     )
     add_skip_unreadable(made)
 
 
 def data_set_config(config: Config, args: argparse.Namespace, **more: Any) -> Config:
-    """The checkpoint's options with the data set that the options of `add_data_set` name, and ``more`` that is not None."""
+    """The options of a checkpoint, with the data set that the options of `add_data_set` name, and with the entries of
+    ``more`` that are not None.
+    """
     changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern} | more
     changes["skip_unreadable"] = args.skip_unreadable or None
     return config.replace(**{k: v for k, v in changes.items() if v is not None})
 
 
 def add_json(made: Parser) -> None:
-    """The file that `dgnet_fast.cli.output.write_tables` writes."""
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this file")
+    """Add --json, the file that `dgnet_fast.cli.output.write_tables` writes."""
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this JSON file")
 
 
 def add_ranking_options(made: Parser) -> None:
-    """What `ranking_of` reads."""
+    """Add the options that `ranking_of` reads."""
     made.add_argument(
         "--second-half-weight",
         default="0.5",
         metavar="X",
         help="weight of the fine-grained half of the query's feature: a number, or 'only' for that half alone (default 0.5)",
     )
-    made.add_argument("--rerank", action="store_true", help="also score k-reciprocal re-ranking")
     made.add_argument(
-        "--k1", type=int, default=20, metavar="N", help="re-ranking: reciprocal neighbours (default 20)"
+        "--rerank", action="store_true", help="also give the scores with k-reciprocal re-ranking"
     )
     made.add_argument(
-        "--k2", type=int, default=6, metavar="N", help="re-ranking: averaged neighbours (default 6)"
+        "--k1",
+        type=int,
+        default=20,
+        metavar="N",
+        help="re-ranking: number of reciprocal neighbours (default 20)",
+    )
+    made.add_argument(
+        "--k2",
+        type=int,
+        default=6,
+        metavar="N",
+        help="re-ranking: number of neighbours that are averaged (default 6)",
     )
     made.add_argument(
         "--lambda", dest="original_weight", type=float, default=0.3, metavar="X",
-        help="re-ranking: share of the original distance (default 0.3)",
+        help="re-ranking: weight of the original distance (default 0.3)",
     )  # fmt: skip
-    made.add_argument("--aqe", action="store_true", help="also score alpha query expansion")
+    made.add_argument("--aqe", action="store_true", help="also give the scores with alpha query expansion")
     made.add_argument(
-        "--aqe-neighbours", type=int, default=10, metavar="N", help="expansion: neighbours (default 10)"
+        "--aqe-neighbours",
+        type=int,
+        default=10,
+        metavar="N",
+        help="query expansion: number of neighbours (default 10)",
     )
     made.add_argument(
-        "--aqe-alpha", type=float, default=3.0, metavar="X", help="expansion: power of the cosine (default 3)"
+        "--aqe-alpha",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="query expansion: exponent of the cosine (default 3)",
     )
     made.add_argument(
         "--single-shot", action="store_true",
-        help="also score CUHK03's first protocol: one gallery picture an identity, drawn again and again",
+        help="also score with the first protocol of CUHK03: one gallery picture for each identity, drawn --repeats times",
     )  # fmt: skip
-    made.add_argument("--repeats", type=int, default=100, metavar="N", help="single-shot draws (default 100)")
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of those draws (default 0)")
+    made.add_argument(
+        "--repeats", type=int, default=100, metavar="N", help="number of single-shot draws (default 100)"
+    )
+    made.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the single-shot draws (default 0)"
+    )
 
 
 def ranking_of(args: argparse.Namespace) -> Ranking:
@@ -156,7 +188,7 @@ def ranking_of(args: argparse.Namespace) -> Ranking:
 
 
 def weight_of(text: str) -> float | None:
-    """The --second-half-weight argument."""
+    """The value of --second-half-weight: a number, or None for 'only'. Raises ConfigError for anything else."""
     if text == "only":
         return None
     try:
@@ -169,7 +201,7 @@ def weight_of(text: str) -> float | None:
 
 
 def add_extractor_options(made: Parser) -> None:
-    """What `extractor_of` reads."""
+    """Add the options that `extractor_of` reads."""
     made.add_argument(
         "--checkpoint", required=True, type=Path, metavar="RUN",
         help="run folder, step_*.pt, *.safetensors, or a public id_*.pt or its folder",
@@ -194,7 +226,9 @@ def extractor_of(args: Any, **options: Any) -> Extractor:
 
 
 def readable_files(places: list[str], *, skip: bool) -> list[Path]:
-    """The picture files that are named; with ``skip`` without those that cannot be read, which are counted."""
+    """The picture files that ``places`` name. With ``skip``, files that cannot be read are left out and counted in the
+    log.
+    """
     paths = picture_files(places)
     bad = unreadable(unlabelled(paths)) if skip else {}
     if bad:
@@ -205,7 +239,9 @@ def readable_files(places: list[str], *, skip: bool) -> list[Path]:
 
 
 def source_config(config: Config, source: str, args: argparse.Namespace) -> Config:
-    """The options that a source's data set is opened with: the checkpoint's, with --root and --camera-pattern over them."""
+    """The options with which the data set of a source is opened: those of the checkpoint, changed by --root and
+    --camera-pattern.
+    """
     changes = {"data_root": args.root, "camera_pattern": args.camera_pattern}
     if source.partition(":")[0] != config.data:  # another data set than the checkpoint's
         changes = {k: v or "" for k, v in changes.items()}

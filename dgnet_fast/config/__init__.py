@@ -1,4 +1,4 @@
-"""The one tree of options and what belongs to it: the options themselves, their presets, the device."""
+"""The configuration tree and what belongs to it: the options, their presets and the device."""
 
 from dgnet_fast.config.fields import ConfigError, coerce
 from dgnet_fast.config.options import (

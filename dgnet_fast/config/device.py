@@ -8,7 +8,9 @@ from dgnet_fast.config.fields import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``--device`` names; auto is CUDA where there is one."""
+    """The device that ``--device`` names; auto is CUDA if there is a CUDA device. Raises ConfigError for any other
+    name.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

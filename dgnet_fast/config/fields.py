@@ -1,5 +1,5 @@
-"""What an option of the tree is: its default, documentation, allowed values and unit; and how a value from a YAML file
-or the command line becomes one.
+"""An option of the configuration tree: its default, documentation, allowed values and unit; and how a value of a YAML
+file or of the command line is converted.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The one tree of options: typed, documented, validated; YAML in and out.
+"""All options in one tree. Each option has a type, a documentation and a range of allowed values; the tree is read from
+YAML and written to YAML.
 
-The options of the model, the objective and the schedule keep the names of the public DG-Net YAML files, so
-that those files load unchanged and old notes stay readable; everything that the public files do not have is
-documented beside them in the same place. ``Config`` is the whole tree, ``Config.gen`` and ``Config.dis`` its
-two branches.
+The options of the model, the objective and the schedule keep the names of the public code's YAML files, so that those
+files load unchanged and old notes stay readable. Options that the public code does not have are documented beside them
+in the same place. ``Config`` is the whole tree; ``Config.gen`` and ``Config.dis`` are its two branches.
 
-An unknown key, a value of the wrong type or one outside the allowed range raises ``ConfigError``, a
-``ValueError`` that names the key, the value and what is allowed.
+An unknown key, a value of the wrong type or a value outside the allowed range raises ``ConfigError``, a ``ValueError``
+that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ DATASETS = (
     "dukemtmc-reid", "msmt17", "cuhk03-np-labelled", "cuhk03-np-detected", "veri776",
 )  # fmt: skip
 SEVERAL = "+"
-"""Between the names of several data sets."""
+"""The sign between the names of several data sets."""
 
 
 @dataclass
 class GeneratorConfig:
-    """Structure encoder E_s, decoder G and the MLPs between appearance code and AdaIN."""
+    """Options of the structure encoder E_s, the decoder G, and the MLPs between appearance code and AdaIN."""
 
-    activ: str = option("lrelu", "activation of E_s, G and the MLPs", choices=ACTIVATIONS)
+    activ: str = option("lrelu", "activation function of E_s, G and the MLPs", choices=ACTIVATIONS)
     dec: str = option("basic", "residual block of the decoder", choices=("basic", "series", "parallel"))
     dim: int = option(16, "channels of the first convolution of E_s; all widths scale with it", low=1)
-    dropout: float = option(0.0, "dropout on the structure code in the decoder", low=0.0, high=0.999)
+    dropout: float = option(0.0, "dropout of the structure code in the decoder", low=0.0, high=0.999)
     id_dim: int = option(
         2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1
     )
-    mlp_dim: int = option(512, "hidden width of the AdaIN MLPs", low=1)
+    mlp_dim: int = option(512, "width of the hidden layers of the AdaIN MLPs", low=1)
     mlp_norm: str = option("none", "normalisation inside the AdaIN MLPs", choices=("none", "in"))
-    n_downsample: int = option(2, "stride-2 convolutions of E_s, and upsamplings of G", low=1, high=6)
-    n_res: int = option(4, "residual blocks of E_s and of G", low=1)
-    non_local: int = option(0, "1: a self-attention block after G's residual blocks", choices=(0, 1))
+    n_downsample: int = option(2, "stride-2 convolutions in E_s, and upsampling layers in G", low=1, high=6)
+    n_res: int = option(4, "number of residual blocks in E_s, and in G", low=1)
+    non_local: int = option(0, "1 adds a self-attention block after the residual blocks of G", choices=(0, 1))
     pad_type: str = option("reflect", "padding of the convolutions of E_s and G", choices=PADDINGS)
-    tanh: bool = option(False, "tanh on the structure code")
+    tanh: bool = option(False, "apply tanh to the structure code")
     init: str = option("kaiming", "initialisation", choices=("gaussian", "kaiming", "xavier", "orthogonal"))
 
 
 @dataclass
 class DiscriminatorConfig:
-    """Multi-scale discriminator D."""
+    """Options of the multi-scale discriminator D."""
 
     LAMBDA: float = option(0.01, "weight of the gradient penalty on real pictures", low=0.0)
-    activ: str = option("lrelu", "activation", choices=ACTIVATIONS)
-    dim: int = option(32, "channels of the first convolution", low=1)
-    gan_type: str = option("lsgan", "adversarial loss", choices=("lsgan", "nsgan", "wgan"))
-    n_layer: int = option(2, "stride-2 convolutions of each scale", low=1)
-    n_res: int = option(4, "residual blocks of each scale", low=0)
+    activ: str = option("lrelu", "activation function of D", choices=ACTIVATIONS)
+    dim: int = option(32, "channels of the first convolution of D", low=1)
+    gan_type: str = option("lsgan", "kind of adversarial loss", choices=("lsgan", "nsgan", "wgan"))
+    n_layer: int = option(2, "number of stride-2 convolutions at each scale", low=1)
+    n_res: int = option(4, "number of residual blocks at each scale", low=0)
     non_local: int = option(
-        0, "self-attention blocks: 1 after the residual blocks, 2 also before", choices=(0, 1, 2)
+        0, "self-attention blocks: 1 after the residual blocks, 2 also before them", choices=(0, 1, 2)
     )
-    norm: str = option("none", "normalisation", choices=("none", "in", "ln", "bn"))
-    num_scales: int = option(3, "picture scales, each half the one before", low=1)
-    pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
+    norm: str = option("none", "normalisation in D", choices=("none", "in", "ln", "bn"))
+    num_scales: int = option(3, "number of picture scales; each has half the size of the one before", low=1)
+    pad_type: str = option("reflect", "padding of the convolutions of D", choices=PADDINGS)
 
 
 @dataclass
@@ -80,180 +80,195 @@ class Config:
 
     # --- data
     data: str = option(
-        "synthetic", "data set, or several to train on, joined by +", choices=DATASETS, several=SEVERAL
+        "synthetic", "data set, or several data sets joined by +", choices=DATASETS, several=SEVERAL
     )
     data_root: str = option(
         "",
-        "folder of the data set (csv: the file; not needed for synthetic); of several sets: one that holds "
-        "them all, or one each, separated by commas",
+        "folder of the data set (for csv the file; synthetic needs none); for several data sets one folder that holds them "
+        "all, or one folder each, separated by commas",
     )
-    camera_pattern: str = option("", "regular expression for the camera in a file name (folder data only)")
+    camera_pattern: str = option("", "regular expression that finds the camera in a file name (folder only)")
     skip_unreadable: bool = option(False, "leave out pictures that cannot be read, and count them")
     synthetic_kind: str = option(
         "plain",
-        "synthetic people: plain, each with clothes of their own; hard, who share a dozen outfits and change them",
+        "kind of synthetic people: in plain every person has clothes of their own; in hard all people share 12 outfits and "
+        "change them, and the cameras differ more",
         choices=("plain", "hard"),
     )
-    synthetic_ids: int = option(64, "synthetic identities to train on", low=2)
-    synthetic_views: int = option(16, "synthetic pictures of each identity", low=2)
-    synthetic_test_ids: int = option(32, "synthetic identities kept for the test", low=2)
-    crop_image_height: int = option(256, "height of the pictures", low=16, unit="pixels")
-    crop_image_width: int = option(128, "width of the pictures", low=8, unit="pixels")
-    crop_pad: int = option(10, "edge padding before the random crop", low=0, unit="pixels")
-    erasing_p: float = option(0.5, "probability of erasing pictures of the identity losses", low=0, high=1)
-    single: str = option("gray", "what E_s sees of a picture", choices=("gray", "edge"))
-    gray_jitter: float = option(0.0, "spread of the channels' weights in that grey, in training", low=0)
-    num_workers: int = option(8, "threads that decode pictures", low=0)
+    synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2)
+    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=2)
+    synthetic_test_ids: int = option(32, "number of synthetic identities kept for the test", low=2)
+    crop_image_height: int = option(256, "height of the pictures in the networks", low=16, unit="pixels")
+    crop_image_width: int = option(128, "width of the pictures in the networks", low=8, unit="pixels")
+    crop_pad: int = option(10, "padding at each edge before the random crop", low=0, unit="pixels")
+    erasing_p: float = option(0.5, "probability of random erasing in the identity losses", low=0, high=1)
+    single: str = option("gray", "input of E_s: the grey picture, or its edges", choices=("gray", "edge"))
+    gray_jitter: float = option(
+        0.0, "standard deviation of the random channel weights of the grey picture, in training", low=0
+    )
+    num_workers: int = option(8, "number of threads that decode pictures", low=0)
     data_cache: str = option(
         "auto",
-        "folder that keeps decoded pictures, or off; auto: $DGNET_FAST_CACHE, else dgnet_fast in $XDG_CACHE_HOME or ~/.cache",
+        "folder of the cache of decoded pictures, or off; auto means $DGNET_FAST_CACHE, otherwise dgnet_fast in $XDG_CACHE_HOME "
+        "or ~/.cache",
     )
     pictures_on: str = option(
         "auto",
-        "training pictures held on the device, or streamed from the host; auto: held if a quarter of its free memory is enough",
+        "where the training pictures are: held on the device, or copied from the host for each step; auto means on the device "
+        "if they take at most a quarter of its free memory",
         choices=("auto", "device", "host"),
     )
 
     # --- appearance encoder and teacher
-    ID_class: int = option(0, "identities of the training set; 0: counted from the data", low=0)
-    ID_style: str = option("AB", "re-identification network", choices=("AB", "normal", "PCB"))
+    ID_class: int = option(0, "identities of the training set; 0 means counted from the data", low=0)
+    ID_style: str = option(
+        "AB",
+        "kind of re-identification network: AB is the paper's, with two heads; normal has one head; PCB has one for each strip",
+        choices=("AB", "normal", "PCB"),
+    )
     ID_stride: int = option(
-        2,
-        "stride of E_a's last stage in style AB (normal is always 2 and PCB always 1, as in the public code)",
-        choices=(1, 2),
+        2, "stride of the last stage of E_a in style AB (always 2 in normal, always 1 in PCB)", choices=(1, 2)
     )
     ID_width: int = option(
-        64, "channels of E_a's first stage (64: ResNet-50); the last stage has 32 times as many", low=1
+        64, "channels of the first stage of E_a (64 is ResNet-50); the last has 32 times as many", low=1
     )
-    ID_blocks: list[int] = option([3, 4, 6, 3], "bottleneck blocks of E_a's four stages (3 4 6 3: ResNet-50)")
-    ID_features: int = option(512, "length of each head's feature in styles AB and normal", low=1)
+    ID_blocks: list[int] = option(
+        [3, 4, 6, 3], "bottleneck blocks in the four stages of E_a (3 4 6 3 is ResNet-50)"
+    )
+    ID_features: int = option(512, "length of the feature of each head in styles AB and normal", low=1)
     ID_upsample: bool = option(
-        True, "double pictures of at most 128 pixels height before E_a, the teacher and erasing"
+        True, "double pictures of at most 128 pixels in height before E_a, the teacher and erasing"
     )
-    pool: str = option("avg", "pooling of E_a", choices=("max", "avg"))
-    norm_id: bool = option(False, "L2-normalise the appearance code (style normal)")
+    pool: str = option("avg", "pooling at the end of E_a", choices=("max", "avg"))
+    norm_id: bool = option(False, "L2-normalise the appearance code (only in style normal)")
     pretrained: str = option(
         "",
-        "start of E_a's trunk (and, if it is a file, the teacher's): torchvision's ResNet-50 ImageNet file, or 'teacher' for "
-        "the trunk of the teacher that this run trains; '' starts from random weights",
+        "weights from which the backbone of E_a starts: torchvision's ResNet-50 ImageNet file (the teacher then starts from it "
+        "too), or 'teacher' for the backbone of this run's teacher; '' starts from random weights",
     )
-    train_bn: bool = option(True, "frozen copies and the teacher use batch statistics in their BatchNorms")
+    train_bn: bool = option(
+        True, "use batch statistics in the BatchNorms of the teacher and of a constant E_a"
+    )
     teacher: str = option(
         "",
-        "teacher: 'auto' trains one first; else comma-separated files or ./models/NAME (public layout); '' for none",
+        "teacher: 'auto' trains one first; otherwise files, or names NAME of folders ./models/NAME as in the public code, "
+        "separated by commas; '' means no teacher",
     )
     teacher_style: int = option(
         0,
-        "label of a generated picture: 0 soft, 1 its argmax, 2 appearance id, 3 uniform, 4 soft on the two ids",
+        "label of a generated picture in the primary loss: 0 the teacher's soft label, 1 its argmax, 2 the identity of the appearance, "
+        "3 a uniform label, 4 the soft label restricted to the two identities",
         choices=(0, 1, 2, 3, 4),
     )
-    teacher_steps: int = option(
-        24000, "steps of the teacher's own training (teacher: auto)", low=1, unit="steps"
-    )
-    teacher_batch: int = option(32, "batch of the teacher's own training", low=2)
-    teacher_lr: float = option(0.05, "learning rate of the teacher's head (its trunk has a tenth)", low=0)
-    teacher_stride: int = option(2, "stride of the teacher's last stage when we train it", choices=(1, 2))
+    teacher_steps: int = option(24000, "length of the teacher's training (teacher auto)", low=1, unit="steps")
+    teacher_batch: int = option(32, "batch size in the training of the teacher", low=2)
+    teacher_lr: float = option(0.05, "learning rate of the teacher's head; its backbone has a tenth", low=0)
+    teacher_stride: int = option(2, "stride of the last stage of a teacher trained here", choices=(1, 2))
     baseline: bool = option(
         True,
-        "at the end train the baseline for as many steps as E_a had in all (teacher_steps + max_iter) and score it beside "
-        "DG-Net; false saves that time",
+        "at the end, train the baseline for as many steps as E_a had in total (teacher_steps + max_iter) and score it beside "
+        "DG-Net; false saves this time",
     )
-    generator_steps: int = option(0, "steps in which E_s and G learn alone first", low=0, unit="steps")
-    generator_lr: float = option(0.002, "their learning rate (Adam), falling to 0", low=0)
+    generator_steps: int = option(
+        0, "length of a first phase that trains E_s and G alone", low=0, unit="steps"
+    )
+    generator_lr: float = option(0.002, "learning rate of this first phase (Adam); it falls to 0", low=0)
 
     # --- objective
-    gan_w: float = option(1.0, "weight of the adversarial term", low=0)
-    id_w: float = option(1.0, "weight of the identity term", low=0)
-    pid_w: float = option(1.0, "weight of the identity term on positives", low=0)
-    recon_x_w: float = option(5.0, "weight of self-reconstruction", low=0)
-    recon_xp_w: float = option(5.0, "weight of same-identity reconstruction", low=0)
-    recon_id_w: float = option(0.5, "weight of the identity term on generated pictures", low=0)
-    recon_f_w: float = option(0.0, "initial weight of appearance-code reconstruction", low=0)
-    recon_s_w: float = option(0.0, "initial weight of structure-code reconstruction", low=0)
+    gan_w: float = option(1.0, "weight of the adversarial loss", low=0)
+    id_w: float = option(1.0, "weight of the identity loss of the pictures", low=0)
+    pid_w: float = option(1.0, "weight of the identity loss of the positives", low=0)
+    recon_x_w: float = option(5.0, "weight of the self-reconstruction", low=0)
+    recon_xp_w: float = option(5.0, "weight of the same-identity reconstruction", low=0)
+    recon_id_w: float = option(0.5, "weight of the identity loss of generated pictures", low=0)
+    recon_f_w: float = option(0.0, "initial weight of the reconstruction of the appearance code", low=0)
+    recon_s_w: float = option(0.0, "initial weight of the reconstruction of the structure code", low=0)
     recon_x_cyc_w: float = option(0.0, "initial weight of the cycle reconstruction", low=0)
-    teacher_w: float = option(0.0, "initial weight of the teacher term (primary and fine-grained)", low=0)
-    T_w: float = option(1.0, "share of the primary (KL) loss within the teacher term", low=0)
-    B_w: float = option(0.2, "share of the fine-grained loss within the teacher term", low=0)
-    max_w: float = option(1.0, "ceiling of recon_f_w and recon_s_w", low=0)
-    max_cyc_w: float = option(2.0, "ceiling of recon_x_cyc_w", low=0)
-    max_teacher_w: float = option(2.0, "ceiling of teacher_w", low=0)
+    teacher_w: float = option(0.0, "initial weight of the teacher loss (primary and fine-grained)", low=0)
+    T_w: float = option(1.0, "weight of the primary (KL) loss within the teacher loss", low=0)
+    B_w: float = option(0.2, "weight of the fine-grained loss within the teacher loss", low=0)
+    max_w: float = option(1.0, "largest value of recon_f_w and recon_s_w", low=0)
+    max_cyc_w: float = option(2.0, "largest value of recon_x_cyc_w", low=0)
+    max_teacher_w: float = option(2.0, "largest value of teacher_w", low=0)
     warm_iter: int = option(30000, "step after which the reconstruction weights rise", low=0, unit="steps")
     warm_teacher_iter: int = option(30000, "step after which teacher_w rises", low=0, unit="steps")
-    warm_scale: float = option(0.0005, "rise of a ramped weight per step", low=0)
+    warm_scale: float = option(0.0005, "increase of a rising weight in each step", low=0)
     use_encoder_again: float = option(
         0.5,
-        "probability that structure reconstruction trains E_s (else a frozen copy of it trains G)",
+        "probability that the reconstruction of the structure code trains E_s; otherwise E_s is held constant and G is trained",
         low=-1,
         high=1,
     )
 
     # --- optimisation
-    batch_size: int = option(8, "pictures of each of the two streams", low=1)
-    max_iter: int = option(100000, "training steps", low=1, unit="steps")
+    batch_size: int = option(8, "batch size: pictures in each of the two streams", low=1)
+    max_iter: int = option(100000, "length of the training", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
-    lr2: float = option(0.002, "learning rate of E_a (SGD; its heads have ten times as much)", low=0)
-    beta1: float = option(0.0, "Adam's first beta", low=0, high=0.9999)
-    beta2: float = option(0.999, "Adam's second beta", low=0, high=0.99999)
+    lr2: float = option(0.002, "learning rate of E_a (SGD); its heads have ten times as much", low=0)
+    beta1: float = option(0.0, "first beta of Adam", low=0, high=0.9999)
+    beta2: float = option(0.999, "second beta of Adam", low=0, high=0.99999)
     weight_decay: float = option(0.0005, "weight decay of all three optimisers", low=0)
     lr_policy: str = option(
         "multistep", "rate schedule; cosine ends at 0", choices=("constant", "step", "multistep", "cosine")
     )
-    warm_up: int = option(0, "steps over which all learning rates rise", low=0, unit="steps")
+    warm_up: int = option(
+        0, "length of the linear rise of all learning rates at the start", low=0, unit="steps"
+    )
     step_size: int = option(
-        60000, "first decay (multistep: again at 1.5 and 1.75 times)", low=1, unit="steps"
+        60000, "first decay; multistep decays again at 1.5 and 1.75 times this step", low=1, unit="steps"
     )
-    gamma: float = option(0.1, "decay factor of E_s, G and D", low=0)
-    gamma2: float = option(0.1, "decay factor of E_a", low=0)
+    gamma: float = option(0.1, "factor of each decay of the learning rates of E_s, G and D", low=0)
+    gamma2: float = option(0.1, "factor of each decay of the learning rate of E_a", low=0)
     ema_decay: float = option(
-        0.0, "weights' moving average, for samples and use; 0: none", low=0, high=0.99999
+        0.0, "decay of the averaged weights that samples and scores use; 0 means none", low=0, high=0.99999
     )
-    accumulate: int = option(1, "batches whose gradients are added up before an update", low=1)
+    accumulate: int = option(1, "number of batches whose gradients are added up before each update", low=1)
     amp: str = option(
-        "auto", "mixed precision; auto: bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
+        "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
     )
-    compile: bool = option(False, "torch.compile the step's passes and parts, one graph each")
+    compile: bool = option(False, "compile the passes and parts of the step with torch.compile")
     cuda_graphs: str = option(
-        "auto", "record steps as CUDA graphs; auto: where it can be done", choices=("auto", "on", "off")
+        "auto", "record the steps as CUDA graphs; auto means where possible", choices=("auto", "on", "off")
     )
     checkpoint_activations: bool = option(
         False, "compute activations of E_a and G again in the backward pass: less memory, same numbers"
     )
     seed: int = option(0, "seed of weights, data order, augmentation and dropout", low=0)
-    device: str = option("auto", "device: auto, cpu, cuda or cuda:N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA if there is one")
     max_bad_steps: int = option(
-        10, "consecutive non-finite steps after which the run stops; on CUDA up to as many later", low=1
+        10, "consecutive steps with non-finite losses that end the run (on CUDA up to as many later)", low=1
     )
 
     # --- what a run writes
-    log_iter: int = option(10, "steps between lines of metrics.jsonl", low=1, unit="steps")
-    image_display_iter: int = option(5000, "steps between sample grids", low=1, unit="steps")
+    log_iter: int = option(10, "interval between two lines of metrics.jsonl", low=1, unit="steps")
+    image_display_iter: int = option(5000, "interval between two sample grids", low=1, unit="steps")
     image_save_iter: int = option(
-        5000, "as image_display_iter (public files have both; the smaller one holds)", low=1, unit="steps"
+        5000, "as image_display_iter (public files have both); the smaller value counts", low=1, unit="steps"
     )
     eval_iter: int = option(
         0,
-        "steps between scores of the test people while training, 0: only at the end; the checkpoint with the best mAP is "
-        "kept as best.pt",
+        "interval between two evaluations on the test people during training; the checkpoint with the best mAP is kept as "
+        "checkpoints/best.pt, which is thus selected on the test people; 0 means one evaluation at the end",
         low=0,
         unit="steps",
     )
-    snapshot_save_iter: int = option(10000, "steps between checkpoints", low=1, unit="steps")
-    keep_checkpoints: int = option(3, "checkpoints kept (the newest)", low=1)
-    display_size: int = option(16, "pictures in a sample grid's row", low=1)
+    snapshot_save_iter: int = option(10000, "interval between two checkpoints", low=1, unit="steps")
+    keep_checkpoints: int = option(3, "number of newest checkpoints that are kept", low=1)
+    display_size: int = option(16, "number of pictures in a row of a sample grid", low=1)
 
     # --- accepted for old files, without effect or in one value only
-    apex: bool = option(False, "old name: true means amp fp16")
-    new_size: int = option(128, "accepted from old files; crop_image_* give the size", low=0)
-    input_dim_a: int = option(1, "channels that E_s sees", choices=(1,))
-    input_dim_b: int = option(1, "channels that E_s sees", choices=(1,))
-    sqrt: bool = option(False, "accepted from old files; never had an effect")
-    use_decoder_again: bool = option(True, "accepted from old files; never had an effect")
+    apex: bool = option(False, "old name of amp; true means amp fp16")
+    new_size: int = option(128, "accepted from old files, without effect (see crop_image_height)", low=0)
+    input_dim_a: int = option(1, "number of channels in the input of E_s", choices=(1,))
+    input_dim_b: int = option(1, "number of channels in the input of E_s", choices=(1,))
+    sqrt: bool = option(False, "accepted from old files; it never had an effect")
+    use_decoder_again: bool = option(True, "accepted from old files; it never had an effect")
     vgg_w: float = option(
-        0.0, "perceptual loss: never worked in the public code, refused here", choices=(0, 0.0)
+        0.0, "perceptual loss; it never worked in the public code and is refused here", choices=(0, 0.0)
     )
-    epoch_iteration: int = option(0, "accepted from old files; computed there", low=0)
-    vgg_model_path: str = option("", "accepted from old files; no perceptual loss here")
+    epoch_iteration: int = option(0, "accepted from old files, without effect", low=0)
+    vgg_model_path: str = option("", "accepted from old files, without effect")
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -261,7 +276,7 @@ class Config:
         return self.crop_image_height, self.crop_image_width
 
     def validate(self) -> Config:
-        """Check every option and their combinations; returns self."""
+        """Check every option and the combinations of options; returns self. Raises ConfigError."""
         for name, spec, owner in walk(self):
             check_value(name, getattr(owner, spec.name), spec)
         if self.compile and (self.single == "edge" or self.checkpoint_activations or self.dis.norm == "bn"):
@@ -290,15 +305,15 @@ class Config:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary of all options."""
+        """All options as a plain nested dictionary."""
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """The resolved tree as YAML, loadable again with `load_config`."""
+        """The complete tree as YAML text, which `load_config` reads again."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def replace(self, **changes: Any) -> Config:
-        """A validated copy; branches are named with a dot or two underscores (``gen__dim=8``)."""
+        """A validated copy with changes; two underscores (``gen__dim=8``) or a dot name an option of a branch."""
         tree = self.to_dict()
         for key, value in changes.items():
             set_in_tree(tree, key.replace("__", "."), value)
@@ -306,7 +321,7 @@ class Config:
 
 
 def walk(config: Config) -> typing.Iterator[tuple[str, dataclasses.Field, Any]]:
-    """Yields (dotted name, field, owner object) of every option."""
+    """Yield (dotted name, field, owner object) of every option."""
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
         if dataclasses.is_dataclass(value):
@@ -326,7 +341,7 @@ def _hints(owner: Any) -> dict[str, Any]:
 
 
 def unknown_key(name: str) -> ConfigError:
-    """The error for a key that no option has, with the closest one."""
+    """The error for a key that is no option; it suggests the option with the closest name."""
     names = option_names()
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -344,7 +359,7 @@ def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Build and validate a Config from a nested dictionary; absent options take their defaults."""
+    """Build and validate a Config from a nested dictionary. Options that are absent have their defaults."""
     config = Config()
     _assign(config, values, "")
     return config.validate()
@@ -364,7 +379,7 @@ def _assign(owner: Any, values: dict[str, Any], prefix: str) -> None:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; errors name the file."""
+    """The mapping that a YAML file holds. Raises ConfigError that names the file."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no such configuration file: {path}")
@@ -382,7 +397,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a YAML file (ours or the public implementation's) and apply dotted overrides."""
+    """Read a YAML file (ours or one of the public code) and apply overrides; their names may be dotted."""
     tree = read_yaml(path)
     for name, value in (overrides or {}).items():
         set_in_tree(tree, name, value)

@@ -1,5 +1,5 @@
-"""Named sets of options. A preset is the ground on which a configuration file and command-line options are
-laid.
+"""Named sets of options. Values of a configuration file replace those of a preset, and command-line options replace
+both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data: datasets by name, synthetic pedestrians, decoding, sampling and augmentation."""
+"""Data: data sets by name, synthetic pedestrians, decoding, sampling and augmentation."""
 
 from dgnet_fast.data.augment import denormalize, erase, normalize
 from dgnet_fast.data.base import ChosenPictures, ReidDataset, Split

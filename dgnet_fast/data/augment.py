@@ -1,4 +1,4 @@
-"""Normalisation, flips, crops and random erasing, on whole uint8 batches and on any device."""
+"""Normalisation, flips, crops and random erasing of whole uint8 batches, on any device."""
 
 from __future__ import annotations
 

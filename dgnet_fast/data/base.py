@@ -1,4 +1,4 @@
-"""What every re-id dataset looks like here: three or four `Split`s of labelled pictures."""
+"""The form of every re-identification data set: three or four `Split`s of labelled pictures."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ class ReidDataset:
 
     @property
     def train_labels(self) -> np.ndarray:
-        """Class of each training picture, int64 (N,) in 0..num_classes-1, by sorted id."""
+        """The class of each training picture, int64 (N,) in 0..num_classes-1, in the order of the sorted ids."""
         return np.unique(self.train.ids, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each class, in the order of `train_labels`: what two models must share to share classes."""
+        """The name of each class, in the order of `train_labels`; equal names mean equal classes."""
         return [
             self.identity_names.get(int(identity), str(identity)) for identity in np.unique(self.train.ids)
         ]

@@ -1,4 +1,4 @@
-"""The pictures of a split, a bounded number at a time."""
+"""The pictures of a split in chunks of limited size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def decoded_chunks(
     workers: int | None = None,
     cache: Path | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first index, uint8 pictures) of a split, a bounded number at a time.
+    """Yield (first index, uint8 pictures) of a split in chunks of limited size.
 
     With a folder `cache` of whole splits they come from their file there, which is made at once if need be.
     """

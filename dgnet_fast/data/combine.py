@@ -1,4 +1,4 @@
-"""Several data sets as one to train on."""
+"""Several data sets combined for training."""
 
 from __future__ import annotations
 

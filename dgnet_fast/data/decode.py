@@ -1,4 +1,4 @@
-"""Decodes a whole split once, to uint8 at the network's size."""
+"""Decode a whole split once, to uint8 at the size of the networks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Published data sets, each in the layout it is distributed in, and the counts it is published with.
+"""Published data sets, each in the layout in which it is distributed, with its published counts.
 
-Market-1501 was read here as distributed. The others were not to be had: their layouts are written from
-their documentation and tested on small fakes of them.
+The Market-1501 loader was tested on the distributed data set. The other data sets were not available: their layouts
+follow their documentation and are tested on small artificial copies.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def _msmt17_rows(folder: Path, listing: Path) -> list[tuple[int, int, Path]]:
 def load_msmt17(root: str | Path) -> ReidDataset:
     """MSMT17 (V1: train/ and test/; V2: mask_train_v2/ and mask_test_v2/), read in place from its four lists.
 
-    Trained on are list_train and list_val together, the published 32 621. Its identities start from 0 in
-    both halves, and those of the test are other people: ids here are the training number + 1, and for the
-    test a number behind all of them; `identity_names` keeps the data set's own.
+    Training uses list_train and list_val together, the published 32 621 pictures. In both halves the identities start
+    from 0, and the same number means another person in the test. Ids are therefore the training number + 1, and larger
+    than all of these for the test; `identity_names` keeps the numbers of the data set.
     """
     base = _base(root, MSMT17_FOLDERS)
     second = (base / "mask_train_v2").is_dir()

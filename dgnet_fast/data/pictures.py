@@ -1,4 +1,4 @@
-"""Pictures to work on, by the name of where they lie: a file, a folder, or a split of a data set."""
+"""Pictures named by their source: a file, a folder, or a split of a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgnet_fast.data.files import FileSplit, picture_files
 
 SPLITS = ("train", "query", "gallery", "multi_query")
 NOBODY = -1
-"""Person of a picture whose identity is unknown: equal to no other person."""
+"""The person of a picture whose identity is unknown; it is equal to no other person."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Pictures:
 def open_pictures(source: str, config: Config) -> Pictures:
     """The pictures that ``source`` names: a file, a folder, or ``DATASET:SPLIT`` such as ``market1501:gallery``.
 
-    A folder is read with all folders below it, in order of path; where it has folders, they are the people.
-    Of a data set junk is left out; its folder and options are those of ``config`` (``data_root``, …). Raises
+    A folder is read with all its subfolders, in the order of the paths; if it has subfolders, they are the people.
+    The junk of a data set is left out; its folder and options are those of ``config`` (``data_root``, …). Raises
     ValueError for a source that is neither, or empty.
     """
     name, _, part = source.partition(":")

@@ -1,4 +1,4 @@
-"""The one way in which a picture becomes RGB: files, bytes and pictures in memory alike."""
+"""The one way in which a picture is read as RGB, from files, from bytes and from pictures in memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def read_picture(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """The RGB picture in a file, or in bytes that are called ``name``.
 
-    Raises ValueError that names the picture where it is none, is damaged, or cannot be taken (`as_rgb`).
+    Raises ValueError that names the picture if it is no picture, is damaged, or has another format (`as_rgb`).
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:

@@ -1,4 +1,4 @@
-"""Checks a dataset and says what is in it: `python -m dgnet_fast.data.validate --data NAME --root DIR`."""
+"""Check a data set and report its contents: `python -m dgnet_fast.data.validate --data NAME --root DIR`."""
 
 from __future__ import annotations
 
@@ -118,12 +118,16 @@ def main(argv: list[str] | None = None, write: Callable[[str], None] = print) ->
         prog="python -m dgnet_fast.data.validate", description=__doc__.split(":")[0]
     )
     parser.add_argument("--data", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--root", metavar="DIR", help="where the pictures lie; for csv, the file")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set (for csv the file)")
     parser.add_argument(
-        "--camera-pattern", metavar="RE", help="finds the camera in a file name, for 'folder'"
+        "--camera-pattern",
+        metavar="RE",
+        help="regular expression that finds the camera in a file name (data set 'folder')",
     )
     parser.add_argument(
-        "--skip-unreadable", action="store_true", help="leave damaged images out and count them"
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out pictures that cannot be read, and report how many there are",
     )
     options = parser.parse_args(argv)
     try:

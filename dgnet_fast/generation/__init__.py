@@ -1,1 +1,1 @@
-"""Making pictures: codes, pairs, figures, whole sets, and their scores."""
+"""Generating pictures: codes, pairs, figures, whole sets, and their scores."""

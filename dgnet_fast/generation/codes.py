@@ -1,4 +1,4 @@
-"""None"""
+"""Codes of pictures, and pictures that are generated from codes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 
 STORE_BYTES = 256 * 2**20
-"""Codes kept by one store: 256 structure codes or 8192 appearance codes of the paper's size."""
+"""Bytes of codes that one store keeps: 256 structure codes or 8192 appearance codes at the paper's size."""
 
 
 @torch.no_grad()
 def appearance_codes(model: DGNet, pictures: Tensor, encoder: AppearanceEncoder | None = None) -> Tensor:
     """Appearance codes (N, 4·id_dim) of uint8 pictures (N, 3, H, W), on the model's device.
 
-    ``encoder`` is used in place of the model's: a copy of it with folded BatchNorms.
+    ``encoder`` is used in place of the encoder of the model; it may be a copy with folded BatchNorms.
     """
     pictures = normalize(pictures.to(next(model.parameters()).device))
     encoder = encoder or model.appearance_encoder
@@ -46,7 +46,8 @@ def decode_codes(model: DGNet, appearance: Tensor, structure: Tensor) -> Tensor:
 
 
 class CodeStore:
-    """The codes of one kind of a source's pictures: computed when first asked for, the most recent kept.
+    """The codes of one kind for the pictures of a source. They are computed when first asked for; the most recent are
+    kept.
 
     ``encode`` is `appearance_codes` or `structure_codes`; at most ``limit`` bytes stay on the model's device.
     """
@@ -65,7 +66,7 @@ class CodeStore:
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
 
     def get(self, indices: Sequence[int]) -> Tensor:
-        """Codes (N, …) of the pictures at ``indices``, repeats allowed."""
+        """Codes (N, …) of the pictures at ``indices``, which may contain repetitions."""
         config = self.model.config
         wanted = list(dict.fromkeys(int(i) for i in indices))
         new = [i for i in wanted if i not in self._kept]
@@ -85,7 +86,7 @@ class CodeStore:
 class Swapper:
     """Generates pictures of pairs from two sources: ``swapper(pairs)`` → uint8 (N, 3, H, W) on the CPU.
 
-    Its appearance encoder is a folded copy of the model's as it is now.
+    Its appearance encoder is a copy of the present one of the model, with folded BatchNorms.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ def interpolate(
 ) -> Tensor:
     """Pictures along the straight line between two codes: uint8 (steps, 3, H, W).
 
-    ``first``, ``last`` and ``fixed`` are uint8 (3, H, W). With ``of`` "appearance" the appearance moves from
-    first to last in the structure of fixed; with "structure" the structure moves and fixed gives the
-    appearance. Both ends are included. Raises ValueError for fewer than two steps or another ``of``.
+    ``first``, ``last`` and ``fixed`` are uint8 (3, H, W). With ``of`` "appearance" the appearance goes from that of
+    ``first`` to that of ``last``, in the structure of ``fixed``. With "structure" the structure goes from ``first`` to
+    ``last``, and ``fixed`` gives the appearance. Both ends are included. Raises ValueError for fewer than two steps or
+    another ``of``.
     """
     if steps < 2:
         raise ValueError(f"steps is {steps}; allowed: at least 2")
@@ -125,10 +127,12 @@ def interpolate(
 
 
 def reconstructions(model: DGNet, pictures: Tensor, positives: Tensor) -> Tensor:
-    """The paper's reconstructions of uint8 pictures (N, 3, H, W): uint8 (N, 3, 3, H, W), kinds second.
+    """The paper's reconstructions of uint8 pictures (N, 3, H, W): uint8 (N, 3, 3, H, W); the
+    second dimension is the kind of reconstruction.
 
-    Self-reconstruction G(a_i, s_i); same-identity G(a of ``positives``, s_i); and the cycle: the picture made
-    again from codes of generated pictures, G(E_a(G(a_i, s_j)), E_s(G(a_j, s_i))) with j the next picture.
+    The kinds are the self-reconstruction G(a_i, s_i), the same-identity reconstruction with the appearance of
+    ``positives`` and s_i, and the cycle reconstruction from the codes of generated pictures,
+    G(E_a(G(a_i, s_j)), E_s(G(a_j, s_i))), where j is the next picture.
     """
     appearance, structure = appearance_codes(model, pictures), structure_codes(model, pictures)
     self_made = decode_codes(model, appearance, structure)
@@ -142,8 +146,8 @@ def reconstructions(model: DGNet, pictures: Tensor, positives: Tensor) -> Tensor
 
 @torch.no_grad()
 def swap_cells(model: DGNet, structures: Tensor, appearances: Tensor) -> Tensor:
-    """All swaps of uint8 structures (R, 3, H, W) and appearances (C, 3, H, W): uint8 (R, C, 3, H, W), for a
-    sample grid.
+    """All swaps of uint8 pictures: structures (R, 3, H, W) with appearances (C, 3, H, W). Returns uint8 (R, C, 3, H, W)
+    for a sample grid.
     """
     device = next(model.parameters()).device
     structure, _ = model.encode(normalize(structures.to(device)))

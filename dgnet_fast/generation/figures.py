@@ -1,4 +1,4 @@
-"""The paper's kinds of figure, by name, from any pictures and checkpoint."""
+"""Figures as in the paper, by name, from any pictures and any checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.grid import image_grid, picture_rows
 
 FIGURES = {
-    "swap": "every person in every other's structure",
-    "interpolation": "from one appearance to another, structure held",
-    "structure-interpolation": "from one structure to another, appearance held",
-    "reconstruction": "pictures made again from their own codes, from the same person's, and around the cycle",
+    "swap": "every person in the structure of every other person",
+    "interpolation": "from one appearance to another, with the same structure",
+    "structure-interpolation": "from one structure to another, with the same appearance",
+    "reconstruction": "pictures reconstructed from their own codes, from another picture of the same person, and through the cycle",
 }
 
 
@@ -25,7 +25,7 @@ def draw_figure(
 ) -> Image.Image:
     """The figure ``name`` (see `FIGURES`) with ``count`` people drawn from ``pictures`` by ``seed``.
 
-    Raises ValueError for another name, or fewer than two people to draw.
+    Raises ValueError for an unknown name, or if there are fewer than two people to draw.
     """
     size = model.config.picture_size
     chosen = spread(pictures, count, seed)
@@ -56,7 +56,7 @@ def draw_figure(
 
 
 def _other_picture(pictures: Pictures, index: int) -> int:
-    """Another picture of the same person; the picture itself where there is none."""
+    """Another picture of the same person; the picture itself if there is no other."""
     person = pictures.people[index]
     same = np.flatnonzero(pictures.people == person) if person != NOBODY else np.array([index])
     others = same[same != index]

@@ -1,4 +1,4 @@
-"""Which pictures are generated from which: pairs of appearance and structure, and people for figures."""
+"""Which pictures are combined: pairs of appearance and structure, and people for figures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dgnet_fast.data.pictures import NOBODY, Pictures
 
 
 def spread(pictures: Pictures, count: int, seed: int = 0, *, skip: Sequence[int] = ()) -> list[int]:
-    """Indices of ``count`` pictures for a figure: of different people where they are known, drawn with ``seed``.
+    """Indices of ``count`` pictures for a figure, drawn with ``seed``; from different people if the people are known.
 
-    ``skip`` are people to leave out. Fewer come back where there are not as many.
+    ``skip`` are people to leave out. Returns fewer indices if there are not enough pictures.
     """
     order = np.random.default_rng(seed).permutation(len(pictures))
     seen, chosen = set(skip), []
@@ -30,7 +30,7 @@ def spread(pictures: Pictures, count: int, seed: int = 0, *, skip: Sequence[int]
 def random_pairs(appearances: Pictures, structures: Pictures, count: int, seed: int) -> np.ndarray:
     """``count`` different (appearance, structure) pairs of different people, int64 (count, 2), in random order.
 
-    The same arguments give the same pairs. Raises ValueError where there are not as many.
+    The same arguments give the same pairs. Raises ValueError if there are not enough pairs.
     """
     rows, columns = len(appearances), len(structures)
     rng = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def random_pairs(appearances: Pictures, structures: Pictures, count: int, seed: 
 
 
 def all_pairs(appearances: Pictures, structures: Pictures) -> np.ndarray:
-    """Every (appearance, structure), int64 (N·M, 2), one structure after the other."""
+    """Every pair (appearance, structure), int64 (N·M, 2), one structure after the other."""
     structure, appearance = np.divmod(
         np.arange(len(appearances) * len(structures)), np.int64(len(appearances))
     )

@@ -1,5 +1,5 @@
-"""Generated pictures scored: against real ones, against the pictures they were made from, and against the truth where it
-is known.
+"""Scores of generated pictures: compared with real pictures, with the pictures they were made from, and with the truth
+if it is known.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LIKENESS = {
     "rest_psnr": ("rest: PSNR (dB)", 2),
     "rest_ssim": ("rest: SSIM", 3),
 }
-"""What `likeness` measures: name, heading in a table, and digits there."""
+"""What `likeness` measures: for each name, the heading in a table and the number of digits."""
 
 
 def likeness(ours: Tensor, wanted: Tensor, clothes: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores (N,) of pictures uint8 (N, 3, H, W): PSNR in dB and SSIM of the whole, on the clothes (bool (N, H, W)) the
-    mean colour difference CIEDE2000 and PSNR, off the clothes PSNR and SSIM. NaN where there are no clothes, or only.
+    """Scores (N,) of pictures uint8 (N, 3, H, W): PSNR in dB and SSIM on the whole picture; the mean colour difference
+    CIEDE2000 and PSNR on the clothes (bool (N, H, W)); PSNR and SSIM outside the clothes. NaN if a region is empty.
     """
     return {
         "psnr": psnr(ours, wanted),
@@ -59,7 +59,9 @@ def likeness(ours: Tensor, wanted: Tensor, clothes: np.ndarray) -> dict[str, np.
 
 
 class Truth(NamedTuple):
-    """What a swap should be: ``picture`` uint8 (H, W, 3), and ``clothes`` bool (H, W), where it shows clothes."""
+    """The true picture of a swap: ``picture`` uint8 (H, W, 3), and ``clothes`` bool (H, W), True where it shows
+    clothes.
+    """
 
     picture: np.ndarray
     clothes: np.ndarray
@@ -68,11 +70,11 @@ class Truth(NamedTuple):
 def score_pictures(
     model: DGNet, pictures: Tensor, pairs: np.ndarray, truth: Callable[[int, int], Truth]
 ) -> dict[str, dict[str, float]]:
-    """`likeness` of reconstructions, of swaps and, as what a swap must beat, of the unchanged structure picture: by
-    "recon", "swap" and "copy".
+    """`likeness` of reconstructions ("recon"), of swaps ("swap"), and of the unchanged structure picture ("copy"),
+    which a swap must beat.
 
-    ``pictures`` uint8 (N, 3, H, W); ``pairs`` (M, 2) of (appearance i, structure j); ``truth(i, j)`` is the true
-    picture of that swap, which only drawn data has.
+    ``pictures``: uint8 (N, 3, H, W). ``pairs``: (M, 2) of (appearance i, structure j). ``truth(i, j)`` is the true
+    picture of that swap, which only synthetic data has.
     """
     device = next(model.parameters()).device
     rows: dict[str, list[dict[str, np.ndarray]]] = {"recon": [], "swap": [], "copy": []}
@@ -94,11 +96,11 @@ def score_pictures(
 
 
 SWAP_PAIRS = 64
-"""Pairs of test pictures whose swaps are scored against the truth."""
+"""Number of pairs of test pictures whose swaps are compared with the truth."""
 
 
 def drawn_scores(model: DGNet, gallery: SyntheticSplit) -> tuple[dict[str, dict[str, float]], int]:
-    """`score_pictures` of drawn test pictures, and the number of swaps behind them, the same for the same seed."""
+    """`score_pictures` of synthetic test pictures, and the number of swaps; the same seed gives the same swaps."""
     people = np.flatnonzero(gallery.ids > 0)
     rng = np.random.default_rng(model.config.seed)
     pairs = rng.choice(people, size=(SWAP_PAIRS, 2))
@@ -112,7 +114,7 @@ def drawn_scores(model: DGNet, gallery: SyntheticSplit) -> tuple[dict[str, dict[
 
 
 def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
-    """Reconstructions and swaps of drawn test pictures against the drawn truth, with a verdict in words."""
+    """Table of reconstructions and swaps of synthetic test pictures, compared with the truth."""
     scores, count = drawn_scores(model, gallery)
     share = scores["swap"]["clothes_colour"] / scores["copy"]["clothes_colour"]
     word = (
@@ -139,7 +141,9 @@ def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
 
 
 def open_generated(folder: Path) -> tuple[Pictures, tuple[int, int] | None]:
-    """The pictures of a generated set, each the person who gives its appearance, and their size; or a plain folder."""
+    """The pictures of a generated set and their size; the person of a picture is the one who gives its appearance. A
+    plain folder of pictures has no size (None).
+    """
     if not (folder / "manifest.csv").is_file():
         return open_pictures(str(folder), Config()), None
     description, rows = read_description(folder), read_manifest(folder)
@@ -157,8 +161,9 @@ def open_generated(folder: Path) -> tuple[Pictures, tuple[int, int] | None]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How sets of pictures are compared: at which size (height, width), in passes of how many, on which device; SSIM and
-    LPIPS over how many pairs, drawn from ``seed``; the TorchScript files of Inception (for FID) and LPIPS, where given.
+    """How sets of pictures are compared: ``size`` (height, width) in pixels, ``device``, ``batch`` pictures in one
+    pass, ``pairs`` for SSIM and LPIPS, drawn with ``seed``, and the TorchScript files of Inception (for FID) and
+    LPIPS, if given.
     """
 
     size: tuple[int, int]
@@ -182,17 +187,20 @@ def _batches(pictures: Pictures, size: tuple[int, int], batch: int) -> Iterator[
 
 
 def floor_count(real: Pictures, generated: Pictures) -> int:
-    """How many real pictures stand against the other real ones, for a floor at the count of what was generated."""
+    """How many real pictures are compared with the other real ones for the floor: as many as were generated, at most
+    half.
+    """
     return min(len(generated), len(real) // 2)
 
 
 def frechet_row(
     title: str, features: Features, real: Pictures, generated: Pictures, how: Comparison
 ) -> list[Any]:
-    """[title, distance of the generated to the real, floor]: the distance of as many real pictures to the other real ones.
+    """[title, distance between generated and real pictures, floor]. The floor is the distance between `floor_count`
+    real pictures and the other real ones.
 
-    The Fréchet distance falls as pictures are added, so a floor says something only at the count of what was generated.
-    Where more were generated than half of the real pictures, half of these have to do.
+    The Fréchet distance falls when pictures are added, so a floor is only comparable at the same number of pictures. If
+    more pictures were generated than half of the real ones, the floor uses half of the real ones.
     """
     count = floor_count(real, generated)
     order = np.random.default_rng(how.seed).permutation(len(real))
@@ -202,7 +210,7 @@ def frechet_row(
 
 
 def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Comparison) -> dict[str, Any]:
-    """Distances between the sets, and the likeness of one person's pictures within each."""
+    """Table of the distances between the two sets, and of the similarity of one person's pictures within each set."""
     rows = []
     if how.inception:
         rows.append(frechet_row("FID", inception(how.inception, how.device), real, generated, how))
@@ -249,7 +257,9 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
 
 
 def reconstruction_table(model: DGNet, real: Pictures, how: Comparison) -> dict[str, Any]:
-    """How well real pictures come back from their own codes, from the same person's, and around the cycle."""
+    """Table of how well real pictures are reconstructed: from their own codes, with the appearance of another picture
+    of the same person, and through the cycle.
+    """
     chosen = sample(real, min(how.pairs, 256), how.seed)
     positives = []
     for k in range(len(chosen)):
@@ -288,7 +298,7 @@ def reconstruction_table(model: DGNet, real: Pictures, how: Comparison) -> dict[
 
 
 def truth_table(model: DGNet, folder: Path, generated: Pictures, size: tuple[int, int]) -> dict | None:
-    """Swaps of drawn people against the pictures that they should be; None where the truth is not known."""
+    """Table of swaps of synthetic people compared with their true pictures; None if the truth is not known."""
     description, rows = read_description(folder), read_manifest(folder)
     label = description["appearances"]
     if label != description["structures"] or not label.startswith("synthetic:"):

@@ -1,11 +1,12 @@
-"""A folder of generated pictures with its manifest: written a batch at a time, continued after any stop.
+"""A folder of generated pictures with its manifest. It is written in batches and can be continued after any
+interruption.
 
-    DIR/set.json       what the set is: checkpoint, sources, seed, size; another set is refused this folder
-    DIR/manifest.csv   one line a picture, added after the picture itself is safely there
-    DIR/pictures/…     the pictures; in a folder per person of the appearance where people are known
+    DIR/set.json       what the set is: checkpoint, sources, seed, size; a different set is refused in this folder
+    DIR/manifest.csv   one line for each picture, added after the picture itself was written
+    DIR/pictures/…     the pictures; if the people are known, in one folder for each person who gives the appearance
 
-A picture is written beside its name and then renamed, and its line is added after that, so a kill leaves
-whole pictures and whole lines. Nothing is ever deleted.
+A picture is written under a temporary name and then renamed, and its line is added after that. If the program is
+killed, all pictures and lines in the folder are complete. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def describe(
     appearances: Pictures, structures: Pictures, pairs: np.ndarray, *, checkpoint: str, seed: int,
     size: tuple[int, int], suffix: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a set is, as it stands in ``set.json``; equal descriptions mean equal files."""
+    """What a set is, as ``set.json`` holds it. Equal descriptions mean equal files."""
     digest = hashlib.sha256(np.ascontiguousarray(pairs).tobytes())
     for source in (appearances, structures):
         digest.update("\0".join(source.split.names).encode())
@@ -164,7 +165,7 @@ class GeneratedSet:
         ]
 
     def add(self, rows: Sequence[Row], pictures: Tensor) -> None:
-        """Write pictures uint8 (N, 3, H, W), then their lines."""
+        """Write pictures uint8 (N, 3, H, W), and then their lines."""
         for parent in {(self.folder / row.file).parent for row in rows}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -188,7 +189,7 @@ class GeneratedSet:
 
 
 def _cut_unfinished_line(path: Path) -> None:
-    """Take away half a line that a kill left at the end; its picture is listed again."""
+    """Remove an incomplete last line, which a killed program left; its picture is listed again."""
     with open(path, "r+b") as file:
         content = file.read()
         if not content.endswith(b"\n"):
@@ -203,7 +204,7 @@ def _write(path: Path, data: bytes, *, sync: bool = True) -> None:
 def rows_of(
     appearances: Pictures, structures: Pictures, pairs: np.ndarray, *, seed: int, checkpoint: str, suffix: str
 ) -> list[Row]:
-    """The manifest that a set of these pairs will have."""
+    """The rows of the manifest that a set of these pairs will have."""
     rows = []
     for k, (i, j) in enumerate(pairs.tolist()):
         one, other = appearances.split.names[i], structures.split.names[j]
@@ -229,10 +230,11 @@ def write_set(
     batch: int = 32,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
-    """Generate ``pairs`` (int64 (K, 2) of appearance, structure) into ``folder``; (made now, there before).
+    """Generate ``pairs`` (int64 (K, 2) of appearance and structure) into ``folder``. Returns the number of pictures
+    that were made now, and of those that were there before.
 
-    Called again with the same arguments it makes what is missing. Raises ValueError where the folder holds
-    anything else.
+    With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything
+    else.
     """
     if file_type not in SUFFIXES:
         raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(SUFFIXES)}")

@@ -13,7 +13,7 @@ Two conventions of mAP are in use, and both are returned by name:
 - `mAP`: the mean over the matches of (number of matches so far / rank), averaged over the valid queries. This
   is the step-wise AP that fast-reid and torchreid report.
 - `mAP_trapezoid`: each match adds the mean of the precision before it and the precision at it, and the sum is
-  divided by *all* queries, invalid ones counting 0. This is what the public DG-Net implementation reports.
+  divided by *all* queries, invalid ones counting 0. This is what the public code reports.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class RetrievalScores:
     Attributes:
         rank: CMC at each asked rank: the share of *valid* queries with a match among their first k.
         mAP: step-wise average precision, mean over valid queries (fast-reid, torchreid).
-        mAP_trapezoid: trapezoid average precision, divided by all queries (public DG-Net implementation).
-        rank_all: as `rank`, but divided by all queries (public DG-Net implementation).
+        mAP_trapezoid: trapezoid average precision, divided by all queries (public code).
+        rank_all: as `rank`, but divided by all queries (public code).
         mINP: mean inverse negative penalty (Ye et al., TPAMI 2021): number of matches / rank of the hardest
             match, mean over valid queries.
         num_queries: all queries.
@@ -86,7 +86,7 @@ def evaluate_retrieval(
         gallery_ids: (G,) integers; -1 is junk.
         gallery_cameras: (G,) integers; -1 means unknown.
         second_half_weight: weight of the second half of D; 1 for features without halves (a teacher's), 0 for
-            the first half alone, None for the second half alone (the public implementation's alpha of -1).
+            the first half alone, None for the second half alone (the public code's alpha of -1).
         chunk: queries ranked at once.
         ranks: the k of the CMC.
 

@@ -71,7 +71,7 @@ class WassersteinDiscriminator(nn.Module):
 
 class Discriminator(nn.Module):
     """D: picture → one score map per scale. No layer mixes samples, so streams may share a batch; except with
-    norm ``bn`` (`mixes_samples`), where a batch is what the public implementation gives it: one stream, real or fake.
+    norm ``bn`` (`mixes_samples`), where a batch is what the public code gives it: one stream, real or fake.
     """
 
     def __init__(self, config: DiscriminatorConfig, generator: torch.Generator | None = None) -> None:

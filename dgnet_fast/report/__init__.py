@@ -1,1 +1,3 @@
-"""What a run leaves for its reader: logs, progress, picture grids, curves, tables, one page of it all; and how files are written."""
+"""What a run leaves for its reader: logs, progress, grids of pictures, curves, tables, and one page with all of it.
+Also how files are written.
+"""

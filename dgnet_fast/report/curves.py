@@ -1,4 +1,4 @@
-"""Curves of a run as a few PNGs of small panels, one panel a scalar."""
+"""Curves of a run, as a few PNG files with one small panel for each scalar."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _LINE, _FAINT, _ALARM = "#1f5fa8", "#a9c4e4", "#c0392b"
 def save_curves(metrics: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> list[Path]:
     """Draw every scalar of a `metrics.jsonl` over the steps, grouped into at most six PNGs.
 
-    Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to
-    `evaluation.png`. From 100 points on, the moving average over a 25th of the run is drawn over the raw
-    values. An axis is logarithmic where positive values span more than a factor of 200. Neither is done to
-    loss weights and learning rates, which have no noise. NaN and infinity show as red marks.
+    Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to `evaluation.png`.
+    If there are 100 points or more, the moving average over a 25th of the run is drawn over the raw values. An axis is
+    logarithmic if its values are positive and span more than a factor of 200. Loss weights and learning rates have no
+    noise, so neither is done for them. NaN and infinity are shown as red marks.
 
     Args:
         metrics: the file; it may be missing lines, phases or terms.

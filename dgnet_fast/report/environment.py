@@ -1,4 +1,4 @@
-"""What a run ran on: the contents of `environment.json`."""
+"""The environment of a run: the contents of `environment.json`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def collect_environment() -> dict[str, Any]:
 
 
 def write_environment(run_folder: str | os.PathLike[str]) -> Path:
-    """Write `environment.json` into a run folder, made if missing; returns its path."""
+    """Write `environment.json` into a run folder, which is created if it is missing. Returns the path of the file."""
     path = Path(run_folder) / "environment.json"
     write_json(path, collect_environment())
     return path

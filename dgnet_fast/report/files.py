@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there: the one way in which this package writes what it may read again."""
+"""Write files that are either complete or absent. This package writes all files that it may read again in this way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
-    """A temporary file beside ``path``, with its suffix, that takes its name when the body ends without an error.
+    """A context with a temporary file in the folder of ``path`` and with its suffix; the file is renamed to ``path``
+    when the context ends without an error.
 
-    A kill at any moment leaves the old file or the new one, never half of one. Missing folders are made. With ``sync``
-    the content is on the disk before the name changes, so that a power cut does not leave an empty file either.
+    If the program is killed, the old file or the new one is left, never a part of one. Missing folders are created.
+    With ``sync`` the content is on the disk before the name changes, so that a power failure does not leave an empty
+    file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,11 +35,11 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[P
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """A text file in UTF-8, `atomically`."""
+    """Write a text file in UTF-8, `atomically`."""
     with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """A JSON file, `atomically`."""
+    """Write a JSON file, `atomically`."""
     write_text(path, json.dumps(content, indent=1) + "\n")

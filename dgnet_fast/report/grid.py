@@ -1,4 +1,4 @@
-"""The swap grid: every row one structure, every column one appearance, each cell the generated picture."""
+"""The grid of swaps: each row is a structure, each column is an appearance, and each cell is the generated picture."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _font(points: int) -> ImageFont.FreeTypeFont:
 
 
 def text_picture(text: str, points: int, longest: int | None = None) -> Image.Image:
-    """One line of text on paper, cut to `longest` pixels."""
+    """One line of text as a picture, cut to `longest` pixels."""
     font = _font(points)
     ascent, descent = font.getmetrics()
     length = int(font.getlength(text)) + 1

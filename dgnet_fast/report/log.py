@@ -1,6 +1,6 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard, and progress lines on the terminal.
+"""The log of a run: `metrics.jsonl`, TensorBoard, and lines that show the progress on the terminal.
 
-`metrics.jsonl` holds one JSON object a line: `{"step": 120, "phase": "train", "total": 12.3, …}`. JSON has no
+`metrics.jsonl` holds one JSON object in each line: `{"step": 120, "phase": "train", "total": 12.3, …}`. JSON has no
 NaN and no infinity, so these are written as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics`
 turns them back into floats.
 """
@@ -33,25 +33,25 @@ _RECENT = 50  # intervals behind the seconds per step
 
 
 LONGEST_SILENCE = 30.0
-"""Seconds without a progress line after which any step prints one."""
+"""Seconds without a progress line, after which the next step prints one."""
 
 
 class RunLog:
-    """Writes what a run measures; made to be killed and resumed at any moment.
+    """Writes what a run measures. The run may be killed and resumed at any moment.
 
     Args:
         run_folder: created if missing; `metrics.jsonl` is appended to and TensorBoard events go to
             `tensorboard/`.
         total_steps: steps of the whole run, for the share done and the time left.
-        tensorboard: also write TensorBoard events (the package is imported at the first write); where it is not
-            installed, one line says so and the rest is written.
-        stream: where progress lines go, plain lines without control characters. None: a bar on a terminal, else the
-            package's log (logger `dgnet_fast`).
-        every: steps between two progress lines; calls of `progress` at other steps print nothing. The first
-            step seen and the last of the run always print, and any step half a minute after the last line.
-        main_terms: scalars that a progress line shows, in this order, as far as it is given them; when it is
-            given none of them, it shows the first six that it is given.
-        clock: seconds, monotonic.
+        tensorboard: also write TensorBoard events (the package is imported at the first write). If it is not
+            installed, one line says so, and everything else is written.
+        stream: where progress lines are written, as plain lines without control characters. None means a progress
+            bar on a terminal, and otherwise the log of the package (logger `dgnet_fast`).
+        every: number of steps between two progress lines; calls of `progress` at other steps print nothing. The first
+            step and the last step of the run always print, and so does a step half a minute after the last line.
+        main_terms: the scalars that a progress line shows, in this order. If none of them is given to `progress`, it
+            shows the first six scalars that it is given.
+        clock: a monotonic clock in seconds.
 
     Raises:
         ValueError: `total_steps` or `every` below 1.
@@ -112,7 +112,7 @@ class RunLog:
                 writer.add_scalar(f"{phase}/{name}", value, int(step))
 
     def due(self, step: int) -> bool:
-        """Whether `progress` would print at this step: ask before reading scalars off a GPU."""
+        """Whether `progress` would print at this step. Ask this before you read scalars from a GPU."""
         silent = self._clock() - self._printed_at
         return silent >= LONGEST_SILENCE or step % self.every == 0 or step >= self.total_steps
 
@@ -143,7 +143,7 @@ class RunLog:
         self._line("  ".join(parts))
 
     def note(self, text: str, *, level: int = logging.WARNING) -> None:
-        """One line of text among the progress lines."""
+        """Write one line of text between the progress lines."""
         if self._stream is None:
             logger.log(level, text)
         else:
@@ -195,7 +195,7 @@ class RunLog:
         self._printed_at = -math.inf
 
     def close(self) -> None:
-        """Close the files; harmless when done twice."""
+        """Close the files. It may be called twice."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -230,7 +230,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, in file order: `step` int, `phase` str, scalars float (NaN and inf
     included).
 
-    A last line cut short by a killed run is left out.
+    An incomplete last line of a killed run is left out.
 
     Raises:
         ValueError: another line is no record, with its number.

@@ -1,4 +1,4 @@
-"""`report.html`: one run on one self-contained page that any browser shows without a network."""
+"""`report.html`: one run on one page that needs no other files and that any browser shows without a network."""
 
 from __future__ import annotations
 
@@ -41,16 +41,17 @@ _SKELETON = """<!DOCTYPE html>
 
 
 def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -> Path:
-    """Write `report.html` into a run folder, from whatever of the run is there.
+    """Write `report.html` into a run folder, from those parts of the run that are there.
 
-    Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`),
-    `metrics.jsonl`, `samples/step_XXXXXXXX.png`, `visual/` (of `dgnet_fast.visualize`); draws `curves/*.png` anew where there is a
-    `metrics.jsonl`. A part that is missing (a run that stopped early) or unreadable is named as such on the
-    page. Pictures are inlined; nothing is loaded.
+    Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`), `metrics.jsonl`,
+    `samples/step_XXXXXXXX.png` and `visual/` (of `dgnet_fast.visualize`). If there is a `metrics.jsonl`,
+    `curves/*.png` are drawn again. If a part is missing (because a run stopped early) or cannot be read, the page says
+    so. Pictures are inside the page; it loads nothing.
 
     Args:
         run_folder: an existing folder.
-        max_samples: sample pictures on the page, spread evenly over the run, the first and the last included.
+        max_samples: largest number of sample pictures on the page, evenly spread over the run, with the first and the
+            last.
 
     Returns:
         The path of `report.html`.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, lines of the log elsewhere."""
+"""Progress of long work: a bar on a terminal, and lines of the log elsewhere."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Told how much is done, and of how much."""
+"""A function that is called with how much is done, and the total."""
 
 
 def on_terminal() -> bool:
-    """Whether a bar can be drawn: the log is wanted, and standard error is a terminal."""
+    """Whether a bar can be drawn: the log is shown, and standard error is a terminal."""
     return logger.isEnabledFor(logging.INFO) and sys.stderr is not None and sys.stderr.isatty()
 
 
 def progress(what: str) -> Progress:
     """A callback that shows how far ``what`` has come: a bar on a terminal, elsewhere a line of the log at each tenth.
 
-    A program that has not asked for the log of this package (logger ``dgnet_fast``, level INFO) sees nothing.
+    A program that does not show the log of this package (logger ``dgnet_fast``, level INFO) sees nothing.
     """
     bars: list[tqdm] = []
     last = -1

@@ -1,4 +1,4 @@
-"""Rank lists as a picture: every row one query and what was found for it, right and wrong marked."""
+"""Rank lists as a picture: each row is a query with its results, and right and wrong results are marked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAPER = (255, 255, 255)
 
 
 class Ranked(NamedTuple):
-    """A found picture (uint8 (H, W, 3) RGB, or None where it cannot be shown), its caption and its mark."""
+    """A result: its picture (uint8 (H, W, 3) RGB, or None if it cannot be shown), its caption and its mark."""
 
     picture: np.ndarray | None
     caption: str
@@ -34,7 +34,7 @@ class Ranked(NamedTuple):
 
 
 class RankedRow(NamedTuple):
-    """A query (uint8 (H, W, 3) RGB), its caption and what was found for it, best first."""
+    """A query (uint8 (H, W, 3) RGB), its caption and its results, best first."""
 
     picture: np.ndarray
     caption: str
@@ -50,8 +50,8 @@ def tile_origin(row: int, column: int) -> tuple[int, int]:
 
 
 def rank_list(rows: Sequence[RankedRow]) -> Image.Image:
-    """Lay out queries (left) and their results by rank; frames are green for right, red for wrong, grey for
-    the same person in the query's own camera, pale where labels are unknown.
+    """A picture of queries (left) and their results by rank. The frames are green for right, red for wrong, grey
+    for the same person in the query's own camera, and pale if labels are unknown.
 
     Pictures are shown 64×128, above each row the query's caption, below each result its own; `tile_origin`
     gives the place of each. Raises ValueError without rows and on an unknown mark.

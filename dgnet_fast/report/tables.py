@@ -1,4 +1,5 @@
-"""Result tables: read from `results.json`, formatted for the terminal and, by the page, as HTML.
+"""Result tables: read from `results.json` (and from every file of `--json`, which has the same form), and formatted as
+text.
 
 A table is `{"title": str, "columns": [str, …], "rows": [[name, value, …], …], "notes": [str, …]}`; `title`
 and `notes` may be left out. `columns` heads every entry of a row, its name included; a row may have one entry
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 MISSING = "–"
 TABLES = "tables"
-"""The key under which a JSON file holds its list of tables."""
+"""The key of the list of tables in a JSON file."""
 
 
 class Cells(NamedTuple):

@@ -1,1 +1,1 @@
-"""Finding people: features of pictures, galleries that are searched, and scores."""
+"""Retrieval: features of pictures, searchable galleries, and scores."""

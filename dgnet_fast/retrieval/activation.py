@@ -1,4 +1,4 @@
-"""Where each head of E_a looks: class activation maps over its last feature map (Zhou et al., CVPR 2016)."""
+"""Class activation maps: which positions of its last feature map each head of E_a uses (Zhou et al., CVPR 2016)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def activation_maps(
 ) -> tuple[Tensor, Tensor]:
     """Maps (heads, N, h, w) of normalised pictures (N, 3, H, W), and the classes (heads, N) that they are of.
 
-    A map is the sum over channels of weight times activation: with average pooling its mean is the class's logit
-    but for a constant. ``classes`` (N,) says whose map is wanted; None takes each head's most likely one. In style PCB a
+    A map is the sum over channels of weight times activation: with average pooling its mean is the class's logit but
+    for a constant. ``classes`` (N,) says whose map is wanted; None takes each head's most likely one. In style PCB a
     head's map is that of its strip, 0 elsewhere.
     """
     x = encoder.backbone(upsample_small(pictures, upsample), BatchNormMode())

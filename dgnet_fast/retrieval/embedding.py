@@ -1,4 +1,4 @@
-"""A map of features: each picture a point, each person a colour."""
+"""A map of features (embeddings): each picture is a point, and each person has a colour."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def embedding_map(
 ) -> np.ndarray:
     """Draw features (N, D) as a map to ``path`` (.png); returns the coordinates (N, 2).
 
-    Every one of the ``people`` (int64 (N,)) has a colour, every one of the ``cameras`` a marker. ``names`` are the people's, in
-    order of ``np.unique(people)``.
+    Every one of the ``people`` (int64 (N,)) has a colour, every one of the ``cameras`` a marker. ``names`` are the
+    people's, in order of ``np.unique(people)``.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg

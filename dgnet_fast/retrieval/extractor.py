@@ -30,26 +30,26 @@ class Extractor:
     """The appearance encoder of a checkpoint as a function from pictures to features.
 
     ``Extractor("runs/a")(pictures)`` gives float32 (N, F) on the CPU: the features that
-    `dgnet_fast.evaluate` scores, 1024 numbers in style AB, each half of unit length. Pictures are one or a
-    list of
+    `dgnet_fast.evaluate` scores. In style AB these are 1024 numbers, and each half has unit length. Give one
+    picture or a list of pictures, as
 
     - paths of files, or of folders (all pictures below them, sorted: `picture_files`);
     - PIL pictures;
     - NumPy arrays, uint8 RGB, (H, W, 3) or (N, H, W, 3);
     - tensors, uint8 or floating point in 0..1, (3, H, W) or (N, 3, H, W), on any device.
 
-    All are resized bicubically to the network's size, so a picture has the same feature whichever way it
-    comes. `to_unit` turns features into vectors whose dot product is the score.
+    All pictures are resized bicubically to the size of the network, so a picture has the same feature in whichever
+    form it is given. `to_unit` turns features into vectors whose dot product is the score.
 
     Args:
         checkpoint: anything that `load_for_use` reads: a run folder, one of its checkpoints, public files.
         device: auto, cpu, cuda or cuda:N.
-        batch: pictures per pass; each counts twice, for its mirror image.
+        batch: pictures in one pass; each one is computed twice, with its mirror image.
         config_file, allow_extra: as in `load_for_use`, for public checkpoints.
-        second_half_weight: of the fine-grained half, in `to_unit`; None for that half alone.
+        second_half_weight: weight of the fine-grained half in `to_unit`; None means that half alone.
 
     Raises:
-        ValueError: a checkpoint that cannot be read; pictures of another kind or that cannot be read.
+        ValueError: the checkpoint cannot be read, or a picture cannot be read or is of another kind.
     """
 
     def __init__(

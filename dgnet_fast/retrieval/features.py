@@ -1,4 +1,4 @@
-"""Retrieval features of pictures in memory."""
+"""Retrieval features (embeddings) of pictures in memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dgnet_fast.models.batch_norm import BatchNormMode
 
 @torch.no_grad()
 def extract_features(encoder: AppearanceEncoder, pictures: Tensor, *, upsample: bool = True) -> Tensor:
-    """Retrieval features of normalised pictures (N, 3, H, W) → (N, F), F the heads' features side by side
-    (`joined_features`). `dgnet_fast.retrieval.extractor.Extractor` does it for files, splits and arrays.
+    """Retrieval features (N, F) of normalised pictures (N, 3, H, W): the concatenation of the features of all heads
+    (`joined_features`). `dgnet_fast.retrieval.extractor.Extractor` does the same for files, splits and arrays.
     """
     both = upsample_small(torch.cat([pictures, pictures.flip(-1)]), upsample)
     return joined_features(encoder(both, BatchNormMode()).features)

@@ -1,4 +1,4 @@
-"""A searchable gallery on disk: a faiss index of features and the pictures they are of."""
+"""A searchable gallery on disk: a faiss index of features, with a list of their pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENTRIES = "index.json"
 
 
 def faiss_library() -> Any:
-    """The faiss module, or one clear line."""
+    """The faiss module. Raises ValueError, in one line, if it is not installed."""
     need("faiss", "search", "searching")
     return importlib.import_module("faiss")
 
@@ -60,7 +60,9 @@ class PictureIndex:
         return len(self.entries)
 
     def add(self, vectors: Tensor, entries: list[Entry]) -> None:
-        """Append pictures; what is there stays as it is. ``vectors`` float32 (N, dimension), of unit length."""
+        """Append pictures; those already in the index do not change. ``vectors``: float32 (N, dimension), of unit
+        length.
+        """
         array = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         assert array.shape == (len(entries), self.made_by["dimension"])
         assert np.allclose(np.linalg.norm(array, axis=1), 1, atol=1e-3)
@@ -68,12 +70,12 @@ class PictureIndex:
         self.entries += entries
 
     def search(self, vectors: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 (Q, K) and places int64 (Q, K) of the ``count`` best (all, if there are fewer)."""
+        """Scores float32 (Q, K) and positions int64 (Q, K) of the ``count`` best pictures, or of all."""
         asked = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         return self.vectors.search(asked, min(count, len(self)))
 
     def save(self, folder: Path) -> None:
-        """Write the index to ``folder``, replacing the one that lies there."""
+        """Write the index to ``folder``. It replaces an index that is there."""
         name = f"vectors-{len(self):08d}.faiss"
         with atomically(folder / name) as temporary:
             faiss_library().write_index(self.vectors, str(temporary))
@@ -86,7 +88,9 @@ class PictureIndex:
 
     @classmethod
     def open(cls, folder: Path, extractor: Extractor) -> PictureIndex:
-        """The index in ``folder``; ValueError if it is broken or was made by another model or in another way."""
+        """The index in ``folder``. Raises ValueError if it is damaged, or was made with another model or other
+        settings.
+        """
         content = read_entries(folder)
         index = cls(extractor, content["dimension"])
         for name, ours in index.made_by.items():
@@ -116,7 +120,7 @@ def is_index(folder: Path) -> bool:
 
 
 def read_entries(folder: Path) -> dict[str, Any]:
-    """The content of an index's `index.json`; ValueError for anything else."""
+    """The content of the `index.json` of an index. Raises ValueError if the file is anything else."""
     path = folder / ENTRIES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Retrieval scores from features: rankings, variants of them, rank lists."""
+"""Retrieval scores from features: the plain ranking, its variants, and rank lists."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from dgnet_fast.retrieval.extractor import Extractor
 
 @dataclass(frozen=True)
 class Ranking:
-    """How galleries are ranked and what is scored beside the plain ranking.
+    """How a gallery is ranked, and what is scored in addition to the plain ranking.
 
-    ``weight`` is that of the second head's half of the feature (None: only that half); styles with one kind
-    of feature take 1. ``expand`` (alpha query expansion) and ``rerank`` (k-reciprocal) each add a row of
-    scores, and one of both together. ``single_shot`` is the number of single-shot galleries drawn, 0 for
-    none.
+    ``weight`` is the weight of the half of the feature that the second head gives (None: only that half); styles whose
+    feature has no halves take 1. ``expand`` (alpha query expansion) and ``rerank`` (k-reciprocal re-ranking) each add a
+    row of scores; if both are set, a further row applies both. ``single_shot`` is the number of single-shot galleries
+    that are drawn; 0 means none.
     """
 
     weight: float | None = 0.5
@@ -70,9 +70,10 @@ def retrieval_sets(
     max_queries: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LabelledFeatures]:
-    """What a data set's scores are made from: 'gallery', 'single' queries, 'multi' where asked and there.
+    """The features and labels from which the scores of a data set are computed: 'gallery', 'single' (the queries), and
+    'multi' (the multi-query features), if this is asked for and the data set has it.
 
-    ``max_queries`` takes the first queries only, and of the multi-query set what belongs to them.
+    ``max_queries`` takes only the first queries, and only their pictures of the multi-query set.
     """
 
     def labelled(split: Split) -> LabelledFeatures:
@@ -99,7 +100,7 @@ def retrieval_sets(
 def score_features(
     query: LabelledFeatures, gallery: LabelledFeatures, ranking: Ranking
 ) -> dict[str, RetrievalScores]:
-    """Scores by the name of what was done to the ranking: '' for nothing, 'AQE', 're-ranked', and both."""
+    """Scores by the name of the ranking: '' for the plain one, 'AQE', 're-ranked', and 'AQE, re-ranked' for both."""
     labels = (query.ids, query.cameras, gallery.ids, gallery.cameras)
     scores = {"": evaluate_retrieval(*query, *gallery, second_half_weight=ranking.weight)}
     if not (ranking.expand or ranking.rerank):
@@ -138,8 +139,8 @@ def score_single_shot(
 def score_sets(
     sets: dict[str, LabelledFeatures], ranking: Ranking
 ) -> dict[str, RetrievalScores | SingleShotScores]:
-    """Scores of `retrieval_sets`: 'single', 'multi', each also 'single, re-ranked' and the like where asked,
-    and 'single-shot'.
+    """Scores of `retrieval_sets` by name: 'single' and 'multi', also with variants of the ranking if they are asked for
+    (such as 'single, re-ranked'), and 'single-shot'.
     """
     scores: dict[str, RetrievalScores | SingleShotScores] = {
         ", ".join(filter(None, (kind, how))): one
@@ -160,7 +161,7 @@ def score_retrieval(
     max_queries: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, RetrievalScores | SingleShotScores]:
-    """`score_sets` of a data set's `retrieval_sets`; without ``ranking`` the plain one."""
+    """`score_sets` of the `retrieval_sets` of a data set. Without ``ranking``, only the plain ranking is scored."""
     sets = retrieval_sets(extractor, dataset, max_queries=max_queries, progress=progress)
     return score_sets(sets, ranking_for(extractor, ranking or Ranking()))
 
@@ -168,7 +169,7 @@ def score_retrieval(
 def rank_list_rows(
     sets: dict[str, LabelledFeatures], dataset: ReidDataset, ranking: Ranking, *, queries: int, top: int = 10
 ) -> list[RankedRow]:
-    """The first ``top`` gallery pictures of ``queries`` queries, evenly spread, junk left out."""
+    """Rank lists: the first ``top`` gallery pictures, without junk, for ``queries`` queries that are evenly spread."""
     query, gallery = sets["single"], sets["gallery"]
     count = len(query.ids)
     chosen = np.unique(np.linspace(0, count - 1, min(queries, count)).round().astype(int))
@@ -190,7 +191,7 @@ def rank_list_rows(
 
 
 def chance_scores(dataset: ReidDataset, seed: int = 0) -> RetrievalScores:
-    """Scores of features that know nothing (Gaussian noise)."""
+    """The scores of features without information (Gaussian noise): the level of chance."""
     rng = np.random.default_rng(seed)
     query, gallery = dataset.query, dataset.gallery
     q, g = (rng.standard_normal((len(part), 16)).astype(np.float32) for part in (query, gallery))

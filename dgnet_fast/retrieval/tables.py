@@ -34,7 +34,9 @@ def retrieval_table(dataset: ReidDataset, scores: dict[str, RetrievalScores]) ->
 def verdict(
     dataset: ReidDataset, ours: str, scores: RetrievalScores, theirs: str, rival: RetrievalScores
 ) -> str:
-    """One sentence: whether ``ours`` is better than ``theirs`` in mAP, worse, or within the noise of the queries."""
+    """One sentence that says whether ``ours`` is better than ``theirs`` in mAP, worse, or within the noise of the
+    queries.
+    """
     difference = paired_difference(100 * scores.ap, 100 * rival.ap, dataset.query.ids)
     return (
         f"{ours} beside {theirs}: {difference.word} in mAP, by {difference.mean:+.1f} ± {difference.error:.1f} points (standard "
@@ -77,7 +79,7 @@ def single_shot_table(scores: SingleShotScores) -> dict:
 
 
 def matrix(cells: dict[str, dict[str, dict[str, Any]]], how: str) -> dict:
-    """The table of one way of ranking: cells by source, target and name of the scores."""
+    """The table of one way of ranking (``how``). ``cells``: scores by source, target and name of the scores."""
     name = ", ".join(filter(None, ("single", how)))
     labels = list(next(iter(cells.values())))
     columns = [f"{label} {what}" for label in labels for what in ("Rank-1", "mAP")]
@@ -99,7 +101,7 @@ def matrix(cells: dict[str, dict[str, dict[str, Any]]], how: str) -> dict:
 def camera_table(
     dataset: ReidDataset, query: torch.Tensor, gallery: torch.Tensor, weight: float
 ) -> dict[str, Any]:
-    """Retrieval scores of the queries of each camera, from features (Q, F) and (G, F)."""
+    """Retrieval scores for the queries of each camera, from query features (Q, F) and gallery features (G, F)."""
     labels = dataset.gallery.ids, dataset.gallery.cameras
     rows = []
     for camera in [*np.unique(dataset.query.cameras).tolist(), None]:

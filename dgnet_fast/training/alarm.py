@@ -1,9 +1,9 @@
-"""Says that a run has begun to diverge while its losses are still finite: which loss, since when, what to lower.
+"""Warns that a run has begun to diverge while its losses are still finite: which loss, since when, and what to lower.
 
-The rule: a loss's level (the median of its last logged values) had fallen to half of its first level or less, and has
-given back a share of that gain; or it stands at twice its first level. Both are far beyond the noise of a healthy run, and
-come long before a loss is NaN, if it ever is: a run whose E_a had left its optimum went on for 2 000 steps with an identity
-loss of 5 to 20 times that of guessing.
+The level of a loss is the median of its last logged values. There is a warning if the level had fallen to half of its
+first value or less and has then lost a certain share of this gain, or if it is twice its first value. Both are far
+beyond the noise of a healthy run, and they come long before a loss is NaN, if it ever is: a run whose E_a had left its
+optimum went on for 2 000 steps with an identity loss of 5 to 20 times that of guessing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 WINDOW = 9
-"""Logged values whose median is a level."""
+"""Number of logged values whose median is a level."""
 
 
 class Watched(NamedTuple):
-    """A loss to watch: the ``share`` of its gain that it may give back, and ``advice`` when it has given back more."""
+    """A loss to watch: the ``share`` of its gain that it may lose again, and the ``advice`` if it has lost more."""
 
     share: float
     advice: str
@@ -26,18 +26,20 @@ class Watched(NamedTuple):
 
 E_A = "lower --lr2"
 WATCHED = {
-    "recon_x": Watched(0.5, "lower --lr_g, or --gan_w"),
-    "recon_xp": Watched(0.5, "lower --lr_g, or --gan_w"),
+    "recon_x": Watched(0.5, "lower --lr-g, or --gan-w"),
+    "recon_xp": Watched(0.5, "lower --lr-g, or --gan-w"),
     # not `id`: it takes in the fine-grained share as teacher_w rises
     "pid": Watched(0.5, E_A),
     # D's loss rises again as G gets good: only what is worse than it ever was
-    "dis": Watched(2.0, "lower --lr_d"),
+    "dis": Watched(2.0, "lower --lr-d"),
 }
-"""Losses that fall in a healthy run. Those that the ramps bring in later, or that G and D fight over, do not."""
+"""Losses that fall in a healthy run. Losses whose weights rise later, and those on which G and D work against each
+other, need not fall.
+"""
 
 
 class DivergenceAlarm:
-    """Watches what is logged; `observe` answers with what to say, once for each time that a loss diverges.
+    """Watches the logged values. `observe` returns the warnings, one for each time that a loss diverges.
 
     ``window``: see `WINDOW`.
     """
@@ -46,7 +48,9 @@ class DivergenceAlarm:
         self._losses = {name: _Loss(one, window) for name, one in watched.items()}
 
     def observe(self, step: int, scalars: Mapping[str, float]) -> list[str]:
-        """Take in the values logged at ``step``; those that are not finite are the guard's concern and left out."""
+        """Take the values logged at ``step``, and return the warnings. Values that are not finite are ignored; `Guard`
+        handles them.
+        """
         texts = []
         for name, loss in self._losses.items():
             value = scalars.get(name)

@@ -1,7 +1,7 @@
 """A moving average of the weights, for samples, features and scores (exponential moving average, EMA).
 
-Weights that a GAN's last step left are as noisy as its gradients; their average is what samples are drawn from since
-Karras et al. 2018. Training itself never sees it.
+The weights of a GAN after its last step are as noisy as its gradients; since Karras et al. 2018, samples are made with
+their average. The training itself never uses the average.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 PARTS = ("structure_encoder.", "mlp.", "decoder.", "appearance_encoder.")
-"""What is averaged: all that makes pictures and features, running statistics included; not D, not the teachers."""
+"""What is averaged: all networks that make pictures and features, with their running statistics; not D or the teachers.
+"""
 
 
 class WeightAverage:
@@ -32,13 +33,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights as step ``step`` left them: two calls for all of them."""
+        """Update the average with the weights after step ``step``; two calls serve all of them."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._average.values()), list(self._live.values()), share)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the model holds the average."""
+        """Context in which the model holds the averaged weights."""
         kept = {name: tensor.clone() for name, tensor in self._live.items()}
         self._copy(self._average)
         try:
@@ -57,7 +58,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages; ValueError names what is missing."""
+        """Continue from saved averages. Raises ValueError that names what is missing."""
         if missing := sorted(self._average.keys() - state.keys()):
             raise ValueError(f"the checkpoint's averaged weights lack {missing[:4]}")
         for name, tensor in self._average.items():

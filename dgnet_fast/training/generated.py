@@ -1,4 +1,4 @@
-"""A finished generated set as training data of the baseline: its pictures with soft labels of a teacher."""
+"""A finished generated set as training data of the baseline: its pictures, with the soft labels of a teacher."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ class GeneratedBatches:
 def soft_labels(
     teachers: list[AppearanceEncoder], pictures: Tensor, config: Config, batch: int = 64
 ) -> Tensor:
-    """The teachers' soft labels (N, ids) of uint8 pictures (N, 3, H, W): softmax of picture plus mirror image, renormalised.
+    """The teachers' soft labels (N, ids) of uint8 pictures (N, 3, H, W): softmax of picture plus mirror image,
+    renormalised.
 
-    As in joint training (``teacher_style`` 0), but with BatchNorm's running statistics: a set's order is no batch.
+    As in joint training (``teacher_style`` 0), but with the running statistics of BatchNorm, because a set has no
+    batches.
     """
     device = next(teachers[0].parameters()).device
     nobody = torch.zeros(1, 1, dtype=torch.long)  # style 0 asks for no identities
@@ -65,7 +67,8 @@ def load_generated(
 ) -> GeneratedBatches:
     """The set in ``folder`` labelled by the teacher file ``labeller``, which must know the training set's people.
 
-    Raises ValueError for a folder that holds no finished set, pictures of another size, or another teacher.
+    Raises ValueError if the folder holds no finished set, if the pictures have another size, or if the teacher does
+    not fit.
     """
     description, rows = read_description(folder), read_manifest(folder)
     size = config.picture_size

@@ -1,8 +1,10 @@
-"""E_s and G alone learn to rebuild pictures before everything is trained together: a start that the paper does not have.
+"""E_s and G are first trained alone to reconstruct pictures, before everything is trained together. The paper does not
+do this.
 
-From random weights the whole step teaches E_s and G slowly: E_a, whose codes they read, still moves, and most of the work
-of a step goes into terms that mean little while the pictures are smudges. Here E_a stands still, and a step is one decode
-of each picture with its own code or that of its positive, drawn at random. See docs/learning.md for what it is worth.
+From random weights, the complete step trains E_s and G slowly: E_a, whose codes they use, still changes, and most of
+the computation of a step goes into terms that mean little while the pictures are blurred. Here E_a is constant, and a
+step decodes each picture once, with its own code or with that of its positive, drawn at random. docs/learning.md shows
+what this is worth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What keeps a step with a non-finite loss from changing anything, and the losses for whoever asks.
+"""Makes sure that a step with a non-finite loss changes nothing, and keeps the losses for those who ask.
 
 On a CPU the host reads every loss where it is made and leaves the step at the first bad one. On a GPU the host
 must not wait: there the step runs on, the optimisers are told by a ``found_inf`` tensor to change nothing, and
@@ -111,7 +111,7 @@ class Guard:
         self._names.logical_or_(self._bad)
 
     def skips(self) -> Skips:
-        """What was skipped since the last call; waits for the device."""
+        """The steps that were skipped since the last call. This waits for the device."""
         count, longest, row, *bad = torch.cat([self._counts, self._names]).tolist()
         self._counts[:2] = 0
         self._names.zero_()

@@ -1,4 +1,4 @@
-"""The training loop: steps, logs, samples, checkpoints, signals."""
+"""The training loop: steps, logs, sample pictures, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import TrainingStep
 
 EVALUATION = "eval"
-"""The log's phase of scores while training."""
+"""Name of the phase in the log for the scores during training."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; everything up to step ``self.step`` is saved."""
+    """A signal asked the run to stop. Everything up to step ``self.step`` is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -40,8 +40,8 @@ class Diverged(Exception):
 
 
 class StopSignal:
-    """While active, the first SIGINT or SIGTERM sets ``requested`` (the loop saves and leaves); the second
-    acts at once. In another thread than the main one, where Python takes no signals, nothing is set up.
+    """While this is active, the first SIGINT or SIGTERM sets ``requested``, and the loop saves and ends; a second
+    signal acts at once. Outside of the main thread, where Python handles no signals, it does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -72,17 +72,18 @@ class StopSignal:
 
 
 def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float]:
-    """What a step writes to the log: every term's mean over the two streams, as papers give it, and the ramped weights
-    in force.
+    """The values that a step writes to the log: the mean of every term over the two streams, as papers give it, and the
+    present values of the ramped weights.
 
-    The totals are what is minimised, and there the streams add up: ``total`` is twice the weighted sum of the means.
+    The totals are the values that are minimised, and in these the streams are added: ``total`` is twice the weighted
+    sum of the means.
     """
     scalars = {name: statistics.fmean(v) if isinstance(v, list) else v for name, v in result.terms.items()}
     return scalars | weights_at(config, step)._asdict()
 
 
 def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: Path) -> None:
-    """Say what was skipped since the last reading; Diverged if it was ``limit`` steps in a row."""
+    """Log the steps skipped since the last reading. Raises Diverged after ``limit`` of them in a row."""
     names = ", ".join(skips.names)
     if skips.longest >= limit:
         place = "the last at" if skips.row else "before"
@@ -116,18 +117,19 @@ def train(
 ) -> int:
     """Train from ``first_step`` to ``last_step`` (default: ``max_iter``) and return the number of steps done.
 
-    With ``average`` samples are made by the averaged weights, which checkpoints hold too.
+    With ``average``, sample pictures and scores use the averaged weights, and checkpoints hold these too.
 
-    Where a loss begins to diverge, a line says so (`dgnet_fast.training.alarm`).
+    If a loss begins to diverge, a line of the log says so (`dgnet_fast.training.alarm`).
 
-    ``evaluate()`` is called every ``eval_iter`` steps; its scores go to the log's phase "eval", and the checkpoint with the
-    best ``mAP`` among them is kept as ``best.pt`` beside the newest ones.
+    ``evaluate()`` is called every ``eval_iter`` steps. Its scores go to the phase "eval" of the log, and the
+    checkpoint with the best ``mAP`` is kept as ``best.pt`` beside the newest checkpoints. It is selected on the data
+    that ``evaluate`` scores, so its scores on the same data are no test result.
 
-    ``sample(step)`` is called every ``image_display_iter`` steps to write a picture grid. Checkpoints go to
+    ``sample(step)`` is called every ``image_display_iter`` steps to write a grid of pictures. Checkpoints go to
     ``folder/checkpoints`` every ``snapshot_save_iter`` steps, at the end, and when a signal stops the run
     (Stopped). A step with a non-finite loss is skipped and named; after ``max_bad_steps`` in a row Diverged
-    is raised. Where the step defers its checks (CUDA), losses and skips are read only when something is written
-    and every ``max_bad_steps`` steps: Diverged then comes up to that many steps later.
+    is raised. If the step defers its checks (on CUDA), losses and skipped steps are read only when something is
+    written and every ``max_bad_steps`` steps; Diverged is then raised up to that many steps later.
     """
     config = model.config
     last_step = config.max_iter if last_step is None else last_step

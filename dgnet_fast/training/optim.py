@@ -13,7 +13,7 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.schedule import decay_at
 
 HEAD_FACTOR = 10
-"""The identity heads learn this many times faster than E_a's trunk."""
+"""The learning rate of the identity heads is this many times that of the backbone of E_a."""
 
 
 OWN_SETTINGS = ("lr", "capturable", "fused", "foreach")
@@ -23,7 +23,7 @@ OWN_SETTINGS = ("lr", "capturable", "fused", "foreach")
 def sgd_for_encoder(
     encoder: nn.Module, lr: float, weight_decay: float, *, fused: bool | None = None
 ) -> torch.optim.SGD:
-    """SGD (Nesterov 0.9) over an appearance encoder: trunk at ``lr``, each head at ten times as much."""
+    """SGD (Nesterov 0.9) for an appearance encoder: the backbone at ``lr``, each head at ten times as much."""
     groups = [{"params": list(encoder.backbone.parameters()), "lr": lr}]
     groups += [{"params": list(head.parameters()), "lr": lr * HEAD_FACTOR} for head in encoder.heads]
     return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=fused)

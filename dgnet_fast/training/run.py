@@ -1,4 +1,4 @@
-"""A whole run in its folder: data, teacher, training, scores, report."""
+"""A complete run in its folder: data, teacher, training, scores and report."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from dgnet_fast.training.teacher_loop import train_teacher
 logger = logging.getLogger(__name__)
 
 TEACHER = "teacher.pt"
-"""The teacher of a run, in its folder."""
+"""File name of the teacher in the folder of a run."""
 
 
 def with_classes(config: Config, dataset: ReidDataset) -> Config:
-    """The options with ID_class counted from the data (a differing number in an old file is named and
-    replaced).
+    """The options with ID_class counted from the data. If an old file gives another number, the log says so and the
+    counted number is used.
     """
     count = dataset.num_classes
     if config.ID_class not in (0, count):
@@ -66,7 +66,7 @@ def with_classes(config: Config, dataset: ReidDataset) -> Config:
 
 @dataclass
 class Run:
-    """A run folder with what every part of the run needs."""
+    """A run folder, with everything that the parts of the run need."""
 
     config: Config
     folder: Path
@@ -76,7 +76,7 @@ class Run:
 
     @classmethod
     def open(cls, config: Config, folder: Path) -> Run:
-        """Load the data, fix the class count, and write config.yaml and environment.json."""
+        """Load the data, set the number of classes, and write config.yaml and environment.json."""
         device = resolve_device(config.device)
         dataset = dataset_of(config)
         config = with_classes(config, dataset)
@@ -97,7 +97,7 @@ class Run:
     def batches(
         self, batch_size: int, *, pictures: Tensor | MappedPictures, purpose: str, erasing_p: float = 0.0
     ) -> TrainBatches:
-        """The training batches of one purpose; see `dgnet_fast.data.TrainBatches`."""
+        """The training batches for one purpose; see `dgnet_fast.data.TrainBatches`."""
         return TrainBatches(
             pictures,
             self.dataset.train_labels,
@@ -110,7 +110,7 @@ class Run:
         )
 
     def training_pictures(self) -> Tensor | MappedPictures:
-        """The decoded training split, uint8 (N, 3, H, W), where the options want it."""
+        """The decoded training split, uint8 (N, 3, H, W), on the device or the host as the options say."""
         config, start = self.config, time.perf_counter()
         pictures = load_pictures(
             self.dataset.train,
@@ -126,8 +126,8 @@ class Run:
     def train_baseline(
         self, name: str, steps: int, pictures: Tensor | MappedPictures, stop: StopSignal, **extra: Any
     ) -> AppearanceEncoder:
-        """Train the paper's baseline for ``steps`` steps (or finish training it) and keep it as ``NAME.pt``; ``extra`` as
-        `train_teacher`.
+        """Train the paper's baseline for ``steps`` steps, or finish an interrupted training, and save it as
+        ``NAME.pt``. ``extra``: further arguments of `train_teacher`.
         """
         config = self.config.replace(teacher_steps=steps)
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
@@ -146,7 +146,7 @@ class Run:
         return network
 
     def teachers(self, pictures: Tensor | MappedPictures, stop: StopSignal) -> list[AppearanceEncoder]:
-        """The teachers that the options name; ``auto`` trains one, once per run folder."""
+        """The teachers that the options name; ``auto`` trains one, only once for each run folder."""
         config = self.config
         if config.teacher == "auto" and not (self.folder / TEACHER).is_file():
             logger.info("training the teacher (the paper's baseline) first")
@@ -156,8 +156,9 @@ class Run:
         return [t.to(self.device) for t in found]
 
     def baseline(self, stop: StopSignal) -> tuple[AppearanceEncoder, int]:
-        """The baseline trained as long as the whole run, and its steps: as many updates as E_a had, from its teacher's
-        first step to DG-Net's last, with the schedule of a teacher of that length. Trained once per run folder.
+        """The baseline that is trained for as many steps as the whole run, and the number of these steps: as many
+        updates as E_a had, from the first step of its teacher to the last step of DG-Net. It has the schedule of a
+        teacher of that length. It is trained only once for each run folder.
         """
         config = self.config
         steps = config.max_iter + (config.teacher_steps if config.teacher else 0)
@@ -174,7 +175,9 @@ class Run:
         return network, steps
 
     def evaluator(self, model: DGNet) -> Callable[[], dict[str, float]]:
-        """A function that scores the model as it is on the people never trained on; percent, and as `likeness`."""
+        """A function that scores the present model on the test people: mAP and Rank-1 in percent, and on synthetic
+        data the scores of `likeness`.
+        """
 
         def evaluate() -> dict[str, float]:
             with generators_kept(self.device):
@@ -196,9 +199,7 @@ class Run:
         }
 
     def sampler(self, model: DGNet):  # noqa: ANN201 - a function of the step
-        """A function that writes a grid of swaps of people never trained on (rows: structures, columns:
-        appearances).
-        """
+        """A function that writes a grid of swaps of test people (rows: structures, columns: appearances)."""
         gallery, config = self.dataset.gallery, self.config
         people = [i for i in np.unique(gallery.ids) if i > 0]
         firsts = [int(np.flatnonzero(gallery.ids == i)[0]) for i in people[: 2 * config.display_size]]
@@ -219,14 +220,14 @@ class Run:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a CUDA device, or this process's largest resident set so far."""
+    """Peak memory in bytes: of the tensors on a CUDA device, otherwise the largest resident set so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _every(steps: int) -> int:
-    """Steps between progress lines: about fifty lines a run, at least every hundredth step."""
+    """Number of steps between two progress lines: about fifty lines in a run, and at least one in a hundred steps."""
     return max(1, min(100, steps // 50))
 
 
@@ -235,8 +236,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train DG-Net in ``folder`` as the options say; returns {'folder', 'step', 'tables'}.
 
-    With ``resume`` the newest checkpoint of the folder is continued. ``max_steps`` ends early without
-    touching the schedule; the final scores are made when the run reaches ``max_iter``.
+    With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops the run early
+    without a change of the schedule; the final scores are computed when the run reaches ``max_iter``.
     """
     run = Run.open(config, folder)
     config = run.config
@@ -314,8 +315,8 @@ def run_teacher(
 ) -> list[dict[str, Any]]:
     """Train the baseline alone in ``folder`` and score it; returns the result tables.
 
-    ``generated`` is a generated set to train on too, with the soft labels of the teacher file ``labeller``.
-    Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public implementation.
+    ``generated`` is a generated set to train on in addition, with the soft labels of the teacher file ``labeller``.
+    Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public code.
     """
     run = Run.open(config, folder)
     with StopSignal() as stop, generators_kept(run.device):
@@ -338,26 +339,26 @@ def run_teacher(
 
 
 def start_from_teacher(model: DGNet, teachers: list[AppearanceEncoder]) -> None:
-    """Start E_a's trunk from the (first) teacher's, as the paper starts it from ImageNet weights."""
+    """Start the backbone of E_a from that of the first teacher, as the paper starts it from ImageNet weights."""
     if not teachers:
         raise ConfigError("pretrained is 'teacher' and there is no teacher; allowed: a file, or teacher auto")
     model.appearance_encoder.backbone.load_state_dict(teachers[0].backbone.state_dict())
 
 
 BASELINE = "baseline, trained as long"
-"""The row of the network that a fair comparison needs."""
+"""Name of the row of the baseline that has as many training steps as DG-Net, which a fair comparison needs."""
 
 
 def named_teachers(teachers: list[AppearanceEncoder]) -> dict[str, AppearanceEncoder]:
-    """The teachers by the name of their row."""
+    """The teachers, by the names of their rows."""
     if len(teachers) == 1:
         return {"teacher (baseline)": teachers[0]}
     return {f"teacher {k + 1}": teacher for k, teacher in enumerate(teachers)}
 
 
 def final_tables(run: Run, model: DGNet, networks: dict[str, AppearanceEncoder]) -> list[dict[str, Any]]:
-    """Retrieval of chance, of ``networks`` by name and of DG-Net, with a verdict in words, and, for drawn data, pictures
-    against the truth.
+    """The tables of results: the retrieval scores of chance, of ``networks`` (by name) and of DG-Net, with a verdict
+    in words; and, for synthetic data, the pictures compared with the truth.
     """
     scores = {"chance": chance_scores(run.dataset)} | run.scores_of(
         networks | {"DG-Net": model.appearance_encoder}

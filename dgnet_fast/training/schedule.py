@@ -33,7 +33,7 @@ def _ramp(start: float, rise: float, steps: int, ceiling: float) -> float:
 
 
 def weights_at(config: Config, step: int) -> Weights:
-    """Loss weights of step ``step`` (0 is the first): they rise by ``warm_scale`` a step after the warm-up."""
+    """The loss weights of step ``step`` (from 0). They rise by ``warm_scale`` in each step after the warm-up."""
     steps, teacher_steps = step - config.warm_iter, step - config.warm_teacher_iter
     rise = config.warm_scale
     return Weights(
@@ -65,7 +65,7 @@ class WeightTensors:
 
 
 def decay_at(config: Config, step: int, gamma: float) -> float:
-    """Factor on a base learning rate at step ``step`` (``warm_up`` and ``lr_policy``)."""
+    """The factor of a base learning rate at step ``step``, from ``warm_up`` and ``lr_policy``."""
     return min(1.0, (step + 1) / (config.warm_up + 1)) * _policy(config, step, gamma)
 
 

@@ -1,5 +1,5 @@
-"""One training step of DG-Net: the order in which the passes and parts of `dgnet_fast.training.parts` and the optimisers
-come. `dgnet_fast.training.runner` runs them.
+"""One training step of DG-Net: the order in which the passes and parts of `dgnet_fast.training.parts` and the
+optimisers come. `dgnet_fast.training.runner` runs them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TrainingStep(Runner):
         )
 
     def plan(self, step: int) -> Settings:
-        """Loss weights of the step, and the draw of which E_s the structure reconstruction trains."""
+        """The loss weights of the step, and the random choice whether the structure reconstruction trains E_s."""
         config = self.model.config
         drawn = config.use_encoder_again >= torch.rand(()).item()
         weights = self.weights.set(weights_at(config, step))
@@ -82,7 +82,7 @@ class TrainingStep(Runner):
         return Settings(weights, train_encoder, self.dropout)
 
     def variant(self, plan: Settings) -> Hashable:
-        """Which E_s is trained, and which ramped terms there are."""
+        """Whether the structure reconstruction trains E_s, and which ramped terms are present."""
         return plan.train_encoder, *map(is_present, plan.weights)
 
     def one_batch(self, step: Step, batch: Batch, plan: Settings) -> None:

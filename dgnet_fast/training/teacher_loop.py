@@ -1,4 +1,4 @@
-"""Training the baseline that later teaches: one network, cross entropy, SGD (paper section 4.1)."""
+"""Training of the baseline, which later is the teacher: one network, cross entropy, SGD (paper section 4.1)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def train_teacher(
     """Train for ``config.teacher_steps`` steps of ``teacher_batch`` pictures (both streams of ``batches``
     together).
 
-    With ``generated`` each batch is joined by as many generated pictures, whose divergence from their soft labels
-    is added with ``generated_weight``.
+    With ``generated``, the same number of generated pictures is added to each batch; their KL divergence from their
+    soft labels is added to the loss with ``generated_weight``.
 
     Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when
     stopped, and removes it at the end. Raises Stopped after a signal, and FloatingPointError when a loss is

@@ -1,4 +1,4 @@
-"""The page of `python -m dgnet_fast.demo`: HTML, style and script in one string, nothing loaded from elsewhere."""
+"""The page of `python -m dgnet_fast.demo`: HTML, style and script in one string, without outside files."""
 
 PAGE = """\
 <!DOCTYPE html>

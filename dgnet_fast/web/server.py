@@ -1,4 +1,6 @@
-"""The local web page's server: two pictures in, both swaps and the nearest gallery people out."""
+"""The server of the local web page: it takes two pictures, and returns both swaps and the nearest people of the
+gallery.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, kept in number, strict; the public implementation's files in and out."""
+"""Checkpoints: atomic, kept in number, strict; the public code's files in and out."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_the_newest_checkpoint_is_found_from_the_run_or_the_folder(tmp_path):
         assert states_equal(model.state_dict(), tiny_model(tiny_config()).state_dict())
 
 
-# --- the public implementation's files
+# --- the public code's files
 
 
 def public(folder, step=30, model=None, config=True):

@@ -1,4 +1,4 @@
-"""Import and export of the public implementation's entries."""
+"""Import and export of the public code's entries."""
 
 from __future__ import annotations
 
