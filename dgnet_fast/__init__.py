@@ -7,10 +7,17 @@ reused instead of mapped afresh (`malloc_kept`), and takes the memory of CPU ten
 when they are reused (`allocator_installed`); set DGNET_FAST_MALLOC=0 before to leave both as they are.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgnet_fast.extension import allocator_installed as allocator_installed
+    from dgnet_fast.extension import malloc_kept as malloc_kept
+    from dgnet_fast.retrieval.extractor import Extractor as Extractor
+
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):  # noqa: ANN202
+def __getattr__(name: str) -> Any:
     if name == "Extractor":  # on first use: it brings the whole package along
         from dgnet_fast.retrieval.extractor import Extractor
 
