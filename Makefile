@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Where there is no package index, a dgnet_fast installed in python3 itself serves `make gpu`.
 RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install pip test train gpu sanitize lint format
+.PHONY: install pip test train gpu sanitize lint types format
 
 # pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
 install: pip
@@ -62,6 +62,13 @@ lint: pip
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu tests/ops/*.cpp tests/ops/*/*.h
+	$(MAKE) types
+
+# Reads the annotations of what `make test` installs, so it comes after that. pyright runs on Node, which the extra
+# `nodejs` brings from PyPI, and its package holds the program: nothing else is downloaded.
+types: pip
+	$(BIN)/python -m pip install -q -c constraints.txt "pyright[nodejs]"
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: pip
 	$(BIN)/python -m pip install -q -c constraints.txt ruff clang-format

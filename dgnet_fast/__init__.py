@@ -8,10 +8,17 @@ the memory of CPU tensors from malloc, so that the blocks fit when they are reus
 DGNET_FAST_MALLOC=0 before the import to change neither.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgnet_fast.extension import allocator_installed as allocator_installed
+    from dgnet_fast.extension import malloc_kept as malloc_kept
+    from dgnet_fast.retrieval.extractor import Extractor as Extractor
+
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):  # noqa: ANN202
+def __getattr__(name: str) -> Any:
     if name == "Extractor":  # on first use: it brings the whole package along
         from dgnet_fast.retrieval.extractor import Extractor
 

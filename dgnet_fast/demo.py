@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
@@ -20,6 +18,7 @@ from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.config.extras import need
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.progress import progress
 from dgnet_fast.web.server import Demo, create_app
 
@@ -64,7 +63,7 @@ def body(argv: list[str] | None) -> int:
     if source != "none":
         gallery = open_pictures(source, source_config(model.config, source, args))
     demo = Demo(
-        model.to(device, memory_format=torch.channels_last),
+        in_channels_last(model, device),
         gallery,
         nearest=args.nearest,
         progress=progress("gallery"),

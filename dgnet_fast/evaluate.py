@@ -30,6 +30,7 @@ from dgnet_fast.cli.shared_options import (
 )
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.metrics import RetrievalScores, SingleShotScores
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
 from dgnet_fast.report.rank_list import rank_list
@@ -95,8 +96,8 @@ def body(argv: list[str] | None) -> int:
         progress=progress("features"),
     )
     scores = score_sets(sets, ranking)
-    single_shot = scores.pop("single-shot", None)
-    tables = [table(scores)] + ([single_shot_table(single_shot)] if single_shot else [])
+    tables = [table({name: one for name, one in scores.items() if isinstance(one, RetrievalScores)})]
+    tables += [single_shot_table(one) for one in scores.values() if isinstance(one, SingleShotScores)]
     print_tables(tables)
     if args.json:
         write_tables(args.json, tables)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dgnet_fast.checkpoints.fingerprint import fingerprint
 from dgnet_fast.checkpoints.loading import load_generator
@@ -34,6 +35,7 @@ from dgnet_fast.generation.figures import FIGURES, draw_figure
 from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
 from dgnet_fast.generation.sets import SUFFIXES, write_set
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.grid import image_grid, picture_rows, to_image
 from dgnet_fast.report.progress import progress
 
@@ -166,7 +168,7 @@ def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
     return open_pictures(source, Config()).decode(*size)[0]
 
 
-def _picture(args: argparse.Namespace, model: DGNet):  # noqa: ANN202 - a Pillow image
+def _picture(args: argparse.Namespace, model: DGNet) -> Image.Image:
     """The picture of a mode that writes a single picture."""
     size = model.config.picture_size
     if args.mode == "pair":
@@ -199,7 +201,7 @@ def body(argv: list[str] | None) -> int:
     _check(args)
     device = resolve_device(args.device)
     model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
-    model.to(device, memory_format=torch.channels_last)
+    in_channels_last(model, device)
     start = time.perf_counter()
     if args.mode in ("cross", "set"):
         appearances, structures = _sources(args, model.config)

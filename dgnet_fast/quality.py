@@ -15,8 +15,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, run_command
@@ -38,6 +36,7 @@ from dgnet_fast.generation.scores import (
     set_table,
     truth_table,
 )
+from dgnet_fast.models.typed import in_channels_last
 
 
 def parser() -> Parser:
@@ -91,7 +90,7 @@ def body(argv: list[str] | None) -> int:
     model = None
     if args.checkpoint:
         model = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)[0]
-        model.to(device, memory_format=torch.channels_last)
+        in_channels_last(model, device)
     config = model.config if model is not None else Config()
     generated, size = open_generated(args.generated)
     size = size or config.picture_size

@@ -16,6 +16,7 @@ import json
 import logging
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def score_run(folder: Path) -> dict[str, list[float]]:
     networks = {TEACHER: folder / "teacher.pt", BASELINE: folder / "baseline.pt"}
     rows: dict[str, list[float]] = {}
 
-    def add(name: str, extractor: Extractor, weights: dict[str, float | None]) -> None:
+    def add(name: str, extractor: Extractor, weights: Mapping[str, float | None]) -> None:
         sets = retrieval_sets(extractor, dataset)
         for row, weight in weights.items():
             one = score_features(sets["single"], sets["gallery"], Ranking(weight=weight))[""]

@@ -164,7 +164,8 @@ def as_json(queries: list[Entry], rows: list, fingerprint: str) -> str:
 def as_csv(queries: list[Entry], rows: list) -> str:
     """The results as CSV text, one line for each."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    columns: list[str] = [*COLUMNS]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records(queries, rows))
     return text.getvalue()
@@ -250,8 +251,10 @@ def body(argv: list[str] | None) -> int:
     before = len(index) if index else 0
     index = extend(index, pictures, extractor, labels)
     if (args.save or args.add) and len(index) > before:
-        index.save(args.save or folder)
-        logger.info(f"{args.save or folder}: {len(index)} pictures, model {extractor.fingerprint}")
+        place = args.save or folder
+        assert place is not None  # `check` wants one for --add
+        index.save(place)
+        logger.info(f"{place}: {len(index)} pictures, model {extractor.fingerprint}")
     if not queries:
         return 0
     vectors = extractor.to_unit(extractor.files([query.path for query in queries]))

@@ -26,6 +26,7 @@ from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.pictures import Pictures
 from dgnet_fast.generation.pairs import spread
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.files import write_json
 from dgnet_fast.report.page import write_report
 from dgnet_fast.report.progress import progress
@@ -116,7 +117,7 @@ def body(argv: list[str] | None) -> int:
     model, _ = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     dataset = dataset_of(data_set_config(model.config, args))
     folder.mkdir(parents=True, exist_ok=True)
-    table = draw(model.eval().to(device, memory_format=torch.channels_last), dataset, folder, args)
+    table = draw(in_channels_last(model.eval(), device), dataset, folder, args)
     print_tables([table])
     for name in FILES[:2]:
         print(folder / name)

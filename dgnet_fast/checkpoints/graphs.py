@@ -50,6 +50,8 @@ class _Network(nn.Module):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: DGNet, kind: str) -> None:
         super().__init__()
@@ -141,7 +143,8 @@ def _adaptive_max_pool2d(x: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
             value, place = x[..., top:bottom, left:right].flatten(-2).max(dim=-1)
             values.append(value)
             places.append((top + place // (right - left)) * width + left + place % (right - left))
-    return tuple(torch.stack(y, dim=-1).unflatten(-1, tuple(size)) for y in (values, places))
+    largest, where = (torch.stack(y, dim=-1).unflatten(-1, tuple(size)) for y in (values, places))
+    return largest, where
 
 
 def example(model: DGNet, network: _Network, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -207,6 +210,7 @@ def save_onnx(model: DGNet, name: str, kind: str, path: Path, metadata: dict[str
             output_names=list(network.outputs),
             verbose=False,
         )
+    assert made is not None  # as it is without dynamo
     proto = made.model_proto
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)

@@ -70,7 +70,9 @@ def load_for_use(
         raise ValueError(f"{files['id']} has no identity head (classifier*.classifier.0.weight)")
     model = DGNet(load_config(options).replace(ID_class=classifiers[0].shape[0]))
     import_public(model, files, allow_extra=allow_extra)
-    step = int(PUBLIC.search(files["id"].name)[2])
+    named = PUBLIC.search(files["id"].name)
+    assert named is not None  # `public_set` found it by this pattern
+    step = int(named[2])
     return model, {"step": step, "class_names": None, "source": str(files["id"]), "files": sorted(files)}
 
 

@@ -37,7 +37,10 @@ def public_set(path: Path) -> dict[str, Path]:
     """
     folder, number = path, None
     if path.is_file():
-        folder, number = path.parent, PUBLIC.search(path.name)[2]
+        named = PUBLIC.search(path.name)
+        if named is None:
+            raise ValueError(f"{path} is no public checkpoint; allowed: a name such as gen_00100000.pt")
+        folder, number = path.parent, named[2]
     found: dict[str, dict[str, Path]] = {}
     for candidate in folder.iterdir():
         if match := PUBLIC.search(candidate.name):

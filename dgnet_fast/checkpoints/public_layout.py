@@ -8,7 +8,7 @@ statistics, the ImageNet classifier) are listed apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import NamedTuple
 
 import torch
@@ -64,8 +64,11 @@ def _residual(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _mlp_slots(mlp: AppearanceMlp) -> Iterator[tuple[str, Slot]]:
-    groups = [("weights", "fc.weight", mlp.weights), ("biases", "fc.bias", mlp.biases)]
-    groups.append(("slopes", "activation.weight", mlp.slopes or []))
+    groups: list[tuple[str, str, Sized]] = [
+        ("weights", "fc.weight", mlp.weights),
+        ("biases", "fc.bias", mlp.biases),
+        ("slopes", "activation.weight", mlp.slopes or []),
+    ]
     for k in range(mlp.COUNT):
         net = f"mlp_{'w' if k < STRIPS else 'b'}{k % STRIPS + 1}"
         for ours, theirs, tensors in groups:

@@ -33,10 +33,8 @@ class Stateful(Protocol):
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(
-        (p for p in folder.glob("step_*.pt") if PATTERN.search(p.name)),
-        key=lambda p: int(PATTERN.search(p.name)[1]),
-    )
+    named = ((PATTERN.search(path.name), path) for path in folder.glob("step_*.pt"))
+    return [path for _, path in sorted((int(found[1]), path) for found, path in named if found)]
 
 
 def latest_checkpoint(path: Path) -> Path | None:

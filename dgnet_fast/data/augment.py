@@ -86,7 +86,8 @@ def assemble(
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
     if images.is_cuda and os.environ.get("DGNET_FAST_IMPL") != "reference":
-        from dgnet_fast.kernels import assemble as kernels  # imports triton: only where it serves
+        # imports triton: only where it serves; for pyright, which does not know that setup.py installs kernels/ there
+        from dgnet_fast.kernels import assemble as kernels  # pyright: ignore[reportMissingImports]
 
         offset, scale = normalizing_constants()
         with torch.cuda.device_of(images):

@@ -87,6 +87,7 @@ def _drawing() -> str:
     """The code that draws synthetic pedestrians, as a hash."""
     digest = hashlib.sha256(f"OpenCV {cv2.__version__}, NumPy {np.__version__}".encode())
     for module in (figure, pedestrian, scene, synthetic):
+        assert module.__file__ is not None
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
@@ -113,8 +114,8 @@ def inputs_of(split: Split) -> Inputs | None:
             (_drawing(),),
         )
     if isinstance(split, JoinedSplit):
-        parts = [inputs_of(part) for part in split.parts]
-        if any(part is None for part in parts):
+        parts = [found for found in map(inputs_of, split.parts) if found is not None]
+        if len(parts) < len(split.parts):
             return None
         return Inputs(
             "+".join(part.label for part in parts),
@@ -296,7 +297,7 @@ def _build(wanted: _Wanted, split: Split, workers: int | None, progress: Progres
             logger.info(f"decoding {wanted.shape[0]} pictures into {path} ({wanted.file_bytes / 1e9:.3g} GB)")
 
             def keep(index: int, picture: np.ndarray) -> None:
-                checksums[index] = zlib.crc32(picture)
+                checksums[index] = zlib.crc32(picture.data)
                 _write(file, picture.data, index * wanted.picture_bytes)
 
             decode_each(split, *wanted.shape[2:], keep, workers=workers, progress=progress)
@@ -360,10 +361,16 @@ def cached_pictures(
 
 
 def load_pictures(
-    split: Split, height: int, width: int, folder: Path | None, **options
+    split: Split,
+    height: int,
+    width: int,
+    folder: Path | None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> MappedPictures | Tensor:
     """`cached_pictures`, or where there is no cache `decode_split`'s tensor: a copy in memory."""
-    found = cached_pictures(split, height, width, folder, **options)
+    found = cached_pictures(split, height, width, folder, workers=workers, progress=progress)
     if found is not None:
         return found
-    return decode_split(split, height, width, **options)
+    return decode_split(split, height, width, workers=workers, progress=progress)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from dgnet_fast.config import DATASETS, SEVERAL, Config, ConfigError
 from dgnet_fast.data.base import ReidDataset
@@ -21,7 +22,7 @@ def load_dataset(
     *,
     camera_pattern: str | None = None,
     skip_unreadable: bool = False,
-    **options,
+    **options: Any,
 ) -> ReidDataset:
     """The dataset `name`, one of `DATASETS`, or several of them as `market1501+msmt17` (see `combine`).
 
@@ -101,6 +102,7 @@ def without_unreadable(dataset: ReidDataset) -> ReidDataset:
     """`dataset` without the pictures that cannot be decoded; a warning for each split counts them."""
     kept = {}
     for name, split in dataset.splits.items():
+        assert isinstance(split, FileSplit)  # as all that is read, and not drawn
         bad = unreadable(split)
         if bad:
             first = next(iter(bad.values()))

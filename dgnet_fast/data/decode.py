@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from dgnet_fast.data.base import Split
-
 Progress = Callable[[int, int], None]
 
 
+class Resizable(Protocol):
+    """What is decoded: a `Split`, or some of one."""
+
+    def __len__(self) -> int: ...
+    def load_resized(self, index: int, height: int, width: int) -> np.ndarray: ...
+
+
 def decode_each(
-    split: Split,
+    split: Resizable,
     height: int,
     width: int,
     keep: Callable[[int, np.ndarray], None],
@@ -48,7 +54,7 @@ def decode_each(
 
 
 def decode_split(
-    split: Split,
+    split: Resizable,
     height: int,
     width: int,
     *,

@@ -32,7 +32,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.split)
 
-    def choose(self, indices: Sequence[int]) -> Pictures:
+    def choose(self, indices: Sequence[int] | np.ndarray) -> Pictures:
         """Only these pictures, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Pictures(self.label, ChosenPictures.of(self.split, chosen), self.people[chosen])

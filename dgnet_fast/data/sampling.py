@@ -75,9 +75,11 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, packed: Tensor, batch_size: int) -> Plan:
-        rows, rest = packed[: 16 * batch_size].view(4, -1), packed[16 * batch_size :]
+        indices, flip, top, left = packed[: 16 * batch_size].view(4, -1)
+        rest = packed[16 * batch_size :]
         labels, boxes = rest[: 2 * batch_size].view(2, -1), rest[2 * batch_size :]
-        return cls(packed, *rows, labels, boxes.view(4, -1, 4) if len(boxes) else None)
+        boxes = boxes.view(4, -1, 4) if len(boxes) else None
+        return cls(packed, indices, flip, top, left, labels, boxes)
 
 
 class TrainBatches:
@@ -123,7 +125,8 @@ class TrainBatches:
             raise ValueError(f"pad must be 0 or more, got {pad}")
         self.images, self.batch_size, self.seed, self.pad = images.contiguous(), batch_size, seed, pad
         self.erasing_p, self.device = erasing_p, torch.device(device)
-        self.appearance_size = tuple(images.shape[2:]) if appearance_size is None else tuple(appearance_size)
+        height, width = images.shape[2:] if appearance_size is None else appearance_size
+        self.appearance_size = height, width
         self.positives = PositiveSampler(self.labels)
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
         if streamed is None:
@@ -199,7 +202,9 @@ class TrainBatches:
         packed = _move(self._plan(step), self.images.device)
         made = self._assemble(self.images, Plan.of(packed, self.batch_size))
         self._release()
-        return Batch(*(part if part is None else _move(part, self.device) for part in made))
+        x, xp, labels = (_move(part, self.device) for part in (made.x, made.xp, made.labels))
+        boxes = made.erasing_boxes
+        return Batch(x, xp, labels, None if boxes is None else _move(boxes, self.device))
 
     def _assemble(self, images: Tensor, plan: Plan) -> Batch:
         pictures = assemble(images, plan.indices, plan.flip, plan.top, plan.left, self.pad)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,10 @@ class _Slot:
     """
 
     def __init__(self) -> None:
-        self.pictures = self.packed = self.copied = self.read = None
+        self.pictures: Tensor | None = None
+        self.packed: Tensor | None = None
+        self.copied: Any = None
+        self.read: Any = None
         self.on_device: tuple[Tensor, Tensor] | None = None
 
 
@@ -95,11 +99,11 @@ class Stream:
         plan: Callable[[int], Tensor],
         gather: Callable[[Tensor, Tensor | None], Tensor],
         device: torch.device,
-        cuda=torch.cuda,  # noqa: ANN001 - a test brings streams of its own
+        cuda: Any = torch.cuda,  # a test brings streams of its own
     ) -> None:
         self._plan, self._gather, self.device = plan, gather, device
-        self._cuda = cuda if device.type == "cuda" or cuda is not torch.cuda else None
-        self._side = self._cuda.Stream(device) if self._cuda else None
+        self._cuda: Any = cuda if device.type == "cuda" or cuda is not torch.cuda else None
+        self._side: Any = self._cuda.Stream(device) if self._cuda else None
         self._slots = [_Slot(), _Slot()]
         self._next = 0
         self._ahead: tuple[int, Future[_Slot]] | None = None
@@ -119,6 +123,8 @@ class Stream:
             if ahead is not None:
                 ahead[1].exception()  # ends first: its slot is in use; what failed there was not asked for
             slot = self._start(step).result()
+        assert slot.on_device is not None
+        current: Any = None
         if self._cuda:
             current = self._cuda.current_stream(self.device)
             current.wait_event(slot.copied)
@@ -141,25 +147,27 @@ class Stream:
     def _fill(self, slot: _Slot, step: int) -> _Slot:
         packed = self._plan(step)
         if self._cuda is None:
-            slot.packed, slot.pictures = packed, self._gather(packed, slot.pictures)
-            slot.on_device = slot.pictures, slot.packed
+            slot.pictures = pictures = self._gather(packed, slot.pictures)
+            slot.on_device = pictures, packed
             return slot
-        if slot.pictures is None:
-            first = self._gather(packed, None)
-            slot.pictures, slot.packed = self._pinned(first), self._pinned(packed)
+        if slot.pictures is None or slot.packed is None:
+            pictures, plan = self._pinned(self._gather(packed, None)), self._pinned(packed)
+            slot.pictures, slot.packed = pictures, plan
         else:
             if slot.copied is not None:
                 slot.copied.synchronize()
-            self._gather(packed, slot.pictures)
-            slot.packed.copy_(packed)
+            pictures, plan = slot.pictures, slot.packed
+            self._gather(packed, pictures)
+            plan.copy_(packed)
         with self._cuda.stream(self._side):
             if slot.on_device is None:
-                slot.on_device = tuple(
-                    torch.empty_like(one, device=self.device) for one in (slot.pictures, slot.packed)
+                slot.on_device = (
+                    torch.empty_like(pictures, device=self.device),
+                    torch.empty_like(plan, device=self.device),
                 )
             elif slot.read is not None:
                 self._side.wait_event(slot.read)
-            for target, source in zip(slot.on_device, (slot.pictures, slot.packed), strict=True):
+            for target, source in zip(slot.on_device, (pictures, plan), strict=True):
                 self._copy(target, source)
             slot.copied = self._cuda.Event()
             slot.copied.record(self._side)

@@ -115,7 +115,7 @@ def against_published(dataset: ReidDataset) -> str | None:
 def main(argv: list[str] | None = None, write: Callable[[str], None] = print) -> int:
     """The command; returns its exit status: 0 if the dataset can be used, 1 if not."""
     parser = argparse.ArgumentParser(
-        prog="python -m dgnet_fast.data.validate", description=__doc__.split(":")[0]
+        prog="python -m dgnet_fast.data.validate", description=(__doc__ or "").split(":")[0]
     )
     parser.add_argument("--data", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--root", metavar="DIR", help="folder of the data set (for csv the file)")

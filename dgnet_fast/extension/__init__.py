@@ -70,9 +70,9 @@ def _load() -> tuple[str, ModuleType]:
     level = choose(built, cpu_level() if is_x86_64() else "plain", os.environ.get("DGNET_FAST_CPU") or None)
     name = "dgnet_fast._C"
     loader = importlib.machinery.ExtensionFileLoader(name, str(built[level]))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_file_location(name, built[level], loader=loader)
-    )
+    spec = importlib.util.spec_from_file_location(name, built[level], loader=loader)
+    assert spec is not None  # as it is without a loader
+    module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     sys.modules[name] = module
     return level, module
@@ -83,10 +83,10 @@ def _install_allocator() -> bool:
     if os.environ.get("THP_MEM_ALLOC_ENABLE", "0") != "0":
         return False
     try:
-        from dgnet_fast import _allocator
+        allocator = importlib.import_module("dgnet_fast._allocator")
     except ImportError:  # built without torch, or for another one
         return False
-    return _allocator.torch_version == torch.__version__ and _allocator.install()
+    return allocator.torch_version == torch.__version__ and allocator.install()
 
 
 level, _C = _load()

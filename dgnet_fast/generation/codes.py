@@ -65,7 +65,7 @@ class CodeStore:
         self.workers, self.limit = workers, limit
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
 
-    def get(self, indices: Sequence[int]) -> Tensor:
+    def get(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Codes (N, …) of the pictures at ``indices``, which may contain repetitions."""
         config = self.model.config
         wanted = list(dict.fromkeys(int(i) for i in indices))

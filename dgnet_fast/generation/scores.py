@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.config import Config
-from dgnet_fast.data import decode_split, denormalize, normalize
+from dgnet_fast.data import ChosenPictures, decode_split, denormalize, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
@@ -310,6 +310,7 @@ def truth_table(model: DGNet, folder: Path, generated: Pictures, size: tuple[int
     ):
         return None
     split = dataset_of(model.config).splits[label.partition(":")[2]]
+    assert isinstance(split, SyntheticSplit) and isinstance(source.split, ChosenPictures)
     kept = source.split.indices
     truth, clothes, structure = [], [], []
     for row in rows:

@@ -89,7 +89,7 @@ def read_manifest(folder: str | Path) -> list[Row]:
         if len(line) != len(COLUMNS):
             raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(COLUMNS)}")
         try:
-            rows.append(Row(*line[:3], *map(int, line[3:10]), line[10]))
+            rows.append(Row._make([*line[:3], *map(int, line[3:10]), line[10]]))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return rows

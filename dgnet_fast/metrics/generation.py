@@ -44,6 +44,8 @@ class Gaussian:
 
     @property
     def mean(self) -> np.ndarray:
+        if self._origin is None:
+            raise ValueError("0 pictures have no mean; at least 1 is needed")
         return self._origin + self._sum / self.count
 
     @property

@@ -66,7 +66,8 @@ def ssim(
         )
     values = []
     for x, y, m in triples:
-        mean, every = structural_similarity(
+        # scikit-image has no annotations: `full` makes it two
+        mean, every = structural_similarity(  # pyright: ignore[reportAssignmentType]
             x,
             y,
             channel_axis=0,

@@ -95,8 +95,10 @@ def sort_ranks(scores: Tensor, match: Tensor, junk: Tensor) -> tuple[np.ndarray,
     if keys.device.type == "cpu":
         array = keys.numpy()
         array.sort(axis=1)
-        return (array & 1).astype(bool).nonzero()
-    return (keys.sort(dim=1).values & 1).bool().cpu().numpy().nonzero()
+        row, position = (array & 1).astype(bool).nonzero()
+    else:
+        row, position = (keys.sort(dim=1).values & 1).bool().cpu().numpy().nonzero()
+    return row, position
 
 
 def score_rankings(row: np.ndarray, position: np.ndarray, count: int) -> np.ndarray:

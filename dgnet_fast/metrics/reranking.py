@@ -12,7 +12,7 @@ are sparse and distances are made a few rows at a time, so memory beyond the fea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def _scores(
         count = min(k2, nearest.shape[1])
         mean = _rows_of(nearest[:, :count], np.full(nearest[:, :count].shape, 1.0 / count, np.float32))
         encodings = mean @ encodings
-    asked, inverted = encodings[: len(query)].tocsr(), encodings[len(query) :].tocsc()
+    asked, inverted = _halves(encodings, len(query))
     norms = gallery.square().sum(1)
     for first in range(0, len(query), chunk):
         rows = slice(first, min(first + chunk, len(query)))
@@ -165,10 +165,15 @@ def _rows_of(columns: np.ndarray, values: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(count, count))
 
 
+def _halves(encodings: Any, queries: int) -> tuple[sparse.csr_array, sparse.csc_array]:
+    """Those of the queries by row, those of the gallery by column."""
+    return encodings[:queries].tocsr(), encodings[queries:].tocsc()
+
+
 def _shared(asked: sparse.csr_array, inverted: sparse.csc_array) -> np.ndarray:
     """Sum of the element-wise minima of each asked row and each row of `inverted`: float64 (q, G)."""
-    gallery = inverted.shape[0]
-    shared = np.zeros((asked.shape[0], gallery))
+    gallery = inverted.shape[0]  # pyright: ignore[reportOptionalSubscript]  # SciPy has no annotations
+    shared = np.zeros((len(asked.indptr) - 1, gallery))
     met = np.diff(inverted.indptr)[asked.indices]  # gallery entries that each entry of `asked` meets
     work = np.add.reduceat(np.append(met, 0), asked.indptr[:-1]) * (np.diff(asked.indptr) > 0)
     group = np.cumsum(work) // MINIMA

@@ -148,18 +148,18 @@ def evaluate_scores(
     done = 0
     for part in [scores.clone()] if isinstance(scores, Tensor) else scores:
         rows = slice(done, done + len(part))
-        labels = [x.to(part.device) for x in (query_ids[rows], query_cameras[rows])]
+        ids, cameras = (x.to(part.device) for x in (query_ids[rows], query_cameras[rows]))
         gallery_ids, gallery_cameras = gallery_ids.to(part.device), gallery_cameras.to(part.device)
-        if part.dtype != torch.float32 or part.shape != (len(labels[0]), len(gallery_ids)):
+        if part.dtype != torch.float32 or part.shape != (len(ids), len(gallery_ids)):
             raise ValueError(
                 f"scores from query {done} on are {part.dtype} of shape {tuple(part.shape)}; "
-                f"expected float32 of shape ({len(labels[0])}, {len(gallery_ids)})"
+                f"expected float32 of shape ({len(ids)}, {len(gallery_ids)})"
             )
         if part.device.type == "cpu":
-            found = count_ranks(part, *labels, gallery_ids, gallery_cameras, order)
+            found = count_ranks(part, ids, cameras, gallery_ids, gallery_cameras, order)
         else:
-            found = sort_ranks(part, *match_and_junk(*labels, gallery_ids, gallery_cameras))
-        per_query[rows] = score_rankings(*found, len(part))
+            found = sort_ranks(part, *match_and_junk(ids, cameras, gallery_ids, gallery_cameras))
+        per_query[rows] = score_rankings(found[0], found[1], len(part))
         done += len(part)
     if done != len(query_ids):
         raise ValueError(f"scores are of {done} queries, and {len(query_ids)} have labels")
@@ -297,7 +297,9 @@ def _weighted(query: Tensor, gallery: Tensor, second_half_weight: float | None) 
 @contextmanager
 def ieee_float32_matmul() -> Iterator[None]:
     """Keep TF32 or bf16 products, which training may have allowed, out of the ranking."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    # PyTorch sets the second when it runs
+    mkldnn = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    backends = (torch.backends.cuda.matmul, mkldnn)
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dgnet_fast.config import Config
 from dgnet_fast.models.batch_norm import BatchNormMode, Found, GroupedBatchNorm, update_running_statistics
 from dgnet_fast.models.resnet import ResNet
+from dgnet_fast.models.typed import ModuleList
 
 STRIPS = 4
 PCB_FEATURES = 256
@@ -103,7 +104,7 @@ class AppearanceEncoder(nn.Module):
             sizes = [(features, HEAD_DROPOUT[0])]
         else:
             raise ValueError(f"style is {style!r}; allowed: AB, normal, PCB")
-        self.heads = nn.ModuleList(Head(channels, n, ids, p, generator) for n, p in sizes)
+        self.heads = ModuleList(Head(channels, n, ids, p, generator) for n, p in sizes)
 
     def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
         found: list[Found] = []

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_fast.models.typed import Network, in_channels_last
 from dgnet_fast.ops import batch_norm_act
 from dgnet_fast.ops.registry import FAST_DTYPES, TABLE
 
-Network = TypeVar("Network", bound=nn.Module)
 Statistics = Literal["update", "batch", "running"]
 
 
@@ -76,6 +76,10 @@ class GroupedBatchNorm(nn.Module):
     """BatchNorm over dimension 1 of (G·B, C) or (G·B, C, H, W); parameters and buffers as in
     ``nn.BatchNorm2d``.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -170,7 +174,7 @@ def fold_batch_norms(network: Network) -> Network:
                 )
             _fold(layer, norm)
             module.register_module(name, FoldedBatchNorm())
-    return folded.to(memory_format=torch.channels_last)
+    return in_channels_last(folded)
 
 
 def _fold(layer: nn.Conv2d | nn.Linear, norm: GroupedBatchNorm) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from dgnet_fast.models.layers import (
     initialise_weight,
 )
 from dgnet_fast.models.recompute import recomputed
+from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import adain_act, appearance_mlp
 from dgnet_fast.ops.padding import interior
 from dgnet_fast.ops.upsample_conv import upsample_conv
@@ -99,7 +100,7 @@ class AppearanceMlp(nn.Module):
             x = F.layer_norm(x, x.shape[-1:], eps=INSTANCE_EPS)
         if self.slopes is not None:
             return torch.where(x > 0, x, x * self.slopes[layer].unsqueeze(1).to(x.dtype))
-        return self.activation(x)
+        return x if self.activation is None else self.activation(x)
 
     def forward(self, code: Tensor) -> AdainParameters:
         if code.ndim != 2 or code.shape[1] != self.code_length:
@@ -138,7 +139,7 @@ class AdainBlock(nn.Module):
     def __init__(self, channels: int, config: GeneratorConfig) -> None:
         super().__init__()
         self.kind = config.dec
-        common = {"norm": "adain", "pad_type": config.pad_type}
+        common: dict[str, Any] = {"norm": "adain", "pad_type": config.pad_type}
         self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=config.activ, **common)
         self.conv2 = ConvBlock(channels, channels, 3, 1, 1, activ="none", **common)
 
@@ -186,15 +187,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.channels, self.checkpoint = channels, False
         self.dropout = nn.Dropout(config.dropout)
-        self.residual = nn.ModuleList(AdainBlock(channels, config) for _ in range(config.n_res))
+        self.residual = ModuleList(AdainBlock(channels, config) for _ in range(config.n_res))
         self.attention = SelfAttention2d(channels) if config.non_local else None
-        common = {"activ": config.activ, "pad_type": config.pad_type}
+        common: dict[str, Any] = {"activ": config.activ, "pad_type": config.pad_type}
         upsample = []
         for _ in range(config.n_downsample):
             upsample.append(ConvBlock(channels, channels // 2, 5, 1, 2, norm="ln", **common))
             channels //= 2
-        self.upsample = nn.ModuleList(upsample)
-        self.refine = nn.ModuleList(ConvBlock(channels, channels, 3, 1, 1, **common) for _ in range(2))
+        self.upsample = ModuleList(upsample)
+        self.refine = ModuleList(ConvBlock(channels, channels, 3, 1, 1, **common) for _ in range(2))
         self.to_rgb = ConvBlock(channels, 3, 1, activ="none")
         initialise(self, config.init, generator)
 

@@ -17,6 +17,7 @@ from dgnet_fast.models.decoder import AppearanceMlp, Decoder
 from dgnet_fast.models.discriminator import Discriminator
 from dgnet_fast.models.structure_encoder import StructureEncoder
 from dgnet_fast.models.structure_input import structure_input
+from dgnet_fast.models.typed import ModuleList
 
 
 class DGNet(nn.Module):
@@ -36,7 +37,7 @@ class DGNet(nn.Module):
         # PyTorch's layers draw first weights of their own from the caller's generator; ours take their place
         with torch.random.fork_rng(devices=[]):
             self._build(config, torch.Generator().manual_seed(config.seed))
-        self.teachers = nn.ModuleList(teachers or []).requires_grad_(False)
+        self.teachers = ModuleList(teachers or []).requires_grad_(False)
 
     def _build(self, config: Config, generator: torch.Generator) -> None:
         self.structure_encoder = StructureEncoder(config.gen, generator)

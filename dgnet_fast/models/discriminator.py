@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.config import DiscriminatorConfig
 from dgnet_fast.models.layers import ConvBlock, ResidualBlock, SelfAttention2d, chain, initialise
+from dgnet_fast.models.typed import ModuleList
 
 MAX_CHANNELS = 512
 
@@ -17,7 +20,7 @@ class ScaleDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        common = {
+        common: dict[str, Any] = {
             "norm": config.norm,
             "activ": config.activ,
             "pad_type": config.pad_type,
@@ -33,9 +36,9 @@ class ScaleDiscriminator(nn.Module):
             wider = min(2 * dim, MAX_CHANNELS)
             stem += [ConvBlock(dim, dim, 3, 1, 1, **common), ConvBlock(dim, wider, 3, 2, 1, **common)]
             dim = wider
-        self.stem = nn.ModuleList(stem)
+        self.stem = ModuleList(stem)
         self.attention_before = SelfAttention2d(dim) if config.non_local > 1 else None
-        self.residual = nn.ModuleList(ResidualBlock(dim, **common) for _ in range(config.n_res))
+        self.residual = ModuleList(ResidualBlock(dim, **common) for _ in range(config.n_res))
         self.attention_after = SelfAttention2d(dim) if config.non_local > 0 else None
         self.to_score = nn.Conv2d(dim, 1, 1)
 
@@ -55,14 +58,18 @@ class WassersteinDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        common = {"activ": config.activ, "pad_type": config.pad_type, "twice_differentiable": True}
+        common: dict[str, Any] = {
+            "activ": config.activ,
+            "pad_type": config.pad_type,
+            "twice_differentiable": True,
+        }
         dim = config.dim
         stem = [ConvBlock(3, dim, 4, 2, 1, **common)]
         for _ in range(5):
             wider = min(2 * dim, MAX_CHANNELS)
             stem.append(ConvBlock(dim, wider, 4, 2, 1, norm=config.norm, **common))
             dim = wider
-        self.stem = nn.ModuleList(stem)
+        self.stem = ModuleList(stem)
         self.to_score = nn.Conv2d(dim, 1, (4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +89,7 @@ class Discriminator(nn.Module):
             nets = [ScaleDiscriminator(config) for _ in range(config.num_scales)]
         self.kind = config.gan_type
         self.mixes_samples = config.norm == "bn"
-        self.scales = nn.ModuleList(nets)
+        self.scales = ModuleList(nets)
         initialise(self, "gaussian", generator)
 
     @staticmethod

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
 from dgnet_fast.ops.padding import interior, reflect_pad, replicate_pad
 
@@ -63,7 +65,8 @@ def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(x), by the op `conv3x3` where it is of that kind."""
-    if (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+    kind = conv.kernel_size, conv.stride, conv.dilation
+    if kind != ((3, 3), (1, 1), (1, 1)) or isinstance(conv.padding, str):
         return conv(x)
     return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])
 
@@ -153,7 +156,11 @@ class ConvBlock(nn.Module):
         slope = None if self.activation is None else LRELU_SLOPE
         if self.norm_kind in ("in", "adain"):
             if fused and not self.twice_differentiable:
-                options = {"negative_slope": slope, "eps": INSTANCE_EPS, "padding": pad_result}
+                options: dict[str, Any] = {
+                    "negative_slope": slope,
+                    "eps": INSTANCE_EPS,
+                    "padding": pad_result,
+                }
                 return self.adain_act(x, scale, shift, residual, **options)
             x = self.adain_act(x, scale, shift, eps=INSTANCE_EPS)
         elif self.norm is not None:
@@ -190,7 +197,11 @@ class ResidualBlock(nn.Module):
         self, channels: int, *, norm: str, activ: str, pad_type: str, twice_differentiable: bool = False
     ) -> None:
         super().__init__()
-        common = {"norm": norm, "pad_type": pad_type, "twice_differentiable": twice_differentiable}
+        common: dict[str, Any] = {
+            "norm": norm,
+            "pad_type": pad_type,
+            "twice_differentiable": twice_differentiable,
+        }
         self.conv1 = ConvBlock(channels, channels, 3, 1, 1, activ=activ, **common)
         self.conv2 = ConvBlock(channels, channels, 3, 1, 1, activ="none", **common)
 
@@ -205,7 +216,12 @@ class ResidualBlock(nn.Module):
         return self.conv2(half, residual=residual, padded=True, pad_result=pad_result)
 
 
-def chain(blocks: Sequence[ConvBlock | ResidualBlock], x: Tensor, *, padded: bool = False) -> Tensor:
+def chain(
+    blocks: Sequence[ConvBlock | ResidualBlock] | ModuleList[ConvBlock | ResidualBlock],
+    x: Tensor,
+    *,
+    padded: bool = False,
+) -> Tensor:
     """The blocks one after the other, each one's result padded as the next one reads it; ``padded``: x is so already."""
     for k, block in enumerate(blocks):
         wanted = blocks[k + 1].reflection if k + 1 < len(blocks) else 0

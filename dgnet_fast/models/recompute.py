@@ -33,7 +33,7 @@ def recomputed_block(block: nn.Module, x: Tensor, mode: BatchNormMode) -> Tensor
     """
     if not torch.is_grad_enabled():
         return block(x, mode)
-    tensors = dict(block.named_parameters())
+    tensors: dict[str, Tensor] = dict(block.named_parameters())
     if mode.statistics == "running":
         tensors |= {name: buffer.clone() for name, buffer in block.named_buffers()}
     calls = []

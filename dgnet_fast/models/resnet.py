@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dgnet_fast.models.batch_norm import BatchNormMode, GroupedBatchNorm
 from dgnet_fast.models.layers import convolve
 from dgnet_fast.models.recompute import recomputed_block
+from dgnet_fast.models.typed import ModuleList
 
 EXPANSION = 4
 
@@ -35,7 +36,7 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = _conv(width, n_out, 1), GroupedBatchNorm(n_out)
         self.downsample = None
         if stride != 1 or n_in != n_out:
-            self.downsample = nn.ModuleList([_conv(n_in, n_out, 1, stride), GroupedBatchNorm(n_out)])
+            self.downsample = ModuleList([_conv(n_in, n_out, 1, stride), GroupedBatchNorm(n_out)])
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         identity = x
@@ -52,6 +53,11 @@ class ResNet(nn.Module):
 
     With ``checkpoint`` set, a block keeps its input only and computes the rest again in the backward pass.
     """
+
+    layer1: ModuleList[Bottleneck]
+    layer2: ModuleList[Bottleneck]
+    layer3: ModuleList[Bottleneck]
+    layer4: ModuleList[Bottleneck]
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class ResNet(nn.Module):
             for k in range(count):
                 layers.append(Bottleneck(channels, stage_width, stride if k == 0 else 1))
                 channels = EXPANSION * stage_width
-            setattr(self, f"layer{stage + 1}", nn.ModuleList(layers))
+            setattr(self, f"layer{stage + 1}", ModuleList(layers))
         self.channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dgnet_fast.config import GeneratorConfig
 from dgnet_fast.models.layers import ConvBlock, ResidualBlock, chain, initialise
+from dgnet_fast.models.typed import ModuleList
 
 ASPP_DILATIONS = (3, 6, 9)
 
@@ -22,10 +25,10 @@ class Aspp(nn.Module):
         super().__init__()
         width = channels // 2
         self.point = ConvBlock(channels, width, 1, norm="in", activ="none")
-        self.reduce = nn.ModuleList(
+        self.reduce = ModuleList(
             ConvBlock(channels, width, 1, norm="in", activ=activ) for _ in ASPP_DILATIONS
         )
-        self.dilated = nn.ModuleList(
+        self.dilated = ModuleList(
             ConvBlock(width, width, 3, 1, d, norm="in", activ="none", pad_type=pad_type, dilation=d)
             for d in ASPP_DILATIONS
         )
@@ -46,15 +49,15 @@ class StructureEncoder(nn.Module):
 
     def __init__(self, config: GeneratorConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        common = {"norm": "in", "activ": config.activ, "pad_type": config.pad_type}
+        common: dict[str, Any] = {"norm": "in", "activ": config.activ, "pad_type": config.pad_type}
         dim = config.dim
         stem = [ConvBlock(1, dim, 3, 2, 1, **common), ConvBlock(dim, 2 * dim, 3, 1, 1, **common)]
         dim *= 2
         for _ in range(config.n_downsample - 1):
             stem += [ConvBlock(dim, dim, 3, 1, 1, **common), ConvBlock(dim, 2 * dim, 3, 2, 1, **common)]
             dim *= 2
-        self.stem = nn.ModuleList(stem)
-        self.residual = nn.ModuleList(ResidualBlock(dim, **common) for _ in range(config.n_res))
+        self.stem = ModuleList(stem)
+        self.residual = ModuleList(ResidualBlock(dim, **common) for _ in range(config.n_res))
         self.aspp = Aspp(dim, activ=config.activ, pad_type=config.pad_type)
         self.tanh = config.tanh
         self.channels = 2 * dim

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.typed import ModuleList
 
 
 @torch.no_grad()
 def teacher_labels(
-    teachers: Sequence[AppearanceEncoder],
+    teachers: Sequence[AppearanceEncoder] | ModuleList[AppearanceEncoder],
     pictures: Tensor,
     appearance_ids: Tensor,
     structure_ids: Tensor,

@@ -69,7 +69,7 @@ class reference:
         variance, mean = torch.var_mean(values, dim=(2, 3), correction=0)
         rstd = (variance + eps).rsqrt()
         z = (values - _per_plane(mean)) * _per_plane(rstd)
-        if scale is not None:
+        if scale is not None and shift is not None:
             z = z * _per_plane(scale) + _per_plane(shift)
         y = z if negative_slope == 1 else F.leaky_relu(z, negative_slope)
         if residual is not None:
@@ -94,7 +94,7 @@ class reference:
         The last is grad_y itself without padding, and is then returned empty, (0,), as it is where it is not needed.
         """
         normal = (x.to(mean.dtype) - _per_plane(mean)) * _per_plane(rstd)
-        z = normal if scale is None else normal * _per_plane(scale) + _per_plane(shift)
+        z = normal if scale is None or shift is None else normal * _per_plane(scale) + _per_plane(shift)
         grad_y = fold_reflection(grad_y.to(mean.dtype), padding)
         grad_z = torch.where(z > 0, grad_y, grad_y * negative_slope)
         grad_shift = grad_z.sum(dim=(2, 3))
@@ -174,7 +174,7 @@ def _check(
     check_pictures(x)
     if (scale is None) != (shift is None):
         raise ValueError("scale and shift must be given together, or both be None")
-    if scale is not None:
+    if scale is not None and shift is not None:
         check_affine("scale", scale, x, "BC")
         check_affine("shift", shift, x, "BC")
     if residual is not None:
@@ -240,8 +240,8 @@ def _backward(ctx, grad_y, _grad_mean, _grad_rstd) -> dict[str, Tensor | None]:
         grad_residual = folded if fold else grad_y
     return {
         "x": grad_x if needs_x else None,
-        "scale": grad_scale.to(scale.dtype) if needs_scale else None,
-        "shift": grad_shift.to(shift.dtype) if needs_shift else None,
+        "scale": grad_scale.to(scale.dtype) if needs_scale and grad_scale is not None else None,
+        "shift": grad_shift.to(shift.dtype) if needs_shift and grad_shift is not None else None,
         "residual": grad_residual if needs_residual else None,
     }
 

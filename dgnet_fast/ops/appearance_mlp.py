@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ class reference:
         grad_code = code.new_empty(0)
         if needs_code:
             grad_code = grad.view(2, mlps // 2, batch, -1).sum(0).transpose(0, 1).reshape(code.shape)
-        return grad_code, *grad_weights, *grad_biases
+        (w0, w1, w2), (b0, b1, b2) = grad_weights, grad_biases
+        return grad_code, w0, w1, w2, b0, b1, b2
 
 
 def appearance_mlp_reference(
@@ -172,7 +174,7 @@ def _check(code: Tensor, weights: list[Tensor], biases: list[Tensor], negative_s
         raise ValueError(f"weights and biases must be {LAYERS} each, got {len(weights)} and {len(biases)}")
     if not negative_slope >= 0:
         raise ValueError(f"negative_slope must be at least 0, got {negative_slope}")
-    first, inputs = weights[0], None
+    first, inputs = weights[0], 0
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if weight.dim() != 3 or weight.numel() == 0:
             raise ValueError(
@@ -272,12 +274,12 @@ class aten:
     """
 
     @staticmethod
-    def forward(code: Tensor, *rest) -> Three:
+    def forward(code: Tensor, *rest: Any) -> Three:
         parameters, *hidden = reference.forward(code.float(), *map(_wide, rest))
         return parameters, *(h.to(code.dtype) for h in hidden)
 
     @staticmethod
-    def backward(grad: Tensor, code: Tensor, *rest) -> Seven:
+    def backward(grad: Tensor, code: Tensor, *rest: Any) -> Seven:
         grad_code, *gradients = reference.backward(grad, code.float(), *map(_wide, rest))
         weight_dtype = rest[2].dtype  # after the hidden layers
         return grad_code.to(code.dtype), *(g.to(weight_dtype) for g in gradients)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -72,6 +72,10 @@ def choosing(tensors: Sequence[Tensor]) -> Tensor:
     return next((x for x in tensors if x.dtype == torch.float64), tensors[0])
 
 
+@overload
+def as_statistics(value: Tensor, x: Tensor) -> Tensor: ...
+@overload
+def as_statistics(value: Tensor | None, x: Tensor) -> Tensor | None: ...
 def as_statistics(value: Tensor | None, x: Tensor) -> Tensor | None:
     """Makes `value` contiguous in the statistics' dtype."""
     return None if value is None else value.to(statistics_dtype(x)).contiguous()

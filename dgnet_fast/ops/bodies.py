@@ -62,7 +62,8 @@ def addresses(a: Arguments, *names: str) -> dict[str, int]:
 
 def layout(x: Tensor, padding: int) -> tuple[int, int, int, int, int, bool, int]:
     """The `Layout` of csrc/bindings.cpp for a dense x (B, C, H, W) and the padding of the result."""
-    return *x.shape, padding, is_channels_last(x), ELEMENT_TYPES[x.dtype]
+    batch, channels, height, width = x.shape
+    return batch, channels, height, width, padding, is_channels_last(x), ELEMENT_TYPES[x.dtype]
 
 
 Call = Callable[[Arguments], dict[str, Any]]

@@ -49,12 +49,13 @@ class reference:
             grad_y, x, weight, [weight.shape[0]], pair, [padding] * 2, pair, False, [0, 0], 1, needed
         )
         like = (x, weight, weight.new_empty(weight.shape[0]))
-        return tuple(
+        grad_x, grad_weight, grad_bias = (
             x.new_empty(0)
             if gradient is None
             else torch.empty_like(one).copy_(gradient)  # in its memory order
             for gradient, one in zip(gradients, like, strict=True)
         )
+        return grad_x, grad_weight, grad_bias
 
 
 aten = reference

@@ -107,7 +107,7 @@ def _op(
 
 def _returned(made: dict[str, Any]) -> Any:
     values = tuple(made.values())
-    return values if len(values) > 1 else values[0]
+    return values[0] if len(values) == 1 else values
 
 
 def _differentiate(

@@ -45,6 +45,7 @@ class reference:
             else:
                 loss = (-x if as_real else x).mean(dim=1) + DRIFT * x.square().sum(dim=1)
             total = total + loss
+        assert isinstance(total, Tensor)  # there is a score
         return weight * total
 
     @staticmethod

@@ -66,7 +66,8 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
     y = F.pixel_shuffle(small, 2)
     if pad_type != "reflect":
         return y
-    lines = _reflection(*outermost, weight)
+    top, bottom, left, right = outermost
+    lines = _reflection(top, bottom, left, right, weight)
     return _add_border(y, *lines) if whole else _AddBorder.apply(y, *lines)
 
 

@@ -126,7 +126,8 @@ def _draw_panel(axes: Axes, label: str, steps: np.ndarray, values: np.ndarray, n
         axes.set_yscale("log")
     elif len(good):
         if np.ptp(good) <= 1e-6 * abs(good[0]):  # constant: no zoom into its rounding
-            axes.set_ylim(sorted((good[0] * 0.9, good[0] * 1.1)) if good[0] else (-0.1, 0.1))
+            low, high = sorted((good[0] * 0.9, good[0] * 1.1)) if good[0] else (-0.1, 0.1)
+            axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
     if not finite.all():

@@ -88,17 +88,16 @@ def image_grid(
         if texts is not None and len(texts) != count:
             raise ValueError(f"{name} has {len(texts)} entries for {count} pictures")
     height, width = picture[1:]
-    if scale is None:
-        scale = -(-_SHOWN_HEIGHT // height)
-    if scale < 1:
-        raise ValueError(f"scale is {scale}; it must be a whole number of at least 1")
+    zoom = -(-_SHOWN_HEIGHT // height) if scale is None else scale
+    if zoom < 1:
+        raise ValueError(f"scale is {zoom}; it must be a whole number of at least 1")
 
     labels = row_labels is not None or column_labels is not None
 
     def origin(row: int, column: int) -> tuple[int, int]:
-        return cell_origin(row, column, height, width, scale=scale, labels=labels)
+        return cell_origin(row, column, height, width, scale=zoom, labels=labels)
 
-    size = (width * scale, height * scale)
+    size = (width * zoom, height * zoom)
     right, bottom = origin(rows, columns)
     grid = Image.new("RGB", (right + size[0] + GAP, bottom + size[1] + GAP), _PAPER)
     placed = [((r + 1, 0), x) for r, x in enumerate(structures)]
@@ -129,6 +128,7 @@ def _font(points: int) -> ImageFont.FreeTypeFont:
     # matplotlib brings DejaVu Sans along, so it is there on any machine; Pillow's own font has neither arrows nor
     # accents. Its file is found without importing matplotlib, which takes a second.
     spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.origin is not None
     path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     if not path.is_file():  # some distributions keep fonts elsewhere
         from matplotlib import font_manager

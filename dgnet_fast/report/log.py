@@ -264,7 +264,7 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     ):  # after the last newline: nothing, or a line cut short
         try:
             record = json.loads(line)
-            record["step"], record["phase"]
+            _ = record["step"], record["phase"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from error
         records.append((line, record))

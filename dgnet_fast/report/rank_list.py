@@ -34,9 +34,9 @@ class Ranked(NamedTuple):
 
 
 class RankedRow(NamedTuple):
-    """A query (uint8 (H, W, 3) RGB), its caption and its results, best first."""
+    """A query (uint8 (H, W, 3) RGB, or None where it cannot be shown), its caption and its results, best first."""
 
-    picture: np.ndarray
+    picture: np.ndarray | None
     caption: str
     results: list[Ranked]
 

@@ -89,7 +89,7 @@ def embedding_map(
     for k, person in enumerate(known[:60]):
         label = str(person) if names is None else names[k]
         centre = np.median(points[people == person], axis=0)
-        axes.annotate(label, centre, fontsize=7, ha="center", va="center", color="#1a202c",
+        axes.annotate(label, (centre[0], centre[1]), fontsize=7, ha="center", va="center", color="#1a202c",
                       bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.6})  # fmt: skip
     axes.set_xlabel(axes_names[0], fontsize=9)
     axes.set_ylabel(axes_names[1], fontsize=9)

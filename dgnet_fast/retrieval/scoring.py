@@ -175,8 +175,9 @@ def rank_list_rows(
     chosen = np.unique(np.linspace(0, count - 1, min(queries, count)).round().astype(int))
     asked, searched = (symmetric_features(x.features, ranking.weight) for x in (query, gallery))
     scores = asked[torch.from_numpy(chosen)] @ searched.T
-    labels = [torch.from_numpy(x) for x in (query.ids[chosen], query.cameras[chosen])]
-    match, junk = match_and_junk(*labels, torch.from_numpy(gallery.ids), torch.from_numpy(gallery.cameras))
+    labels = query.ids[chosen], query.cameras[chosen], gallery.ids, gallery.cameras
+    asked_ids, asked_cameras, ids, cameras = map(torch.from_numpy, labels)
+    match, junk = match_and_junk(asked_ids, asked_cameras, ids, cameras)
     scores.masked_fill_(junk, -torch.inf)
     best, places = scores.topk(min(top, scores.shape[1]), dim=1)
     rows = []

@@ -99,7 +99,7 @@ def matrix(cells: dict[str, dict[str, dict[str, Any]]], how: str) -> dict:
 
 
 def camera_table(
-    dataset: ReidDataset, query: torch.Tensor, gallery: torch.Tensor, weight: float
+    dataset: ReidDataset, query: torch.Tensor, gallery: torch.Tensor, weight: float | None
 ) -> dict[str, Any]:
     """Retrieval scores for the queries of each camera, from query features (Q, F) and gallery features (G, F)."""
     labels = dataset.gallery.ids, dataset.gallery.cameras

@@ -63,7 +63,7 @@ class DivergenceAlarm:
 
 class _Loss:
     def __init__(self, watched: Watched, window: int) -> None:
-        self.watched = watched
+        self.watched, self.window = watched, window
         self.values: deque[tuple[int, float]] = deque(maxlen=window)
         self.first: float | None = None
         self.best, self.best_step = float("inf"), 0
@@ -71,7 +71,7 @@ class _Loss:
 
     def observe(self, step: int, value: float) -> str | None:
         self.values.append((step, value))
-        if len(self.values) < self.values.maxlen:
+        if len(self.values) < self.window:
             return None
         level = statistics.median(v for _, v in self.values)
         middle = self.values[len(self.values) // 2][0]

@@ -22,7 +22,7 @@ class Skips(NamedTuple):
     that the last step stands in (0: the last step counted), and the names of the non-finite terms.
     """
 
-    count: int
+    skipped: int
     longest: int
     row: int
     names: list[str]
@@ -67,7 +67,8 @@ class Guard:
         self._before: dict[torch.dtype, Tensor] = {}
         if deferred:
             for _, optimiser in optimisers.named():
-                optimiser.found_inf = self.found
+                # declared nowhere: PyTorch's fused optimisers look for it
+                optimiser.found_inf = self.found  # pyright: ignore[reportAttributeAccessIssue]
 
     def begin(self) -> None:
         """Copy what a step changes before its last loss is known: running statistics (of the teachers too), and the

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from dgnet_fast.checkpoints.runs import keep_best, save_run
 from dgnet_fast.config import Config
@@ -48,7 +49,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         main = threading.current_thread() is threading.main_thread()
@@ -93,8 +94,8 @@ def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: 
         )
     steps = (
         f"step {done} skipped"
-        if skips.count == 1 == skips.row
-        else f"{skips.count} steps up to {done} skipped"
+        if skips.skipped == 1 == skips.row
+        else f"{skips.skipped} steps up to {done} skipped"
     )
     log.note(f"{steps}: {names} not finite ({skips.row} in a row, the run stops at {limit})")
 
@@ -161,8 +162,8 @@ def train(
         if not step_function.guard.deferred or log_due or done % config.max_bad_steps == 0 or log.due(done):
             scalars = scalars_of(result, config, step)
             skips = step_function.guard.skips()
-            if skips.count:
-                log.write(done, scalars | {"skipped": float(skips.count)})
+            if skips.skipped:
+                log.write(done, scalars | {"skipped": float(skips.skipped)})
                 report_skips(log, skips, done, config.max_bad_steps, checkpoints)
             elif log_due:
                 log.write(done, scalars)
@@ -185,7 +186,8 @@ def train(
                 level=logging.INFO,
             )
         if stop.requested:
-            saved or save(done)
+            if not saved:
+                save(done)
             raise Stopped(done)
         if saved is None and (done % config.snapshot_save_iter == 0 or done == last_step):
             save(done)

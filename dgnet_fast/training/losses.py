@@ -9,7 +9,7 @@ fused ops where those win, else plain PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ def identity_terms(pairs: Pairs) -> Tensor:
     return (ops.loss_identity if _fused(logits + targets) else ops.loss_identity_reference)(logits, targets)
 
 
-def mean_identity_terms(heads: dict[str, Pairs]) -> dict[str, Tensor]:
+def mean_identity_terms(heads: Mapping[str, Pairs]) -> dict[str, Tensor]:
     """name → (S,): the mean over a name's heads of `identity_terms`, all names in one pass."""
     terms = identity_terms([pair for pairs in heads.values() for pair in pairs])
     counts = [len(pairs) for pairs in heads.values()]
@@ -110,7 +110,10 @@ def real_scores_and_penalty(discriminator: Discriminator, real: Tensor) -> tuple
             return (score.sigmoid() if discriminator.kind == "nsgan" else score), score
 
         if torch.compiler.is_compiling():
-            output, pullback, score = torch.func.vjp(penalised, real, has_aux=True)
+            # three with `has_aux`, two without: the annotation does not say which
+            output, pullback, score = torch.func.vjp(  # pyright: ignore[reportAssignmentType]
+                penalised, real, has_aux=True
+            )
             (gradient,) = pullback(torch.ones_like(output))
         else:
             pictures = real.detach().requires_grad_()
@@ -119,4 +122,5 @@ def real_scores_and_penalty(discriminator: Discriminator, real: Tensor) -> tuple
                 (gradient,) = torch.autograd.grad(output.sum(), pictures, create_graph=True)
         penalty = penalty + gradient.square().flatten(1).sum(dim=1)
         scores.append(score)
+    assert isinstance(penalty, Tensor)  # there is a scale
     return tuple(scores), penalty

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgnet_fast.config import Config
+from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.schedule import decay_at
 
@@ -21,7 +22,7 @@ OWN_SETTINGS = ("lr", "capturable", "fused", "foreach")
 
 
 def sgd_for_encoder(
-    encoder: nn.Module, lr: float, weight_decay: float, *, fused: bool | None = None
+    encoder: AppearanceEncoder, lr: float, weight_decay: float, *, fused: bool | None = None
 ) -> torch.optim.SGD:
     """SGD (Nesterov 0.9) for an appearance encoder: the backbone at ``lr``, each head at ten times as much."""
     groups = [{"params": list(encoder.backbone.parameters()), "lr": lr}]

@@ -12,7 +12,7 @@ are groups of one batch (see `dgnet_fast.models.batch_norm`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ def detached(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
-def frozen(module: nn.Module, *args, **kwargs):  # noqa: ANN201 - returns what the module returns
-    """Call a module with its parameters as constants: gradient reaches the inputs only, no weight gradients
-    are made.
+def frozen(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a module returns with its parameters as constants: gradient reaches the inputs only, no weight
+    gradients are made.
     """
     return torch.func.functional_call(module, detached(module), args, kwargs)
 
@@ -151,7 +151,7 @@ def streamwise_part(model: DGNet, swapped: Tensor, real: Tensor) -> Terms:
         fake, true = fake_part(model, *pictures), real_part(model, *pictures)
         streams.append(true | {name: fake[name] + true[name] for name in fake})
     return {
-        name: sum(found) if name == "total" else torch.cat(found)
+        name: sum(found[1:], found[0]) if name == "total" else torch.cat(found)
         for name, found in ((name, [one[name] for one in streams]) for name in streams[0])
     }
 
@@ -282,6 +282,7 @@ def with_total(model: DGNet, weights: Weights, terms: Terms) -> Terms:
     """The terms and their weighted sum ``total``."""
     weighted = term_weights(model, weights)
     total = sum(weighted[name] * value.sum() for name, value in terms.items() if name in weighted)
+    assert isinstance(total, Tensor)  # a part has a term with a weight
     return terms | {"total": total}
 
 

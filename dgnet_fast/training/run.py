@@ -20,13 +20,23 @@ from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run, restore_mod
 from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers, save_teachers
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data import MappedPictures, ReidDataset, TrainBatches, cache_folder, load_pictures, place
+from dgnet_fast.data import (
+    MappedPictures,
+    ReidDataset,
+    Split,
+    TrainBatches,
+    cache_folder,
+    load_pictures,
+    place,
+)
 from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.generation.codes import swap_cells
 from dgnet_fast.generation.scores import drawn_scores, picture_table
 from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.environment import write_environment
 from dgnet_fast.report.files import atomically, write_json, write_text
 from dgnet_fast.report.grid import image_grid
@@ -184,7 +194,7 @@ class Run:
                 one = self.scores_of({"": model.appearance_encoder})[""]
                 scores = {"mAP": 100 * one.mAP, "Rank-1": 100 * one.rank[1]}
                 if self.config.data == "synthetic":
-                    pictures, _ = drawn_scores(model, self.dataset.gallery)
+                    pictures, _ = drawn_scores(model, _drawn(self.dataset.gallery))
                     scores["recon_psnr"] = pictures["recon"]["psnr"]
                     scores["swap_clothes_colour"] = pictures["swap"]["clothes_colour"]
             return scores
@@ -193,12 +203,14 @@ class Run:
 
     def scores_of(self, networks: dict[str, AppearanceEncoder]) -> dict[str, RetrievalScores]:
         """Single-query scores of several encoders on the test people."""
-        return {
-            name: score_retrieval(Extractor.of(network, self.config), self.dataset)["single"]
-            for name, network in networks.items()
-        }
+        found = {}
+        for name, network in networks.items():
+            one = score_retrieval(Extractor.of(network, self.config), self.dataset)["single"]
+            assert isinstance(one, RetrievalScores)
+            found[name] = one
+        return found
 
-    def sampler(self, model: DGNet):  # noqa: ANN201 - a function of the step
+    def sampler(self, model: DGNet) -> Callable[[int], None]:
         """A function that writes a grid of swaps of test people (rows: structures, columns: appearances)."""
         gallery, config = self.dataset.gallery, self.config
         people = [i for i in np.unique(gallery.ids) if i > 0]
@@ -224,6 +236,11 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _drawn(split: Split) -> SyntheticSplit:
+    assert isinstance(split, SyntheticSplit)  # as the data set "synthetic" has
+    return split
 
 
 def _every(steps: int) -> int:
@@ -257,7 +274,7 @@ def run_training(
             logger.info(
                 "E_a starts from random weights; the paper starts from ImageNet ones: --pretrained FILE (torchvision's ResNet-50)"
             )
-        model.to(run.device, memory_format=torch.channels_last)
+        in_channels_last(model, run.device)
         if config.generator_steps and first == 0 and len(pictures):
             logger.info("training E_s and G alone first")
             batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
@@ -265,7 +282,7 @@ def run_training(
             train_generator(model, batches, folder, run.precision, stop, every=every)
         optimisers = Optimisers(model, config)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
-        if content:
+        if content and checkpoint:
             restore_model(model, content, checkpoint)
             for part, name in ((optimisers, "optimisers"), (run.precision, "precision")):
                 if name in content:  # a converted checkpoint has none: they start afresh
@@ -367,5 +384,5 @@ def final_tables(run: Run, model: DGNet, networks: dict[str, AppearanceEncoder])
     if rival := next((name for name in scores if name.startswith(BASELINE)), None):
         tables[0]["notes"].append(verdict(run.dataset, "DG-Net", scores["DG-Net"], rival, scores[rival]))
     if run.config.data == "synthetic":
-        tables.append(picture_table(model, run.dataset.gallery))
+        tables.append(picture_table(model, _drawn(run.dataset.gallery)))
     return tables

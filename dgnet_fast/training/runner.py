@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -62,7 +62,8 @@ class Shared(Generic[Results]):
         self._pairs = []
         if reached:
             with labelled(self._name):
-                torch.autograd.backward(*zip(*reached, strict=True))
+                tensors, gradients = zip(*reached, strict=True)
+                torch.autograd.backward(tensors, gradients)
 
 
 class Runner(ABC):
@@ -163,7 +164,7 @@ class Runner(ABC):
         return self._functions[function]
 
     @contextlib.contextmanager
-    def watching(self, function: Callable, seen: list[Any]):  # noqa: ANN201 - a context
+    def watching(self, function: Callable, seen: list[Any]) -> Iterator[None]:
         """Within, the results of a pass or a part are also appended to ``seen``."""
         plain = self.served(function)
 

@@ -53,7 +53,7 @@ class WeightTensors:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._numbers = Weights(0.0, 0.0, 0.0, 0.0)
-        self._tensors = Weights(*(torch.zeros((), device=device, dtype=dtype) for _ in Weights._fields))
+        self._tensors = [torch.zeros((), device=device, dtype=dtype) for _ in Weights._fields]
 
     def set(self, weights: Weights) -> Weights:
         """Write the numbers (only what changed, without waiting for the device); returns tensors, 0.0 where absent."""

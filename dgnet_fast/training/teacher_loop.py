@@ -16,6 +16,7 @@ from dgnet_fast.models.appearance_encoder import (
     upsample_small,
 )
 from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.generated import GeneratedBatches
 from dgnet_fast.training.loop import Stopped, StopSignal
@@ -53,7 +54,7 @@ def train_teacher(
     teacher = build_teacher(config, config.teacher_stride, generator)
     if config.pretrained not in ("", "teacher"):
         load_imagenet(teacher, config.pretrained)
-    teacher.to(device, memory_format=torch.channels_last)
+    in_channels_last(teacher, device)
     optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
     base = [group["lr"] for group in optimiser.param_groups]
     scaler = precision.scalers["gen"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class WeightCopies:
         # 0.1, or 0.9 with the nodes for gradients above (AMD EPYC, one thread)
         try:
             for (layer, name), copy in zip(self._places, copies, strict=True):
-                layer._parameters[name] = copy
+                layer._parameters[name] = copy  # pyright: ignore[reportArgumentType]  # any tensor is taken
             yield
         finally:
             for (layer, name), weight in zip(self._places, self._weights, strict=True):
@@ -72,7 +73,7 @@ class WeightCopies:
 
 
 @torch.no_grad()
-def copy_all(to: list[Tensor], tensors: list[Tensor]) -> None:
+def copy_all(to: list[Tensor], tensors: list[Any]) -> None:
     """Each tensor into its place, whatever the dtypes."""
     if tensors:
         torch._foreach_copy_(to, tensors)

@@ -9,7 +9,7 @@ import io
 import threading
 import time
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.grid import to_image
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.web.page import PAGE
+
+if TYPE_CHECKING:
+    import flask  # optional
 
 LARGEST_UPLOAD = 32 * 2**20
 
@@ -82,16 +85,18 @@ class Demo:
         for name, found in zip("AB", near, strict=False):
             people = []
             for index, score in found:
+                assert self.gallery is not None
                 shown = self.gallery.choose([index]).decode(*self.size)[0]
                 person = int(self.gallery.people[index])
                 who = self.gallery.split.names[index] if person == NOBODY else f"person {person}"
                 people.append({"picture": data_url(shown), "caption": f"{who}, {score:.2f}"})
-            groups.append({"title": f"Nearest people to {name} in {self.gallery.label}", "people": people})
+            label = "" if self.gallery is None else self.gallery.label
+            groups.append({"title": f"Nearest people to {name} in {label}", "people": people})
         shown = [{"picture": data_url(x), "caption": c} for x, c in zip(made, captions, strict=True)]
         return {"pictures": shown, "nearest": groups, "seconds": time.perf_counter() - start}
 
 
-def create_app(demo: Demo, title: str):  # noqa: ANN201 - a Flask application; Flask is optional
+def create_app(demo: Demo, title: str) -> flask.Flask:
     """The page at ``/`` and its answers at ``/swap`` as a Flask application.
 
     Raises ValueError naming Flask where it is not installed.
@@ -112,7 +117,9 @@ def create_app(demo: Demo, title: str):  # noqa: ANN201 - a Flask application; F
         if missing := [name.upper() for name, upload in uploads.items() if upload is None]:
             return {"error": f"picture {', '.join(missing)} is missing"}, 400
         try:
-            return demo.answer({name: upload.read() for name, upload in uploads.items()})
+            return demo.answer(
+                {name: upload.read() for name, upload in uploads.items() if upload is not None}
+            )
         except ValueError as error:
             return {"error": str(error)}, 400
 

@@ -74,9 +74,9 @@ def _line(
     canvas: np.ndarray, start: tuple[float, float], end: tuple[float, float], color: np.ndarray, width: float
 ) -> None:
     scale = canvas.shape[0] * (1 << _SHIFT)
-    ends = [(round(x * scale), round(y * scale)) for x, y in (start, end)]
+    first, last = ((round(x * scale), round(y * scale)) for x, y in (start, end))
     thickness = max(1, round(width * canvas.shape[0]))
-    cv2.line(canvas, *ends, tuple(float(channel) for channel in color), thickness, cv2.LINE_AA, _SHIFT)
+    cv2.line(canvas, first, last, tuple(float(channel) for channel in color), thickness, cv2.LINE_AA, _SHIFT)
 
 
 def _mottle(
