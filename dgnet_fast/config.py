@@ -67,9 +67,7 @@ class GeneratorConfig:
     dec: str = option("basic", "residual block of the decoder", choices=("basic", "series", "parallel"))
     dim: int = option(16, "channels of the first convolution of E_s; all widths scale with it", low=1)
     dropout: float = option(0.0, "dropout on the structure code in the decoder", low=0.0, high=0.999)
-    id_dim: int = option(
-        2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1
-    )
+    id_dim: int = option(2048, "length of a strip of the appearance code (E_a's channels)", low=1)
     mlp_dim: int = option(512, "hidden width of the AdaIN MLPs", low=1)
     mlp_norm: str = option("none", "normalisation inside the AdaIN MLPs", choices=("none", "in"))
     n_downsample: int = option(2, "stride-2 convolutions of E_s, and upsamplings of G", low=1, high=6)
@@ -91,7 +89,7 @@ class DiscriminatorConfig:
     n_layer: int = option(2, "stride-2 convolutions of each scale", low=1)
     n_res: int = option(4, "residual blocks of each scale", low=0)
     non_local: int = option(
-        0, "self-attention blocks: 1 after the residual blocks, 2 also before", choices=(0, 1, 2)
+        0, "self-attention: 1 after the residual blocks, 2 also before", choices=(0, 1, 2)
     )
     norm: str = option("none", "normalisation", choices=("none", "in", "ln", "bn"))
     num_scales: int = option(3, "picture scales, each half the one before", low=1)

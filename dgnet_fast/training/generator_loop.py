@@ -2,7 +2,11 @@
 
 From random weights the whole step teaches E_s and G slowly: E_a, whose codes they read, still moves, and most of the work
 of a step goes into terms that mean little while the pictures are smudges. Here E_a stands still, and a step is one decode
-of each picture with its own code or that of its positive, drawn at random. See docs/learning.md for what it is worth.
+of each picture with its own code or that of its positive, drawn at random.
+
+The error is squared, not absolute as in the paper's terms: while G cannot tell a colour, the absolute error is least for
+grey, and G stays there for a thousand steps; the squared error makes the most of exactly these pixels. See
+docs/learning.md for figures.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from torch import Tensor
 
 from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, TrainBatches
-from dgnet_fast.losses import l1_terms
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
@@ -33,10 +36,10 @@ BATCHES_OF_CODES = 16
 TRAINED = ("structure_encoder", "mlp", "decoder")
 
 
-def reconstruction(model: DGNet, batch: Batch) -> Tensor:
-    """(S,): mean absolute error of both streams' pictures, each decoded from its own structure with its own or its
-    positive's code, either with probability one half. E_a is constant; its BatchNorms take each batch's statistics, as
-    in the whole step, and keep their running ones.
+def reconstruction(model: DGNet, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean squared and mean absolute error (S,) of both streams' pictures, each decoded from its own structure with its
+    own or its positive's code, either with probability one half. E_a is constant; its BatchNorms take each batch's
+    statistics, as in the whole step, and keep their running ones.
     """
     config = model.config
     pictures = batch.x.flatten(0, 1)
@@ -45,7 +48,8 @@ def reconstruction(model: DGNet, batch: Batch) -> Tensor:
         shown = torch.where(positive, batch.xp.flatten(0, 1), pictures)
         code = _codes(model, split_streams(shown))
     structure = model.structure_encoder(structure_input(pictures, config.single, config.gray_jitter))
-    return l1_terms([(split_streams(model.decode(structure, code)), batch.x)])[0]
+    difference = split_streams(model.decode(structure, code)).float() - batch.x
+    return difference.square().flatten(1).mean(dim=1), difference.detach().abs().flatten(1).mean(dim=1)
 
 
 def _codes(model: DGNet, pictures: Tensor) -> Tensor:
@@ -72,8 +76,8 @@ def train_generator(
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
     (`AppearanceMlp.fit_to`).
 
-    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times `reconstruction`, added up over
-    the streams as in the whole step. Resumes from ``folder/generator/state.pt``, which is written every
+    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times the squared error, added up
+    over the streams as in the whole step. Resumes from ``folder/generator/state.pt``, which is written every
     ``snapshot_save_iter`` steps and when stopped (Stopped), and removed at the end. FloatingPointError when the loss is
     not finite.
     """
@@ -109,20 +113,21 @@ def train_generator(
             for group in optimiser.param_groups:
                 group["lr"] = rate_at(config, step)
             with precision.autocast():
-                terms = reconstruction(model, batches.batch(step))
+                squared, absolute = reconstruction(model, batches.batch(step))
             optimiser.zero_grad(set_to_none=True)
-            scaler.scale(config.recon_x_w * terms.sum()).backward()
+            scaler.scale(config.recon_x_w * squared.sum()).backward()
             scaler.step(optimiser)
             scaler.update()
             done = step + 1
             if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
-                value = terms.mean().item()
-                if not math.isfinite(value):
+                scalars = {"squared": squared.mean().item(), "recon_x": absolute.mean().item()}
+                if not math.isfinite(scalars["squared"]):
                     raise FloatingPointError(
-                        f"recon_x is {value} at step {done} of E_s and G alone; lower --generator_lr (now {config.generator_lr})"
+                        f"the squared error is {scalars['squared']} at step {done} of E_s and G alone; "
+                        f"lower --generator_lr (now {config.generator_lr})"
                     )
-                log.write(done, {"recon_x": value}, phase="generator")
-                log.progress(done, {"recon_x": value})
+                log.write(done, scalars, phase="generator")
+                log.progress(done, scalars)
             if stop.requested or (done % config.snapshot_save_iter == 0 and done < config.generator_steps):
                 save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
             if stop.requested:
