@@ -46,13 +46,13 @@ def reconstruction(model: DGNet, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         positive = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < 0.5
         shown = torch.where(positive, batch.xp.flatten(0, 1), pictures)
-        code = _codes(model, split_streams(shown))
+        code = appearance_codes(model, split_streams(shown))
     structure = model.structure_encoder(structure_input(pictures, config.single, config.gray_jitter))
     difference = split_streams(model.decode(structure, code)).float() - batch.x
     return difference.square().flatten(1).mean(dim=1), difference.detach().abs().flatten(1).mean(dim=1)
 
 
-def _codes(model: DGNet, pictures: Tensor) -> Tensor:
+def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
     """Appearance codes (S·B, 4·id_dim) of pictures (S, B, 3, H, W), each stream a batch of its own to BatchNorm."""
     upsampled = upsample_small(pictures.flatten(0, 1), model.config.ID_upsample)
     return model.appearance_encoder(upsampled, BatchNormMode(len(pictures), "batch")).code
@@ -105,7 +105,7 @@ def train_generator(
         if first == 0:
             with torch.no_grad():
                 model.mlp.fit_to(
-                    torch.cat([_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
+                    torch.cat([appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
                 )
 
         for step in range(first, config.generator_steps):
