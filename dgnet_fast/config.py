@@ -104,9 +104,7 @@ class Config:
     dis: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     # --- data
-    data: str = option(
-        "synthetic", "data set, or several to train on, joined by +", choices=DATASETS, several=SEVERAL
-    )
+    data: str = option("synthetic", "data set, or several joined by +", choices=DATASETS, several=SEVERAL)
     data_root: str = option(
         "",
         "folder of the data set (csv: the file; not needed for synthetic); of several sets: one that holds "
@@ -215,9 +213,7 @@ class Config:
         "multistep", "rate schedule; cosine ends at 0", choices=("constant", "step", "multistep", "cosine")
     )
     warm_up: int = option(0, "steps over which all learning rates rise", low=0, unit="steps")
-    step_size: int = option(
-        60000, "first decay (multistep: again at 1.5 and 1.75 times)", low=1, unit="steps"
-    )
+    step_size: int = option(60000, "first decay (multistep: more at x1.5, x1.75)", low=1, unit="steps")
     gamma: float = option(0.1, "decay factor of E_s, G and D", low=0)
     gamma2: float = option(0.1, "decay factor of E_a", low=0)
     ema_decay: float = option(
@@ -271,6 +267,8 @@ class Config:
             raise ConfigError(
                 "compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn"
             )
+        if self.gray_jitter and self.single == "edge":
+            raise ConfigError(f"gray_jitter is {self.gray_jitter}; with single edge allowed: 0")
         if self.gen.id_dim != 32 * self.ID_width:
             raise ConfigError(
                 f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, TrainBatches
+from dgnet_fast.losses import wide
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
@@ -48,7 +49,7 @@ def reconstruction(model: DGNet, batch: Batch) -> tuple[Tensor, Tensor]:
         shown = torch.where(positive, batch.xp.flatten(0, 1), pictures)
         code = appearance_codes(model, split_streams(shown))
     structure = model.structure_encoder(structure_input(pictures, config.single, config.gray_jitter))
-    difference = split_streams(model.decode(structure, code)).float() - batch.x
+    difference = wide(split_streams(model.decode(structure, code))) - batch.x
     return difference.square().flatten(1).mean(dim=1), difference.detach().abs().flatten(1).mean(dim=1)
 
 
