@@ -23,6 +23,7 @@ from dgnet_fast.checkpoints.public_layout import (
     export_state,
     generator_layout,
 )
+from dgnet_fast.config import Config
 from dgnet_fast.data import Batch
 from dgnet_fast.models.dgnet import DGNet
 
@@ -31,6 +32,7 @@ OVERRIDDEN = (
     "ID_class", "ID_stride", "pool", "batch_size", "crop_image_height", "crop_image_width", "erasing_p",
     "recon_f_w", "recon_s_w", "recon_x_cyc_w", "teacher_w", "beta1", "beta2",
 )  # fmt: skip
+AS_SHIPPED = {"apex", "vgg_w", "new_size", "data_root", "max_iter"}
 PAIRS = {
     "adv": "loss_gen_adv", "recon_x": "loss_gen_recon_x", "recon_xp": "loss_gen_recon_xp",
     "recon_s": "loss_gen_recon_s", "recon_f": "loss_gen_recon_f", "recon_x_cyc": "loss_gen_cycrecon_x",
@@ -38,11 +40,15 @@ PAIRS = {
 SUMS = {"id": "loss_id", "pid": "loss_pid", "recon_id": "loss_gen_recon_id", "teacher": "loss_teacher"}
 
 
-def _resnet50(pretrained: bool = False) -> nn.Module:
-    net = ResNet(64, [3, 4, 6, 3], 2)
+def _resnet(width: int, blocks: list[int]) -> nn.Module:
+    net = ResNet(width, list(blocks), 2)
     net.relu, net.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-    net.avgpool, net.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(2048, 1000)
+    net.avgpool, net.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(32 * width, 1000)
     return net
+
+
+def _resnet50(pretrained: bool = False) -> nn.Module:
+    return _resnet(64, [3, 4, 6, 3])
 
 
 def _stand_in_torchvision() -> None:
@@ -66,10 +72,45 @@ def check_folder(folder: str) -> Path:
     return root
 
 
-class Public:
-    """The public trainer with our weights. ValueError where the folder is no checkout of it."""
+def _make_small(config: Config) -> None:
+    """Let the checkout build networks of our widths, where it has those of ResNet-50 written out: the ResNet itself, the
+    heads, and the quarters in which G's appearance code is cut.
+    """
+    import networks  # both from the checkout
+    import reIDmodel
 
-    def __init__(self, model: DGNet, folder: str, device: str) -> None:
+    def thin(pretrained: bool = False) -> nn.Module:
+        return _resnet(config.ID_width, config.ID_blocks)
+
+    sys.modules["torchvision"].models.resnet50 = thin
+    built = reIDmodel.ClassBlock.__init__
+
+    def head(self, channels, ids, dropout=0.5, *rest) -> None:  # noqa: ANN001, ANN002
+        built(self, 32 * config.ID_width, ids, dropout, False, config.ID_features)
+
+    reIDmodel.ClassBlock.__init__ = head
+    generator = networks.AdaINGen
+
+    def decode(self, structure, code):  # noqa: ANN001, ANN202
+        parameters = [
+            torch.cat(
+                [getattr(self, f"mlp_{kind}{k + 1}")(part) for k, part in enumerate(code.chunk(4, 1))], 1
+            )
+            for kind in "wb"
+        ]
+        self.assign_adain_params(*parameters, self.dec)
+        return self.dec(structure)
+
+    generator.decode = decode
+
+
+class Public:
+    """The public trainer with our weights. ValueError where the folder is no checkout of it.
+
+    ``small``: networks of the model's own widths and every option of its configuration, instead of the shipped ones.
+    """
+
+    def __init__(self, model: DGNet, folder: str, device: str, *, small: bool = False) -> None:
         root = check_folder(folder)
         _stand_in_torchvision()
         if device == "cpu":
@@ -77,13 +118,18 @@ class Public:
             nn.Module.cuda = lambda self, *args, **kwargs: self
         torch.backends.cudnn.benchmark = True  # as its training script sets it
         sys.path.insert(0, str(root))
+        if small:
+            _make_small(model.config)
         import trainer  # from the checkout
 
         trainer.load_network = lambda network, name: network  # its weights come from our teacher below
-        trainer.load_config = lambda name: {"stride": 1}
+        stride = model.config.teacher_stride if small else 1
+        trainer.load_config = lambda name: {"stride": stride}
         self.options = yaml.safe_load((root / CONFIG).read_text(encoding="utf-8"))
         config = model.config
-        self.options |= {name: getattr(config, name) for name in OVERRIDDEN}
+        options = config.to_dict()
+        names = set(self.options) & set(options) - AS_SHIPPED if small else OVERRIDDEN
+        self.options |= {name: options[name] for name in names}
         # vgg_w stays 0 and apex off; both are as shipped
         self.options["teacher"] = "ours"
         self.trainer = trainer.DGNet_Trainer(self.options)

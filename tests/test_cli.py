@@ -28,7 +28,8 @@ def test_help_lists_every_option_with_its_default(capsys, command, monkeypatch):
     for line in lines[1:]:  # an example a line
         assert line.strip().find("python -m dgnet_fast") <= 0, line
     for name, spec, owner in walk(Config()):
-        starts = (f"  --{name} ", f"  --{name},")
+        hyphens = name.replace("_", "-")
+        starts = (f"  --{hyphens} ", f"  --{hyphens},")
         at = next((i for i, line in enumerate(lines) if line.startswith(starts)), None)
         assert at is not None, name
         text = " ".join([lines[at], lines[at + 1]])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import numpy as np
+import pytest
 import torch
 
 from dgnet_fast import Extractor
@@ -20,6 +22,18 @@ SHORT = {
     "image_display_iter": 9,
     "image_save_iter": 9,
 }
+
+
+@pytest.fixture(autouse=True)
+def a_program_of_its_own(monkeypatch):
+    """What commands of earlier tests have set up for the package's log does not count here."""
+    logger = logging.getLogger("dgnet_fast")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    before = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(before)
 
 
 def state():

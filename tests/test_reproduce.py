@@ -55,7 +55,7 @@ def test_finished_seeds_are_read_and_not_trained_again(done, monkeypatch, capsys
 def test_other_options_are_refused(done, capsys):
     (done / "seed_0" / reproduce.CELLS).rename(done / "kept.json")
     try:
-        line = fails(capsys, reproduce.main, words(done, lr2=0.5))
+        line = fails(capsys, reproduce.main, [*words(done, lr2=0.5), "--quiet"])
         assert "seed_0 holds a run with lr2 " in line and "and not 0.5" in line
     finally:
         (done / "kept.json").rename(done / "seed_0" / reproduce.CELLS)

@@ -119,7 +119,7 @@ def test_tsne_keeps_groups_together():
 
 
 def test_tsne_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ValueError, match="t-SNE needs scikit-learn, which is not installed"):
         embedding.tsne(torch.zeros(4, 2))
 

@@ -25,9 +25,7 @@ def load_file(path: str | Path, what: str = "checkpoint") -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(
-            f"no such {what} file: {path}" if what != "checkpoint" else f"no such checkpoint: {path}"
-        )
+        raise ValueError(f"no such {what}: {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

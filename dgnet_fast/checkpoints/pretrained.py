@@ -15,7 +15,7 @@ def load_imagenet(encoder: AppearanceEncoder, path: str | Path) -> None:
 
     Raises ValueError naming missing, extra or wrongly shaped entries, or an unreadable file.
     """
-    state = load_file(path, "pretrained")
+    state = load_file(path, "weight file")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"pretrained {path} holds no weights by name (a state dict)")
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}

@@ -279,6 +279,8 @@ class Config:
         """Check every option and the combinations of options; returns self. Raises ConfigError."""
         for name, spec, owner in walk(self):
             check_value(name, getattr(owner, spec.name), spec)
+        if self.gray_jitter and self.single == "edge":
+            raise ConfigError(f"gray_jitter is {self.gray_jitter}; with single edge allowed: 0")
         if self.compile and (self.single == "edge" or self.checkpoint_activations or self.dis.norm == "bn"):
             raise ConfigError(
                 "compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn"

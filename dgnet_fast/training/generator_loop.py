@@ -3,8 +3,11 @@ do this.
 
 From random weights, the complete step trains E_s and G slowly: E_a, whose codes they use, still changes, and most of
 the computation of a step goes into terms that mean little while the pictures are blurred. Here E_a is constant, and a
-step decodes each picture once, with its own code or with that of its positive, drawn at random. docs/learning.md shows
-what this is worth.
+step decodes each picture once, with its own code or with that of its positive, drawn at random.
+
+The error is squared, and not absolute as in the terms of the paper. While G cannot tell a colour, the absolute error is
+smallest for grey, and G stays grey for a thousand steps; the squared error gives the most weight to exactly these
+pixels. docs/learning.md gives the figures.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.loop import Stopped, StopSignal
-from dgnet_fast.training.losses import l1_terms
+from dgnet_fast.training.losses import wide
 from dgnet_fast.training.optim import Precision
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import derive_seed
@@ -35,22 +38,23 @@ BATCHES_OF_CODES = 16
 TRAINED = ("structure_encoder", "mlp", "decoder")
 
 
-def reconstruction(model: DGNet, batch: Batch) -> Tensor:
-    """(S,): mean absolute error of both streams' pictures, each decoded from its own structure with its own or its
-    positive's code, either with probability one half. E_a is constant; its BatchNorms take each batch's statistics, as
-    in the whole step, and keep their running ones.
+def reconstruction(model: DGNet, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean squared and mean absolute error (S,) of both streams' pictures, each decoded from its own structure with its
+    own or its positive's code, either with probability one half. E_a is constant; its BatchNorms take each batch's
+    statistics, as in the whole step, and keep their running ones.
     """
     config = model.config
     pictures = batch.x.flatten(0, 1)
     with torch.no_grad():
         positive = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < 0.5
         shown = torch.where(positive, batch.xp.flatten(0, 1), pictures)
-        code = _codes(model, split_streams(shown))
+        code = appearance_codes(model, split_streams(shown))
     structure = model.structure_encoder(structure_input(pictures, config.single, config.gray_jitter))
-    return l1_terms([(split_streams(model.decode(structure, code)), batch.x)])[0]
+    difference = wide(split_streams(model.decode(structure, code))) - batch.x
+    return difference.square().flatten(1).mean(dim=1), difference.detach().abs().flatten(1).mean(dim=1)
 
 
-def _codes(model: DGNet, pictures: Tensor) -> Tensor:
+def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
     """Appearance codes (S·B, 4·id_dim) of pictures (S, B, 3, H, W), each stream a batch of its own to BatchNorm."""
     upsampled = upsample_small(pictures.flatten(0, 1), model.config.ID_upsample)
     return model.appearance_encoder(upsampled, BatchNormMode(len(pictures), "batch")).code
@@ -74,8 +78,8 @@ def train_generator(
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
     (`AppearanceMlp.fit_to`).
 
-    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times `reconstruction`, added up over
-    the streams as in the whole step. Resumes from ``folder/generator/state.pt``, which is written every
+    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times the squared error, added up
+    over the streams as in the whole step. Resumes from ``folder/generator/state.pt``, which is written every
     ``snapshot_save_iter`` steps and when stopped (Stopped), and removed at the end. FloatingPointError when the loss is
     not finite.
     """
@@ -103,7 +107,7 @@ def train_generator(
         if first == 0:
             with torch.no_grad():
                 model.mlp.fit_to(
-                    torch.cat([_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
+                    torch.cat([appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
                 )
 
         for step in range(first, config.generator_steps):
@@ -111,20 +115,21 @@ def train_generator(
             for group in optimiser.param_groups:
                 group["lr"] = rate_at(config, step)
             with precision.autocast():
-                terms = reconstruction(model, batches.batch(step))
+                squared, absolute = reconstruction(model, batches.batch(step))
             optimiser.zero_grad(set_to_none=True)
-            scaler.scale(config.recon_x_w * terms.sum()).backward()
+            scaler.scale(config.recon_x_w * squared.sum()).backward()
             scaler.step(optimiser)
             scaler.update()
             done = step + 1
             if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
-                value = terms.mean().item()
-                if not math.isfinite(value):
+                scalars = {"squared": squared.mean().item(), "recon_x": absolute.mean().item()}
+                if not math.isfinite(scalars["squared"]):
                     raise FloatingPointError(
-                        f"recon_x is {value} at step {done} of E_s and G alone; lower --generator_lr (now {config.generator_lr})"
+                        f"the squared error is {scalars['squared']} at step {done} of E_s and G alone; "
+                        f"lower --generator_lr (now {config.generator_lr})"
                     )
-                log.write(done, {"recon_x": value}, phase="generator")
-                log.progress(done, {"recon_x": value})
+                log.write(done, scalars, phase="generator")
+                log.progress(done, scalars)
             if stop.requested or (done % config.snapshot_save_iter == 0 and done < config.generator_steps):
                 save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
             if stop.requested:

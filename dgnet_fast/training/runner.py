@@ -157,6 +157,14 @@ class Runner(ABC):
             optimiser.zero_grad(set_to_none=True)
         return list(step.terms)
 
+    def move(self, phase: str) -> None:
+        """Let the phase's optimisers move their weights."""
+        scaler, optimisers = self.precision.scalers[phase], dict(self.optimisers.named())
+        with labelled("optimisers"):
+            for name in self.PHASES[phase].optimisers:
+                scaler.step(optimisers[name])
+            scaler.update()
+
     def served(self, function: Callable) -> Callable:
         """What runs a pass or a part: the function itself, or what torch.compile made of it when it was first asked for."""
         if function not in self._functions:
@@ -221,12 +229,7 @@ class Step:
         self.failed = runner.guard.failed(self.terms)
         if self.failed:
             return False
-        scaler = runner.precision.scalers[phase]
-        by_name = dict(runner.optimisers.named())
-        with labelled("optimisers"):
-            for name in runner.PHASES[phase].optimisers:
-                scaler.step(by_name[name])
-            scaler.update()
+        runner.move(phase)
         if runner.copies and runner.PHASES[phase].network:
             runner.copies.refresh(runner.PHASES[phase].network)
         return True

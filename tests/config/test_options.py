@@ -207,3 +207,9 @@ def test_pictures_must_fit_the_downsampling_and_the_padding():
     for change in ({"gen__pad_type": "zero"}, {"gen__pad_type": "replicate"}, {"gen__n_downsample": 1}):
         Config().replace(crop_image_height=64, crop_image_width=32, **change)
     Config().replace(crop_image_height=80, crop_image_width=40)
+
+
+def test_only_grey_can_be_jittered():
+    assert Config(gray_jitter=0.3).validate().gray_jitter == 0.3
+    with pytest.raises(ConfigError, match="gray_jitter is 0.3; with single edge allowed: 0"):
+        Config(gray_jitter=0.3, single="edge").validate()

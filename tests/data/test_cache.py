@@ -174,7 +174,8 @@ def test_a_damaged_file_is_made_again(pictures, tmp_path, damage):
 
 
 SCRIPT = """
-import os, signal, sys, time
+import logging, os, signal, sys, time
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 from dgnet_fast.data.cache import cached_pictures
 from dgnet_fast.data.files import FileSplit, picture_files, unlabelled
 delay, die_at, folder, place = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]

@@ -185,7 +185,8 @@ def test_the_streams_of_the_test_notice_a_missing_wait(forgotten, monkeypatch):
 # Where pictures lie ---------------------------------------------------------------------------------------
 
 
-def test_place(capsys):
+def test_place(caplog):
+    caplog.set_level("INFO", logger="dgnet_fast")
     pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     cpu, meta = torch.device("cpu"), torch.device("meta")  # meta stands for a device with memory of its own
     size = pictures.nbytes
@@ -193,9 +194,9 @@ def test_place(capsys):
         assert place(pictures, cpu, where) is pictures
     assert place(pictures, meta, "host", free=lambda _: 10**9) is pictures
     assert place(pictures, meta, "auto", free=lambda _: 4 * size).device == meta
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     assert place(pictures, meta, "auto", free=lambda _: 4 * size - 1) is pictures
-    assert "they stay in host memory and are streamed" in capsys.readouterr().err
+    assert "they stay in host memory and are streamed" in caplog.messages[0]
     assert place(pictures, meta, "device", free=lambda _: size).device == meta
     with pytest.raises(ValueError, match="pictures_on is 'gpu'; allowed: auto, device, host"):
         place(pictures, meta, "gpu")

@@ -149,7 +149,7 @@ def test_the_compiled_step_in_bf16(compiled_with):
         config = tiny_config(compile=compiled, **options)
         model = tiny_model(config, 1)
         step, found = tiny_step(model, amp), {}
-        step._apply = partial(collect_gradients, model, found)
+        step.move = partial(collect_gradients, model, found)
         terms.append(step([tiny_batch(config)], 0).terms)
         gradients.append(found)
     _, eager, compiled = terms
@@ -164,7 +164,7 @@ def test_the_compiled_step_in_bf16(compiled_with):
         assert off <= 0.03 * gradient.norm() and off <= 0.1 * (gradient - precise[network]).norm(), network
 
 
-def collect_gradients(model: DGNet, found: dict[str, torch.Tensor], phase: str, _optimisers: list) -> None:
+def collect_gradients(model: DGNet, found: dict[str, torch.Tensor], phase: str) -> None:
     """In the place of a phase's optimisers: ``found``'s gradients by network."""
     for network, child in model.named_children():
         gradients = [p.grad.flatten() for p in child.parameters() if p.grad is not None]

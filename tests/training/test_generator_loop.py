@@ -42,7 +42,7 @@ def test_own_and_positive_codes_are_mixed(monkeypatch):
     model, batch = tiny_model(config), tiny_batch(config)
     drawn = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.7, 0.3])
     monkeypatch.setattr(torch, "rand", lambda *size, device: drawn.view(size))
-    found = reconstruction(model, batch)
+    squared, absolute = reconstruction(model, batch)
     for k in range(2):
         x, seen = (
             batch.x[k],
@@ -50,9 +50,10 @@ def test_own_and_positive_codes_are_mixed(monkeypatch):
         )
         code = model.appearance_encoder(upsample_small(seen), BatchNormMode(1, "batch")).code
         rebuilt = model.decode(model.structure_encoder(x.mean(dim=1, keepdim=True)), code)
-        torch.testing.assert_close(found[k], (rebuilt - x).abs().mean(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(absolute[k], (rebuilt - x).abs().mean(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(squared[k], (rebuilt - x).square().mean(), rtol=1e-4, atol=1e-5)
     before = {name: b.clone() for name, b in model.appearance_encoder.named_buffers()}
-    found.sum().backward()
+    squared.sum().backward()
     assert all(torch.equal(b, before[name]) for name, b in model.appearance_encoder.named_buffers())
     assert all(p.grad is None for p in model.appearance_encoder.parameters())
     for name in generator_loop.TRAINED:
@@ -110,12 +111,13 @@ def test_a_signal_while_e_s_and_g_learn_alone(whole, tmp_path, capsys, monkeypat
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        generator_loop, "reconstruction", lambda *a: torch.full((2,), math.nan, requires_grad=True)
-    )
+    bad = torch.full((2,), math.nan, requires_grad=True)
+    monkeypatch.setattr(generator_loop, "reconstruction", lambda *a: (bad, bad))
     assert train.main(words(tmp_path / "run", **OPTIONS)) == 1
     err = capsys.readouterr().err.splitlines()
-    assert err[-1].endswith("recon_x is nan at step 1 of E_s and G alone; lower --generator_lr (now 0.002)")
+    assert err[-1].endswith(
+        "the squared error is nan at step 1 of E_s and G alone; lower --generator_lr (now 0.002)"
+    )
 
 
 def test_another_networks_file_is_refused(whole, tmp_path):

@@ -1,0 +1,276 @@
+"""What decides how fast the small preset learns: the experiments behind docs/learning.md, on the built-in people.
+
+    python -m benchmarks.learning floors
+    python -m benchmarks.learning generator --teacher RUN --steps 800 --error absolute
+    python -m benchmarks.learning encoder --teacher RUN --lr2 0.005
+    python -m benchmarks.learning public --teacher RUN --steps 200       # with DGNET_REFERENCE=DIR
+
+RUN is the folder of a teacher (`python -m dgnet_fast.teacher --data synthetic --preset small --out RUN`). One thread, a
+line of scores now and then, and with ``--json FILE`` the curves. None of it is needed to train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.color import lab2rgb, rgb2lab
+from torch import Tensor
+
+from dgnet_fast.checkpoints.teachers import load_teachers
+from dgnet_fast.config import Config, from_dict
+from dgnet_fast.config.presets import preset
+from dgnet_fast.data import ReidDataset, TrainBatches, decode_split, load_dataset
+from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
+from dgnet_fast.generation.scores import Truth, likeness, score_pictures
+from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.structure_input import structure_input
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.scoring import score_retrieval
+from dgnet_fast.training.generator_loop import TRAINED, appearance_codes
+from dgnet_fast.training.optim import Optimisers, Precision, sgd_for_encoder
+from dgnet_fast.training.parts import Settings, encode_appearance, identity_part, split_streams
+from dgnet_fast.training.run import start_from_teacher
+from dgnet_fast.training.schedule import Weights
+from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.step import TrainingStep
+
+PAIRS = 64
+CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass
+class Scene:
+    """The small preset from a trained teacher: data, options, networks, batches."""
+
+    config: Config
+    data: ReidDataset
+    model: DGNet
+    batches: TrainBatches
+    test: Tensor
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, **options: Any) -> Scene:
+        data = load_dataset("synthetic", seed=0, train_identities=args.ids, height=64, width=32)
+        tree = preset("small") | {"ID_class": args.ids, "seed": args.seed, "generator_steps": 0}
+        config = from_dict(tree).replace(data="synthetic", amp="off", **options)
+        teachers = load_teachers(config.replace(teacher=str(args.teacher)), data.class_names)
+        model = DGNet(config, teachers)
+        start_from_teacher(model, teachers)
+        pictures = decode_split(data.train, 64, 32, workers=1)
+        batches = TrainBatches(
+            pictures, data.train_labels, batch_size=config.batch_size, seed=args.seed + 5, pad=config.crop_pad
+        )
+        return cls(config, data, model, batches, decode_split(data.gallery, 64, 32, workers=1))
+
+    def picture_scores(self) -> dict[str, dict[str, float]]:
+        gallery = self.data.gallery
+
+        def truth(i: int, j: int) -> Truth:
+            return Truth(gallery.truth(i, j, keep_body=True), gallery.clothes_mask(i, j, keep_body=True))
+
+        return score_pictures(self.model, self.test, swap_pairs(self.data), truth)
+
+
+def swap_pairs(data: ReidDataset) -> np.ndarray:
+    """(M, 2) of gallery pictures of two people each: appearance, structure."""
+    ids = data.gallery.ids
+    pairs = np.random.default_rng(0).choice(np.flatnonzero(ids > 0), size=(PAIRS, 2))
+    return pairs[ids[pairs[:, 0]] != ids[pairs[:, 1]]]
+
+
+def floors(args: argparse.Namespace) -> dict[str, Any]:
+    """How well pictures could be made: without the camera's noise, and with part of what a swap should be."""
+    data = load_dataset("synthetic", seed=0, train_identities=args.ids, height=64, width=32)
+    gallery, pairs, drawer = data.gallery, swap_pairs(data), SyntheticPedestrians(0)
+    plain = drawer.camera
+    drawer.camera = lambda c: (dataclasses.replace(plain(c)[0], noise=0.0), *plain(c)[1:])
+    people = pairs[:, 1]
+    where = [gallery.identities, gallery.views, gallery.cameras]
+    clean = np.stack([drawer.draw(*(int(one[k]) for one in where), 64, 32) for k in people])
+    given = np.stack([gallery.load(int(k)) for k in people])
+    truth = np.stack([gallery.truth(int(i), int(j), keep_body=True) for i, j in pairs])
+    own = np.stack([gallery.clothes_mask(int(j), int(j)) for j in people])
+    worn = np.stack([gallery.clothes_mask(int(i), int(j), keep_body=True) for i, j in pairs])
+    wanted, had = rgb2lab(truth), rgb2lab(given)
+    light, chroma, grey, halves = had.copy(), wanted.copy(), wanted.copy(), wanted.copy()
+    light[..., 1:] = wanted[..., 1:]
+    chroma[..., 1:] = had[..., 1:]
+    grey[..., 1:] = 0
+    rows = np.arange(64)[:, None]
+    for k, mask in enumerate(worn):
+        for part in (mask & (rows < 32), mask & (rows >= 32)):
+            if part.any():
+                halves[k][part] = wanted[k][part].mean(axis=0)
+    mean = given.mean(axis=3, keepdims=True).repeat(3, axis=3).round().astype(np.uint8)
+    cases = {
+        "reconstruction: without the noise": (clean, given, own),
+        "reconstruction: grey left as it is, no colour": (mean, given, own),
+        "swap: structure picture left as it is": (given, truth, worn),
+        "swap: lightness of the structure picture, colours right": (_rgb(light), truth, worn),
+        "swap: lightness right, colours of the structure picture": (_rgb(chroma), truth, worn),
+        "swap: lightness right, no colour": (_rgb(grey), truth, worn),
+        "swap: one right colour for each half of the clothes": (_rgb(halves), truth, worn),
+    }
+    found = {}
+    for name, (ours, target, mask) in cases.items():
+        scores = likeness(
+            *(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous() for x in (ours, target)), mask
+        )
+        found[name] = {k: float(np.nanmean(v[np.isfinite(v)])) for k, v in scores.items()}
+        print(f"{name:58}  " + "  ".join(f"{k} {v:.2f}" for k, v in found[name].items()), flush=True)
+    return found
+
+
+def _rgb(lab: np.ndarray) -> np.ndarray:
+    return (lab2rgb(lab).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def generator(args: argparse.Namespace) -> dict[str, Any]:
+    """E_s and G alone, E_a standing still, with the choices that `generator_loop` does not leave."""
+    scene = Scene.of(args, gray_jitter=args.jitter, batch_size=args.batch // 2)
+    model, config = scene.model, scene.config
+    if args.fitted:
+        with torch.no_grad():
+            model.mlp.fit_to(
+                torch.cat([appearance_codes(model, scene.batches.batch(k).x) for k in range(16)])
+            )
+    parameters = [p for name in TRAINED for p in getattr(model, name).parameters()]
+    optimiser = torch.optim.Adam(
+        parameters, betas=(args.beta1, config.beta2), weight_decay=config.weight_decay
+    )
+    curve, rows = [], []
+    for step in range(args.steps):
+        torch.manual_seed(derive_seed(args.seed, "generator", step))
+        for group in optimiser.param_groups:
+            group["lr"] = args.lr * (0.5 * (1 + math.cos(math.pi * step / args.steps)) if args.cosine else 1)
+        batch = scene.batches.batch(step)
+        shown = torch.where(torch.rand(2, args.batch // 2, 1, 1, 1) < 0.5, batch.xp, batch.x)
+        with torch.no_grad():
+            code = appearance_codes(model, shown)
+        structure = model.structure_encoder(structure_input(batch.x.flatten(0, 1), "gray", args.jitter))
+        difference = split_streams(model.decode(structure, code)) - batch.x
+        error = difference.square() if args.error == "squared" else difference.abs()
+        optimiser.zero_grad(set_to_none=True)
+        (2 * config.recon_x_w * error.mean()).backward()
+        optimiser.step()
+        curve.append(difference.abs().mean().item())
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            scores = scene.picture_scores()
+            rows.append({"step": step + 1, "recon_x": statistics.fmean(curve[-50:])} | scores)
+            print(
+                f"step {step + 1}: recon_x {rows[-1]['recon_x']:.3f}, reconstruction {scores['recon']['psnr']:.2f} dB, "
+                f"clothes {scores['recon']['clothes_colour']:.2f}; swap {scores['swap']['psnr']:.2f} dB, clothes "
+                f"{scores['swap']['clothes_colour']:.2f} (unchanged picture {scores['copy']['clothes_colour']:.2f})",
+                flush=True,
+            )
+    return {"recon_x": curve, "scores": rows}
+
+
+def encoder(args: argparse.Namespace) -> dict[str, Any]:
+    """E_a alone on real pictures, as the whole step trains it before generated pictures count."""
+    scene = Scene.of(args)
+    model, data = scene.model, scene.data
+    optimiser = sgd_for_encoder(model.appearance_encoder, args.lr2, scene.config.weight_decay)
+    for group in optimiser.param_groups[1:]:
+        group["lr"] = args.lr2 * args.heads
+    settings = Settings(Weights(0.0, 0.0, 0.0, 0.0), train_encoder=False, dropout=True)
+    curve, rows = [], []
+    for step in range(args.steps):
+        torch.manual_seed(derive_seed(args.seed, "encoder", step))
+        batch = scene.batches.batch(step)
+        terms = identity_part(model, encode_appearance(model, batch), batch, settings)
+        optimiser.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        optimiser.step()
+        curve.append(terms["pid"].mean().item())
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            scores = score_retrieval(Extractor.of(model.appearance_encoder, config), data)["single"]
+            last = curve[-100:]
+            rows.append({"step": step + 1, "pid": statistics.median(last), "mAP": scores.mAP})
+            print(
+                f"step {step + 1}: pid median {statistics.median(last):.3f}, largest {max(last):.2f}; "
+                f"Rank-1 {100 * scores.rank[1]:.1f}, mAP {100 * scores.mAP:.1f}",
+                flush=True,
+            )
+    return {"pid": curve, "scores": rows}
+
+
+def public(args: argparse.Namespace) -> dict[str, Any]:
+    """The public code of the same small size beside ours: same weights, same batches, no dropout."""
+    from benchmarks.public_code import SUMS, Public
+
+    folder = os.environ.get("DGNET_REFERENCE", "")
+    scene = Scene.of(args, warm_iter=args.warm, warm_teacher_iter=args.warm, step_size=10 * args.steps)
+    scene.config = scene.model.config
+    theirs = Public(scene.model, folder, "cpu", small=True)
+    theirs.set_dropout(False)
+    step = TrainingStep(
+        scene.model, Optimisers(scene.model, scene.config), Precision(None, CPU), dropout=False
+    )
+    curve: list[dict[str, Any]] = []
+    for index in range(args.steps):
+        batch = scene.batches.batch(index)
+        torch.manual_seed(derive_seed(scene.config.seed, "step", index))  # the draw that the step will make
+        train_encoder = scene.config.use_encoder_again >= torch.rand(()).item()
+        ours, other = step([batch], index).terms, theirs.step(batch, index, train_encoder=train_encoder)
+        both = {}
+        for name, value in ours.items():
+            if name in other:
+                one, two = (statistics.fmean(v) if isinstance(v, list) else v for v in (value, other[name]))
+                both[name] = (one, two / 2 if name in SUMS else two)
+        curve.append({"step": index + 1} | both)
+        if (index + 1) % args.every == 0 or index < 3:
+            text = "  ".join(f"{k} {a:.4f}/{b:.4f}" for k, (a, b) in both.items())
+            print(f"step {index + 1}: {text}", file=sys.stderr, flush=True)
+    return {"terms": curve}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    what = parser.add_subparsers(dest="what", required=True)
+    parsers = {
+        f.__name__: what.add_parser(f.__name__, help=f.__doc__) for f in (floors, generator, encoder, public)
+    }
+    for name, one in parsers.items():
+        one.add_argument("--ids", type=int, default=64, help="people to train on")
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--json", type=Path, help="write the curves there")
+        if name != "floors":
+            one.add_argument(
+                "--teacher", type=Path, required=True, help="folder or file of a trained teacher"
+            )
+            one.add_argument("--every", type=int, default=200, help="steps between scores")
+            one.add_argument("--steps", type=int, default={"public": 200, "encoder": 1250}.get(name, 800))
+    parsers["generator"].add_argument("--error", choices=("absolute", "squared"), default="squared")
+    parsers["generator"].add_argument("--lr", type=float, default=0.002)
+    parsers["generator"].add_argument("--beta1", type=float, default=0.5)
+    parsers["generator"].add_argument("--batch", type=int, default=16, help="pictures a step")
+    parsers["generator"].add_argument("--jitter", type=float, default=0.0, help="gray_jitter")
+    for flag in ("cosine", "fitted"):
+        parsers["generator"].add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=True)
+    parsers["encoder"].add_argument("--lr2", type=float, default=0.005)
+    parsers["encoder"].add_argument(
+        "--heads", type=float, default=10.0, help="rate of the heads over the trunk's"
+    )
+    parsers["public"].add_argument("--warm", type=int, default=150, help="warm_iter and warm_teacher_iter")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    found = {"floors": floors, "generator": generator, "encoder": encoder, "public": public}[args.what](args)
+    if args.json:
+        args.json.write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The experiments behind docs/learning.md run, and compare what they say they compare."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import learning
+from dgnet_fast.checkpoints.teachers import save_teachers
+from dgnet_fast.config import from_dict
+from dgnet_fast.config.presets import preset
+from dgnet_fast.data import load_dataset
+from dgnet_fast.models.appearance_encoder import build_teacher
+
+IDS = 4
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The file of a teacher that was never trained."""
+    config = from_dict(preset("small") | {"ID_class": IDS})
+    names = load_dataset("synthetic", seed=0, train_identities=IDS, height=64, width=32).class_names
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    made = build_teacher(config, config.teacher_stride, torch.Generator().manual_seed(0))
+    save_teachers(path, [made], [config.teacher_stride], names, config)
+    return path
+
+
+def run(tmp_path, *words):
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+    assert learning.main([*words, "--ids", str(IDS), "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_generator_and_encoder(teacher, tmp_path, capsys):
+    options = ["--teacher", str(teacher), "--steps", "2", "--every", "2"]
+    squared = run(tmp_path, "generator", *options)
+    absolute = run(tmp_path, "generator", *options, "--error", "absolute")
+    assert squared["recon_x"][0] == absolute["recon_x"][0]  # the same weights, pictures and codes
+    assert squared["recon_x"][1] != absolute["recon_x"][1]
+    assert squared["scores"][0]["copy"] == absolute["scores"][0]["copy"]
+    plain = run(tmp_path, "generator", *options, "--no-fitted")
+    assert plain["recon_x"][0] != squared["recon_x"][0]
+    found = run(tmp_path, "encoder", *options, "--lr2", "0.001")
+    assert found["pid"][0] == pytest.approx(torch.log(torch.tensor(IDS)).item(), abs=0.05)  # new heads guess
+    assert "step 2: pid median" in capsys.readouterr().out
+
+
+def test_the_floors(tmp_path):
+    found = run(tmp_path, "floors")
+    noise, grey, copy, light, chroma, colourless, halves = found.values()
+    assert noise["psnr"] > 35 > 25 > grey["psnr"]
+    assert (
+        halves["clothes_colour"] < light["clothes_colour"] < chroma["clothes_colour"] < copy["clothes_colour"]
+    )
+    assert colourless["clothes_psnr"] > light["clothes_psnr"]  # PSNR weighs lightness more
+    assert halves["psnr"] > 25  # nothing but the clothes differs
