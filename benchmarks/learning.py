@@ -194,7 +194,7 @@ def encoder(args: argparse.Namespace) -> dict[str, Any]:
         optimiser.step()
         curve.append(terms["pid"].mean().item())
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            scores = score_retrieval(Extractor.of(model.appearance_encoder, config), data)["single"]
+            scores = score_retrieval(Extractor.of(model.appearance_encoder, scene.config), data)["single"]
             last = curve[-100:]
             rows.append({"step": step + 1, "pid": statistics.median(last), "mAP": scores.mAP})
             print(

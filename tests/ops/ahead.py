@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dgnet_fast.ops.bodies import Arguments
-from tests.ops.cubin import LEAN, resource_usage
+from tests.ops.cubin import is_lean, resource_usage
 
 TYPES = {
     torch.float32: "fp32",
@@ -121,7 +121,7 @@ def assert_lean(launches: list[Launch], capability: int, registers: int) -> list
     compiled = []
     for launch in distinct(launches):
         kernel, usage = launch.compile(capability)
-        assert {key: usage[key] for key in LEAN} == LEAN, (launch.key, usage)
+        assert is_lean(usage), (launch.key, usage)
         assert usage["REG"] <= registers, (launch.key, usage)
         compiled.append(kernel)
     return compiled

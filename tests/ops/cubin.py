@@ -10,8 +10,14 @@ import pytest
 
 from dgnet_fast.ops.native import _C
 
-#: No spills: a kernel that spills has a stack or local memory.
-LEAN = {"STACK": 0, "LOCAL": 0}
+#: No spills: a kernel that spills has a stack or local memory. ptxas of Triton 3.6 and 3.7 keeps one or two 8-byte values of
+#: three of the Triton kernels on the stack (3.9's none); that many are harmless.
+STACK = 16
+
+
+def is_lean(usage: dict[str, int]) -> bool:
+    """Whether a kernel of this resource usage spills nothing that matters."""
+    return usage["STACK"] <= STACK and usage["LOCAL"] == 0
 
 
 def resource_usage(binary: Path) -> dict[str, dict[str, int]]:
@@ -53,5 +59,5 @@ def check_built_kernels(source: str, kernels: dict[str, int]) -> None:
             }
             assert len(found) == count, (kernel, architecture, list(found))
             for name, use in found.items():
-                assert {key: use[key] for key in LEAN} == LEAN, (name, use)
+                assert use["STACK"] == use["LOCAL"] == 0, (name, use)
                 assert use["REG"] <= 64, (name, use)
