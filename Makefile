@@ -68,7 +68,7 @@ lint: pip
 # `nodejs` brings from PyPI, and its package holds the program: nothing else is downloaded.
 types: pip
 	$(BIN)/python -m pip install -q -c constraints.txt "pyright[nodejs]"
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright -p pyproject.toml --pythonpath $(BIN)/python
 
 format: pip
 	$(BIN)/python -m pip install -q -c constraints.txt ruff clang-format
