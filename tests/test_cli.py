@@ -7,7 +7,7 @@ import pytest
 from dgnet_fast import evaluate, teacher, train
 from dgnet_fast.cli.config_options import config_from, given_options
 from dgnet_fast.config import Config, walk
-from dgnet_fast.config.presets import preset
+from dgnet_fast.config.presets import PRESETS, preset
 from tests.tiny import NETWORK, arguments
 from tests.tiny_run import fails
 
@@ -83,6 +83,16 @@ def test_preset_then_file_then_options(tmp_path):
     assert config.seed == 6  # option over file
     without, name = config_from(train.parser().parse_args(["--config", str(file)]))
     assert name == "config" and without.crop_image_height == Config().crop_image_height
+
+
+@pytest.mark.parametrize(
+    "words, steps",
+    [(["--max-iter", "70"], 20), (["--max-iter", "70", "--generator-steps", "3"], 3), ([], 200)],
+)
+def test_the_first_phase_follows_the_length_of_the_run(monkeypatch, words, steps):
+    monkeypatch.setitem(PRESETS["small"], "generator_steps", 200)
+    monkeypatch.setitem(PRESETS["small"], "max_iter", 700)
+    assert config_from(train.parser().parse_args(words))[0].generator_steps == steps
 
 
 @pytest.mark.parametrize(
