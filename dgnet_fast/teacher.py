@@ -54,7 +54,7 @@ def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     # After the options were read: they bring torch along, and --help does not need it.
     from dgnet_fast.training.loop import Stopped
-    from dgnet_fast.training.run import run_teacher
+    from dgnet_fast.training.teacher_run import run_teacher
 
     config, _ = config_from(args)
     if args.generated and not args.labeller:
@@ -71,7 +71,7 @@ def body(argv: list[str] | None) -> int:
         )
     except Stopped as stopped:
         print(f"stopped after step {stopped.step}, saved; the same command with --out {folder} continues")
-        return 0
+        return 128 + stopped.signal
     write_tables(folder / "results.json", tables)
     print_tables(tables)
     print(f"teacher: {folder / 'teacher.pt'}")

@@ -15,6 +15,7 @@ from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
 from dgnet_fast.checkpoints.schema import check_fit, check_names, check_options, check_step, check_tensors
 from dgnet_fast.config import Config, ConfigError, from_dict, option_names, read_yaml, walk
+from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.config.shown import shown
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.size import check_size
@@ -192,9 +193,9 @@ def check_same_options(config: Config, content: dict[str, Any], given: set[str],
     """Raise ConfigError if the options of a run folder are not those inside its checkpoint, apart from those that the
     command line gives (``given``, dotted).
     """
-    theirs = from_dict(content["config"])
-    for name, ours in _flat(config).items():
-        saved = _flat(theirs)[name]
+    theirs = _flat(with_absolute_paths(from_dict(content["config"])))
+    for name, ours in _flat(with_absolute_paths(config)).items():
+        saved = theirs[name]
         if ours != saved and name not in given and name != "ID_class":
             raise ConfigError(
                 f"{name} is {shown(ours)} in config.yaml, and {source} was trained with {shown(saved)}; give --{name} to say which"

@@ -146,6 +146,8 @@ def load_teachers(config: Config, class_names: list[str] | None = None) -> list[
             teachers += own_teachers(path, content, config, class_names)
         elif is_public_teacher(content):
             teachers.append(public_teacher(path, content, config))
+        elif path.suffix == ".pth":
+            raise ValueError(f"{path} is not a teacher's state dict (no {PUBLIC_CLASSIFIER})")
         else:
             raise ValueError(
                 f"{path} is not a teacher file of dgnet_fast (expected format {TEACHER_FORMAT!r}), and no net_last.pth"

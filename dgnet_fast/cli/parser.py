@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import io
 import logging
 import os
 import signal
@@ -50,6 +52,9 @@ class Parser(argparse.ArgumentParser):
         given = vars(found[0])
         if given.get("quiet") and given.get("verbose"):
             self.error("--quiet and --verbose exclude each other")
+        for name, value in given.items():  # the shell does not expand --out=~/runs
+            if isinstance(value, Path):
+                setattr(found[0], name, Path(os.path.expanduser(value)))
         show_log(
             logging.WARNING if "quiet" in given else logging.DEBUG if "verbose" in given else logging.INFO
         )
@@ -58,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         unknown = "unrecognized arguments: "
         if message.startswith(unknown):
-            word = message[len(unknown) :].split()[0].split("=")[0]
+            word = message[len(unknown) :].split(" ")[0].split("=")[0]
             message = f"unknown option {word!r}{self._closest(word)} (--help lists all)"
         self.exit(2, f"{self.prog}: {one_line(message)[:LONGEST_LINE]}\n")
 
@@ -75,6 +80,10 @@ def run_command(body: Callable[[], int | None], prog: str) -> int:
     error and exit status 1. A signal that ends the command gives 128 plus its number; so does a reader of the output
     that went away, quietly.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files that are no UTF-8 are printed as their bytes
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower() == "utf-8":
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="surrogateescape")
     try:
         status = body() or 0
         sys.stdout.flush()

@@ -42,7 +42,9 @@ class GeneratorConfig:
 
     activ: str = option("lrelu", "activation function of E_s, G and the MLPs", choices=ACTIVATIONS)
     dec: str = option("basic", "residual block of the decoder", choices=("basic", "series", "parallel"))
-    dim: int = option(16, "channels of the first convolution of E_s; all widths scale with it", low=1, high=1024)
+    dim: int = option(
+        16, "channels of the first convolution of E_s; all widths scale with it", low=1, high=1024
+    )
     dropout: float = option(0.0, "dropout of the structure code in the decoder", low=0.0, high=0.999)
     id_dim: int = option(
         2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1, high=65536
@@ -71,7 +73,9 @@ class DiscriminatorConfig:
         0, "self-attention blocks: 1 after the residual blocks, 2 also before them", choices=(0, 1, 2)
     )
     norm: str = option("none", "normalisation in D", choices=("none", "in", "ln", "bn"))
-    num_scales: int = option(3, "number of picture scales; each has half the size of the one before", low=1, high=8)
+    num_scales: int = option(
+        3, "number of picture scales; each has half the size of the one before", low=1, high=8
+    )
     pad_type: str = option("reflect", "padding of the convolutions of D", choices=PADDINGS)
 
 
@@ -101,9 +105,15 @@ class Config:
     )
     synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2, high=100000)
     synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=2, high=10000)
-    synthetic_test_ids: int = option(32, "number of synthetic identities kept for the test", low=2, high=100000)
-    crop_image_height: int = option(256, "height of the pictures in the networks", low=16, high=4096, unit="pixels")
-    crop_image_width: int = option(128, "width of the pictures in the networks", low=8, high=4096, unit="pixels")
+    synthetic_test_ids: int = option(
+        32, "number of synthetic identities kept for the test", low=2, high=100000
+    )
+    crop_image_height: int = option(
+        256, "height of the pictures in the networks", low=16, high=4096, unit="pixels"
+    )
+    crop_image_width: int = option(
+        128, "width of the pictures in the networks", low=8, high=4096, unit="pixels"
+    )
     crop_pad: int = option(10, "padding at each edge before the random crop", low=0, high=1024, unit="pixels")
     erasing_p: float = option(0.5, "probability of random erasing in the identity losses", low=0, high=1)
     single: str = option("gray", "input of E_s: the grey picture, or its edges", choices=("gray", "edge"))
@@ -124,7 +134,9 @@ class Config:
     )
 
     # --- appearance encoder and teacher
-    ID_class: int = option(0, "identities of the training set; 0 means counted from the data", low=0, high=10000000)
+    ID_class: int = option(
+        0, "identities of the training set; 0 means counted from the data", low=0, high=10000000
+    )
     ID_style: str = option(
         "AB",
         "kind of re-identification network: AB is the paper's, with two heads; normal has one head; PCB has one for each strip",
@@ -134,12 +146,17 @@ class Config:
         2, "stride of the last stage of E_a in style AB (always 2 in normal, always 1 in PCB)", choices=(1, 2)
     )
     ID_width: int = option(
-        64, "channels of the first stage of E_a (64 is ResNet-50); the last has 32 times as many", low=1, high=2048
+        64,
+        "channels of the first stage of E_a (64 is ResNet-50); the last has 32 times as many",
+        low=1,
+        high=2048,
     )
     ID_blocks: list[int] = option(
         [3, 4, 6, 3], "bottleneck blocks in the four stages of E_a (3 4 6 3 is ResNet-50)"
     )
-    ID_features: int = option(512, "length of the feature of each head in styles AB and normal", low=1, high=65536)
+    ID_features: int = option(
+        512, "length of the feature of each head in styles AB and normal", low=1, high=65536
+    )
     ID_upsample: bool = option(
         True, "double pictures of at most 128 pixels in height before E_a, the teacher and erasing"
     )
@@ -227,7 +244,9 @@ class Config:
     ema_decay: float = option(
         0.0, "decay of the averaged weights that samples and scores use; 0 means none", low=0, high=0.99999
     )
-    accumulate: int = option(1, "number of batches whose gradients are added up before each update", low=1, high=65536)
+    accumulate: int = option(
+        1, "number of batches whose gradients are added up before each update", low=1, high=65536
+    )
     amp: str = option(
         "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
     )
@@ -238,7 +257,9 @@ class Config:
     checkpoint_activations: bool = option(
         False, "compute activations of E_a and G again in the backward pass: less memory, same numbers"
     )
-    seed: int = option(0, "seed of weights, data order, augmentation and dropout", low=0, high=4611686018427387904)
+    seed: int = option(
+        0, "seed of weights, data order, augmentation and dropout", low=0, high=4611686018427387904
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA if there is one")
     max_bad_steps: int = option(
         10, "consecutive steps with non-finite losses that end the run (on CUDA up to as many later)", low=1
@@ -346,6 +367,15 @@ def walk(config: Config) -> typing.Iterator[tuple[str, dataclasses.Field, Any]]:
 def option_names() -> list[str]:
     """Dotted names of all options."""
     return [name for name, _, _ in walk(Config())]
+
+
+def differing(there: Config, here: Config) -> str | None:
+    """The first option that differs, in words; None if all options are the same."""
+    ours, theirs = here.to_dict(), there.to_dict()
+    for name, value in theirs.items():
+        if ours[name] != value:
+            return f"{name} {value!r}, and not {ours[name]!r}"
+    return None
 
 
 def _hints(owner: Any) -> dict[str, Any]:

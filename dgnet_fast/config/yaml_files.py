@@ -33,9 +33,7 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(None, None, "an alias (*) is not allowed", self.peek_event().start_mark)
         self.depth += 1
         if self.depth > DEEPEST:
-            raise _Refused(
-                None, None, f"more than {DEEPEST} levels of nesting", self.peek_event().start_mark
-            )
+            raise _Refused(None, None, f"more than {DEEPEST} levels of nesting", self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -67,9 +65,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{place}: not valid YAML here: {error.problem or error.context}"
-        ) from error
+        raise ConfigError(f"{path}{place}: not valid YAML here: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path} is not valid YAML: {reason}") from error

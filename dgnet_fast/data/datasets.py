@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from dgnet_fast.config import DATASETS, SEVERAL, Config, ConfigError
@@ -72,6 +73,11 @@ def _load_one(
         return load_synthetic(**options)
     if root is None:
         raise ValueError(f"dataset {name!r} needs a root folder")
+    if not Path(os.path.expanduser(root)).exists():
+        raise ValueError(
+            f"the {'file' if name == 'csv' else 'missing folder'} {root} of data set {name!r} is not there; if it has moved, give its "
+            "place with --root"
+        )
     if name == "folder":
         dataset = load_folder(root, camera_pattern)
     elif name == "csv":

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def clean_temporaries(folder: Path) -> None:
         found = _TEMPORARY.match(name)
         if found and found[1] == _machine() and not _is_running(int(found[2])):
             with contextlib.suppress(OSError):
-                (folder / name).unlink()
+                _remove(folder / name)
 
 
 def cause_of(error: BaseException) -> OSError | None:
@@ -101,6 +102,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         cause = cause_of(error)
         if cause is None or isinstance(error, InUse):
             raise
+        if isinstance(cause.filename, str) and not _TEMPORARY.search(cause.filename):
+            raise  # of another file, which is named
         raise OSError(cause.errno, os.strerror(cause.errno or 0), os.fspath(path)) from error
 
 
@@ -135,6 +138,36 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[P
             temporary.unlink(missing_ok=True)
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A context with a temporary folder beside ``path``, which becomes ``path`` when the context ends without an error.
+    ``path`` must not exist, or be an empty folder; otherwise OSError, also if it appears meanwhile.
+
+    If the program is killed, there is no folder ``path``, and what it left is removed by the next process that writes
+    beside it.
+    """
+    path = Path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(path.parent)
+        temporary = _temporary(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.rename(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # some file systems cannot
         place = os.open(folder, os.O_RDONLY)
@@ -148,6 +181,20 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, sync: bool = Tr
     """Write a file, `atomically`."""
     with atomically(path, sync=sync) as temporary:
         temporary.write_bytes(content)
+
+
+def write_new(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that does not exist, `atomically`. Raises FileExistsError if it appeared meanwhile."""
+    with atomically(Path(path).with_name(f"{Path(path).name[:200]}.new")) as temporary:
+        temporary.write_bytes(content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if os.path.exists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
+            os.replace(temporary, path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -185,7 +232,6 @@ def check_writable(path: str | os.PathLike[str], option: str = "") -> None:
             folder = folder.parent
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
-        os.stat(path.parent / path.name[:400]) if path.exists() else None
         probe = _temporary(folder / "probe")
         with open(probe, "xb"):
             pass
@@ -208,10 +254,12 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock of a folder that one process may write at a time. Raises `InUse` that names the process which
     holds it.
 
-    The lock is the system's (flock) and ends with the process, however it ends. Its file ``.lock`` is removed at the
-    end, and one that a killed process left does not disturb. Where a file system has no locks, the log says so.
+    A missing folder is made, and removed at the end if nothing is in it. The lock is the system's (flock) and ends with
+    the process, however it ends. Its file ``.lock`` is removed at the end, and one that a killed process left does not
+    disturb. Where a file system has no locks, the log says so.
     """
     path = Path(folder) / LOCK
+    made = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     file = None
     while file is None:
@@ -243,3 +291,6 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
+        with contextlib.suppress(OSError):  # a folder that holds something stays
+            for place in made:
+                place.rmdir()
