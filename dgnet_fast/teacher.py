@@ -63,7 +63,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--generated-weight is {args.generated_weight}; allowed: at least 0")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = args.out or Path("runs") / f"{stamp}-{config.data}-teacher"
-    if (folder / "teacher.pt").exists():
+    if (folder / "teacher.pt").exists() and (folder / "results.json").exists():
         raise ConfigError(f"{folder} already holds a finished teacher; choose another --out")
     try:
         tables = run_teacher(
