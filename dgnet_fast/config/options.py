@@ -104,7 +104,7 @@ class Config:
         choices=("plain", "hard"),
     )
     synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2, high=100000)
-    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=2, high=10000)
+    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=4, high=10000)
     synthetic_test_ids: int = option(
         32, "number of synthetic identities kept for the test", low=2, high=100000
     )

@@ -30,7 +30,7 @@ from tests.stress.jobs import OPTIONS
 from tests.tiny import arguments
 from tests.tiny_run import draw_people, fails, tiny_run
 
-PLAIN = OPTIONS | {"teacher": "", "max_iter": 2}
+PLAIN = OPTIONS | {"teacher": "", "pretrained": "", "generator_steps": 0, "max_iter": 2}
 
 
 def folder_data(base, names=("a", "b", "c"), tests=("x", "y")):

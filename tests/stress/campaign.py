@@ -10,7 +10,6 @@ import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,22 +39,22 @@ def campaign(minutes: float, seed: int, only: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="dgnet-stress-") as root:
         ground = Ground(Path(root))
         run: dict[str, Callable[[float, random.Random], Section | list[Section]]] = {
-            "changes": lambda until, rng: kills.every_change(ground, until, rng),
-            "kills": lambda until, rng: kills.at_random(ground, until, rng),
-            "disk": lambda until, rng: kills.full_disk(ground, until, rng),
-            "two": lambda until, rng: kills.two_at_once(ground, until, rng),
-            "bits": lambda until, rng: damage.flipped_bits(ground, until, rng),
-            "fuzz": lambda until, rng: fuzz.hostile_input(ground, until, rng),
-            "tensors": lambda until, rng: tensors.hostile_tensors(until, rng),
-            "web": lambda until, rng: web.probes(ground, until, rng),
+            "changes": lambda seconds, rng: kills.every_change(ground, seconds, rng),
+            "kills": lambda seconds, rng: kills.at_random(ground, seconds, rng),
+            "disk": lambda seconds, rng: kills.full_disk(ground, seconds, rng),
+            "two": lambda seconds, rng: kills.two_at_once(ground, seconds, rng),
+            "bits": lambda seconds, rng: damage.flipped_bits(ground, seconds, rng),
+            "fuzz": lambda seconds, rng: fuzz.hostile_input(ground, seconds, rng),
+            "tensors": lambda seconds, rng: tensors.hostile_tensors(seconds, rng),
+            "web": lambda seconds, rng: web.probes(ground, seconds, rng),
         }
         if "fuzz" in names:
             fuzz.prepare(ground)
         sections: list[Section] = []
         total = sum(SHARES[name] for name in names)
         for name in names:
-            until = time.monotonic() + 60 * minutes * SHARES[name] / total
-            found = run[name](until, random.Random(f"{seed} {name}"))
+            seconds = 60 * minutes * SHARES[name] / total
+            found = run[name](seconds, random.Random(f"{seed} {name}"))
             for one in found if isinstance(found, list) else [found]:
                 print(
                     f"{one.name}: {one.cases} cases, {len(one.failures)} failures",

@@ -90,11 +90,12 @@ def targets(ground: Ground) -> dict[str, tuple[Path, Callable[[], Any]]]:
     }
 
 
-def flipped_bits(ground: Ground, until: float, rng: random.Random, least: int = 0) -> Section:
+def flipped_bits(ground: Ground, seconds: float, rng: random.Random, least: int = 0) -> Section:
     """Flip one bit in one of the `targets`, and read it."""
     section = Section("one flipped bit")
     found = targets(ground)
     whole = {name: (path.read_bytes(), read()) for name, (path, read) in found.items()}
+    until = time.monotonic() + seconds
     while time.monotonic() < until or section.cases < least:
         name = rng.choice(("checkpoint", *found))
         path, read = found[name]

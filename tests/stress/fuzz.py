@@ -357,7 +357,7 @@ KINDS: dict[str, Callable[[random.Random, Ground, Path], Callable[[], Any]]] = {
 }  # fmt: skip
 
 
-def prepare(ground: Ground) -> None:
+def prepare(ground: Ground, kinds: tuple[str, ...] = tuple(KINDS)) -> None:
     """What the cases are made from; `damage.targets` makes the rest."""
     from tests.stress.damage import targets
     from tests.stress.jobs import OPTIONS
@@ -365,9 +365,11 @@ def prepare(ground: Ground) -> None:
 
     targets(ground)
     ground.__dict__["extractor"] = Extractor(ground.given / "run", device="cpu")
+    if "resumed checkpoints" not in kinds:
+        return
     words = [
         "-q",
-        *arguments(OPTIONS | {"teacher": "", "ema_decay": 0.5}),
+        *arguments(OPTIONS | {"teacher": "", "pretrained": "", "ema_decay": 0.5}),
         "--out",
         str(ground.root / "trained"),
     ]
@@ -393,13 +395,14 @@ def attempt(kind: str, seed: int, ground: Ground) -> int:
 
 def hostile_input(
     ground: Ground,
-    until: float,
+    seconds: float,
     rng: random.Random,
     kinds: tuple[str, ...] = tuple(KINDS),
     cases: int | None = None,
 ) -> list[Section]:
     """Cases of every kind in turn, `BATCH` in a process."""
     sections = {kind: Section(f"hostile {kind}") for kind in kinds}
+    until = time.monotonic() + seconds
     while time.monotonic() < until and (cases is None or sum(s.cases for s in sections.values()) < cases):
         for kind in kinds:
             count = 2 if kind == "resumed checkpoints" else BATCH

@@ -27,9 +27,9 @@ from tests.tiny import NETWORK, arguments
 from tests.tiny_run import draw_people, tiny_run
 
 OPTIONS: dict[str, Any] = NETWORK | {
-    "synthetic_ids": 3, "synthetic_views": 3, "synthetic_test_ids": 2, "batch_size": 2, "max_iter": 3,
+    "synthetic_ids": 3, "synthetic_views": 4, "synthetic_test_ids": 2, "batch_size": 2, "max_iter": 3,
     "snapshot_save_iter": 1, "keep_checkpoints": 2, "log_iter": 1, "image_display_iter": 2, "display_size": 2,
-    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "baseline": False, "num_workers": 1, "amp": "off",
+    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "generator_steps": 2, "baseline": False, "num_workers": 1, "amp": "off",
     "device": "cpu", "data_cache": "off",
 }  # fmt: skip
 
@@ -69,7 +69,7 @@ def _trained(place: Place) -> Any:
     newest = latest_checkpoint(folder)
     assert newest is not None
     content = read_run(newest)
-    logs = [(folder / p / "metrics.jsonl").read_text() for p in ("", "teacher")]
+    logs = [(folder / p / "metrics.jsonl").read_text() for p in ("", "teacher", "generator")]
     left = [p.name for p in folder.rglob(".*")]
     return digest(content["model"]), content["step"], logs, (folder / "results.json").read_text(), left
 

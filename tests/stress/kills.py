@@ -15,7 +15,7 @@ from tests.stress.jobs import JOBS, Ground, Job, Place, outcome_of
 
 def recovered(ground: Ground, job: Job, place: Place) -> str | None:
     """The problem of a job that was disturbed and is run again without disturbance."""
-    wanted = ground.wanted(job) if job not in _wanted else _wanted[job]
+    wanted = _wanted[job]
     done = run(lambda: job.run(place))
     if done.status:
         return f"{job.name}: not continued: status {done.status}: {done.text.strip()[-300:]}"
@@ -30,30 +30,34 @@ def recovered(ground: Ground, job: Job, place: Place) -> str | None:
 
 
 _wanted: dict[Job, str] = {}
+_took: dict[Job, float] = {}
 
 
 def prepare(ground: Ground, jobs: tuple[Job, ...]) -> dict[Job, float]:
     """The seconds that each undisturbed job takes."""
-    seconds = {}
     for job in jobs:
-        begin = time.monotonic()
-        _wanted[job] = ground.wanted(job)
-        seconds[job] = time.monotonic() - begin
-    return seconds
+        if job not in _wanted:
+            begin = time.monotonic()
+            _wanted[job] = ground.wanted(job)
+            _took[job] = time.monotonic() - begin
+    return _took
 
 
-def every_change(ground: Ground, until: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
+def every_change(
+    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
+) -> Section:
     """Kill each job before its first, second, ... change of files. Where the time is short, changes are left out
     evenly.
     """
     section = Section("killed before each change of files")
     prepare(ground, jobs)
+    until = time.monotonic() + seconds
     for position, job in enumerate(jobs):
         share = time.monotonic() + (until - time.monotonic()) / (len(jobs) - position)
         order = list(range(400))
         total = None
         done: set[int] = set()
-        while order and time.monotonic() < share:
+        while order and (time.monotonic() < share or len(done) < least / len(jobs)):
             change = order.pop(0) if total is None or len(done) < 3 else order.pop(rng.randrange(len(order)))
             place = ground.place()
             ended = run(killed_before(change, place.job, lambda place=place, job=job: job.run(place)))
@@ -69,27 +73,33 @@ def every_change(ground: Ground, until: float, rng: random.Random, jobs: tuple[J
     return section
 
 
-def at_random(ground: Ground, until: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
+def at_random(
+    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
+) -> Section:
     """Kill jobs at random moments."""
     section = Section("killed at random moments")
-    seconds = prepare(ground, jobs)
-    while time.monotonic() < until:
+    took = prepare(ground, jobs)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or section.cases < least:
         job = rng.choice(jobs)
         place = ground.place()
         for _ in range(rng.choice((1, 1, 2))):
-            run(lambda place=place, job=job: job.run(place), kill_after=rng.uniform(0, seconds[job]))
+            run(lambda place=place, job=job: job.run(place), kill_after=rng.uniform(0, took[job]))
         section.count(recovered(ground, job, place))
         section.note(job.name)
     return section
 
 
-def full_disk(ground: Ground, until: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
+def full_disk(
+    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
+) -> Section:
     """Files cannot grow beyond a random size (RLIMIT_FSIZE, which fails as a full disk does): the job must end with one
     line that names a file, and go on when there is room.
     """
     section = Section("no room for a file")
     prepare(ground, jobs)
-    while time.monotonic() < until:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or section.cases < least:
         job = rng.choice(jobs)
         place = ground.place()
         limit = int(2 ** rng.uniform(4, 18))
@@ -104,11 +114,14 @@ def full_disk(ground: Ground, until: float, rng: random.Random, jobs: tuple[Job,
     return section
 
 
-def two_at_once(ground: Ground, until: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
+def two_at_once(
+    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
+) -> Section:
     """Two of the same job in one folder: each is refused or right, and the outcome is that of one."""
     section = Section("two at once")
-    seconds = prepare(ground, jobs)
-    while time.monotonic() < until:
+    took = prepare(ground, jobs)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or section.cases < least:
         job = rng.choice(jobs)
         place = ground.place()
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +129,7 @@ def two_at_once(ground: Ground, until: float, rng: random.Random, jobs: tuple[Jo
             started = []
             for output in outputs:
                 started.append(start(lambda place=place, job=job: job.run(place), output=output))
-                time.sleep(rng.uniform(0, 0.5 * seconds[job]) if rng.random() < 0.5 else 0)
+                time.sleep(rng.uniform(0, 0.5 * took[job]) if rng.random() < 0.5 else 0)
             ended = [wait(p, output, timeout=300) for p, output in zip(started, outputs, strict=True)]
         problem = next((e.text.strip()[-300:] for e in ended if e.traceback or e.status not in (0, 1)), None)
         section.note("refused" if any(e.status for e in ended) else "both right")

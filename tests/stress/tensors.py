@@ -105,9 +105,10 @@ def attempt(name: str, seed: int) -> None:
         print("refused", flush=True)
 
 
-def hostile_tensors(until: float, rng: random.Random) -> Section:
+def hostile_tensors(seconds: float, rng: random.Random) -> Section:
     """Every op in turn, `BATCH` cases in a process."""
     section = Section("hostile tensors")
+    until = time.monotonic() + seconds
     while time.monotonic() < until or not section.cases:
         for name in NAMES:
             seeds = [rng.randrange(2**31) for _ in range(BATCH)]

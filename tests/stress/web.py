@@ -26,9 +26,10 @@ def _png(size: tuple[int, int], mode: str = "RGB") -> bytes:
     return data.getvalue()
 
 
-def probes(ground: Ground, until: float, rng: random.Random) -> Section:
+def probes(ground: Ground, seconds: float, rng: random.Random) -> Section:
     """All of them in a process of their own, which runs the server."""
     section = Section("probes of the demo")
+    until = time.monotonic() + seconds
     report = ground.root / "probes.txt"
     result = run(lambda: _serve(ground.given / "run", report, until, rng), timeout=300)
     lines = report.read_text().splitlines() if report.exists() else []
