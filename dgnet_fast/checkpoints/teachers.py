@@ -101,7 +101,9 @@ def _check_head(state: dict[str, Tensor], name: str, count: int, config: Config,
     wanted = (count, config.ID_features)
     if name not in state or tuple(state[name].shape) != wanted:
         found = tuple(state[name].shape) if name in state else "missing"
-        raise ValueError(f"{path}: {name} is {found}; expected {wanted} (identities, ID_features)")
+        raise ValueError(
+            f"{path} does not fit the options: {name} is {found}, expected {wanted} (identities, ID_features)"
+        )
 
 
 def public_teacher(path: Path, content: Any, config: Config) -> AppearanceEncoder:

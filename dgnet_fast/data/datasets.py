@@ -74,10 +74,8 @@ def _load_one(
     if root is None:
         raise ValueError(f"dataset {name!r} needs a root folder")
     if not Path(os.path.expanduser(root)).exists():
-        raise ValueError(
-            f"the {'file' if name == 'csv' else 'missing folder'} {root} of data set {name!r} is not there; if it has moved, give its "
-            "place with --root"
-        )
+        what = "no such CSV file:" if name == "csv" else "missing folder"
+        raise ValueError(f"{what} {root} of data set {name!r}; if it has moved, give its place with --root")
     if name == "folder":
         dataset = load_folder(root, camera_pattern)
     elif name == "csv":

@@ -17,7 +17,7 @@ from dgnet_fast.training.optim import Optimisers, Precision
 
 
 def content_of(
-    config: Config, dataset: ReidDataset, folder: Path, resume: bool, given: set[str]
+    config: Config, dataset: ReidDataset, folder: Path, resume: bool, given: set[str] | None
 ) -> tuple[Path | None, dict[str, Any] | None]:
     """The newest checkpoint of the folder and its content, if it can be resumed with the options of the run."""
     checkpoint = latest_checkpoint(folder) if resume else None
@@ -37,7 +37,8 @@ def content_of(
         content = read_run(checkpoint)
     except ValueError as error:
         raise ValueError(f"{error}; to resume from the checkpoint before it, remove this file") from error
-    check_same_options(config, content, given, checkpoint)
+    if given is not None:
+        check_same_options(config, content, given, checkpoint)
     if content["class_names"] is not None:
         check_classes(dataset.class_names, content["class_names"], str(checkpoint))
     return checkpoint, content

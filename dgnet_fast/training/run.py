@@ -288,17 +288,17 @@ def run_training(
 
     With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops the run early
     without a change of the schedule; the final scores are computed when the run reaches ``max_iter``. ``given`` names
-    the options (dotted) that may differ from those inside the checkpoint.
+    the options (dotted) that may differ from those inside the checkpoint; None means all.
 
     Raises ValueError for all that can be wrong, before anything is written, and `dgnet_fast.report.files.InUse` if
     another process works in the folder.
     """
     run = Run.open(config, folder)
     with locked(folder):
-        return _train(run, resume=resume, max_steps=max_steps, given=given or set())
+        return _train(run, resume=resume, max_steps=max_steps, given=given)
 
 
-def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str]) -> dict[str, Any]:
+def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | None) -> dict[str, Any]:
     config, folder = run.config, run.folder
     checkpoint, content = content_of(run.config, run.dataset, folder, resume, given)
     first = content["step"] if content else 0

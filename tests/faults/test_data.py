@@ -128,7 +128,7 @@ def test_i_pictures_one_level_off_are_said(tmp_path):
 
 
 def test_l_a_folder_that_moved_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match="missing folder .*gone.* is not there; if it has moved, .* --root"):
+    with pytest.raises(ValueError, match="missing folder .*gone.*; if it has moved, .* --root"):
         load_dataset("folder", str(tmp_path / "gone"))
 
 
