@@ -182,6 +182,10 @@ def saved_options(folder: Path) -> dict[str, Any]:
                 f"{path} is damaged, or was changed by hand; if you changed it, remove its last line"
             )
         return tree
+    if text.rstrip().rpartition("\n")[2].startswith("#"):  # the last line was damaged itself
+        raise ConfigError(
+            f"{path} is damaged, or was changed by hand; if you changed it, remove its last line"
+        )
     there = {f"{k}.{n}" if n else k for k, v in tree.items() for n in (v if isinstance(v, dict) else [""])}
     lacking = [name for name in option_names() if name not in there]
     if lacking and not (folder / "checkpoints").is_dir():

@@ -100,10 +100,10 @@ def _serve(path: Path, report: Path, until: float, rng: random.Random) -> int:
     many = form({f"p{k}": b"x" for k in range(5000)})
     expect("5000 parts", (413,), "POST", "/swap", many, Content_Type=kind)
     begin = time.monotonic()
+    slow = socket.create_connection(address)
     silent = [socket.create_connection(address) for _ in range(60)]
     for one in silent[::2]:
         one.sendall(b"POST /swap HTTP/1.1\r\nContent-Length: 1000\r\n")
-    slow = socket.create_connection(address)
     ended = False
     while time.monotonic() - begin < 8 and not ended:
         try:
@@ -111,6 +111,7 @@ def _serve(path: Path, report: Path, until: float, rng: random.Random) -> int:
         except OSError:
             ended = True
         time.sleep(0.3)
+    time.sleep(max(0.0, begin + 6 - time.monotonic()))
     problems.append("" if ended else "a client that sends one byte after another is served for ever")
     threads = threading.active_count()
     problems.append(f"{threads} threads are left to silent clients" if threads > 8 else "")
