@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Where there is no package index, a dgnet_fast installed in python3 itself serves `make gpu`.
 RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install pip test thorough train gpu sanitize lint types format
+.PHONY: install pip test thorough train gpu stress sanitize lint types format
 
 # pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
 install: pip
@@ -43,6 +43,13 @@ gpu:
 	$(RUN) -c "import dgnet_fast.extension" || $(RUN) -m pip install --no-build-isolation --no-deps -e .
 	status=0; $(RUN) -m pytest -m gpu --continue-on-collection-errors || status=$$?; \
 	$(RUN) -m pytest benchmarks/ || status=$$?; exit $$status
+
+# Kills, full disks, flipped bits, two of anything at once and hostile input, for MINUTES minutes (docs/reliability.md).
+MINUTES = 30
+SEED = 0
+stress: EXTRAS = [test]
+stress: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.campaign --minutes $(MINUTES) --seed $(SEED)
 
 # The C++ bodies under AddressSanitizer and UndefinedBehaviorSanitizer, in a build folder of its own; the CUDA ones
 # too, on the CPU, with tests/ops/cuda_on_cpu/ as CUDA's headers.
