@@ -82,6 +82,14 @@ def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False) -> Tensor:
     return twice_conv(x, conv.weight, conv.bias, stride=stride, padding=padding)  # pyright: ignore[reportArgumentType]
 
 
+def as_computed(x: Tensor, weight: Tensor) -> Tensor:
+    """x in the precision that layers of this weight compute in: autocast's, else the weight's."""
+    device, dtype = x.device.type, weight.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype)
+
+
 class LayerNorm2d(nn.Module):
     """The decoder's LayerNorm: per sample over C, H, W, then a per-channel affine.
 
