@@ -11,7 +11,19 @@ import torch
 os.environ["DGNET_FAST_CACHE"] = "off"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--shard", metavar="K/N", help="run only part K (from 1) of N; needs no pytest-xdist")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    if shard := config.getoption("--shard"):
+        part, parts = map(int, shard.split("/"))
+        if not 1 <= part <= parts:
+            raise pytest.UsageError(f"--shard is {shard}; allowed: 1/N to N/N")
+        kept = items[part - 1 :: parts]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
     if torch.cuda.is_available():
         return
     for item in items:

@@ -19,7 +19,7 @@ from dgnet_fast.checkpoints.pretrained import load_imagenet
 from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run, restore_model
 from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers, save_teachers
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.device import convolutions_tried, resolve_device
 from dgnet_fast.data import (
     MappedPictures,
     ReidDataset,
@@ -262,7 +262,7 @@ def run_training(
     content = read_run(checkpoint) if checkpoint else None
     first = content["step"] if content else 0
     last = min(config.max_iter, max_steps or config.max_iter)
-    with StopSignal() as stop, generators_kept(run.device):
+    with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
         pictures = run.training_pictures() if first < last else torch.empty(0)
         teachers = run.teachers(pictures, stop)
         model = DGNet(config, teachers)
@@ -309,7 +309,7 @@ def run_training(
                 )
     tables = []
     if last == config.max_iter:
-        with StopSignal() as stop, generators_kept(run.device):
+        with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
             # training moved the teachers' running statistics: score them as they were saved
             networks = named_teachers(run.teachers(torch.empty(0), stop))
             if config.baseline:
@@ -336,7 +336,7 @@ def run_teacher(
     Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public code.
     """
     run = Run.open(config, folder)
-    with StopSignal() as stop, generators_kept(run.device):
+    with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
         extra = {}
         if generated is not None:
             names = run.dataset.class_names
