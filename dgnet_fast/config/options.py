@@ -255,7 +255,9 @@ class Config:
     )
     compile: bool = option(False, "compile the passes and parts of the step with torch.compile")
     cuda_graphs: str = option(
-        "auto", "record the steps as CUDA graphs; auto means where possible", choices=("auto", "on", "off")
+        "auto",
+        "record the steps as CUDA graphs; auto means where possible, and goes on without where it fails",
+        choices=("auto", "on", "off"),
     )
     checkpoint_activations: bool = option(
         False, "compute activations of E_a and G again in the backward pass: less memory, same numbers"

@@ -25,7 +25,7 @@ from dgnet_fast.checkpoints.teachers import (
     save_teachers,
 )
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.device import convolutions_tried, resolve_device
 from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.data import (
     MappedPictures,
@@ -311,7 +311,7 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             load_teachers(config.replace(teacher=str(own)), run.dataset.class_names)
     pictures = run.training_pictures() if first < last else torch.empty(0)
     run.begin()
-    with StopSignal() as stop, generators_kept(run.device):
+    with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
         teachers = run.teachers(pictures, stop)
         model.teach(teachers)
         if config.pretrained == "teacher":
@@ -357,7 +357,7 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
                 )
     tables = []
     if last == config.max_iter:
-        with StopSignal() as stop, generators_kept(run.device):
+        with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
             # training moved the teachers' running statistics: score them as they were saved
             networks = named_teachers(run.teachers(torch.empty(0), stop))
             if config.baseline:

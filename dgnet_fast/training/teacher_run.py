@@ -61,7 +61,7 @@ def _train_teacher(run: Run, generated: Path | None, labeller: str, weight: floa
     else:
         pictures = run.training_pictures()
         run.begin()
-        with StopSignal() as stop, generators_kept(run.device):
+        with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
             teacher = run.train_baseline("teacher", config.teacher_steps, pictures, stop, **extra)
     export_public_teacher(teacher, folder / "net_last.pth")
     write_text(folder / "opts.yaml", f"stride: {config.teacher_stride}\n")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dgnet_fast.config import Config, ConfigError, from_dict, load_config, option_names, walk
+from dgnet_fast.config.device import convolutions_tried
 from dgnet_fast.config.presets import PRESETS, preset
 from tests.tiny import tiny_config
 
@@ -214,3 +216,13 @@ def test_only_grey_can_be_jittered():
     assert Config(gray_jitter=0.3).validate().gray_jitter == 0.3
     with pytest.raises(ConfigError, match="gray_jitter is 0.3; with single edge allowed: 0"):
         Config(gray_jitter=0.3, single="edge").validate()
+
+
+def test_cudnn_tries_its_algorithms_within_a_run_alone():
+    before = torch.backends.cudnn.benchmark
+    with convolutions_tried(torch.device("cpu")):
+        assert torch.backends.cudnn.benchmark is before
+    with pytest.raises(KeyError), convolutions_tried(torch.device("cuda", 1)):
+        assert torch.backends.cudnn.benchmark is True
+        raise KeyError
+    assert torch.backends.cudnn.benchmark is before
