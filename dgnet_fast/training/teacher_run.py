@@ -9,7 +9,6 @@ from dgnet_fast.checkpoints.runs import saved_options
 from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers
 from dgnet_fast.config import Config, ConfigError, differing, from_dict
 from dgnet_fast.config.device import convolutions_tried
-from dgnet_fast.config.device import convolutions_tried
 from dgnet_fast.config.places import absolute, with_absolute_paths
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.report.files import locked, write_text
