@@ -108,7 +108,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+def atomically(path: str | os.PathLike[str], *, sync: bool = True, new: bool = False) -> Iterator[Path]:
     """A context with a temporary file in the folder of ``path`` and with its suffix; the file is renamed to ``path``
     when the context ends without an error.
 
@@ -116,7 +116,8 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[P
     by the next process that writes into the folder. Missing folders are created. With ``sync`` the content and then
     the name are on the disk when the context ends, so that a power failure leaves the old file or the new one.
 
-    Raises OSError with the name of ``path`` if it cannot be written, as on a full disk.
+    Raises OSError with the name of ``path`` if it cannot be written, as on a full disk; FileExistsError if it is to be
+    ``new`` and is there.
     """
     path = Path(path)
     with naming(path):
@@ -131,7 +132,10 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[P
             if sync:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if new:
+                _rename_to_new(temporary, path)
+            else:
+                os.replace(temporary, path)
             if sync:
                 _sync_folder(path.parent)
         finally:
@@ -185,16 +189,19 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, sync: bool = Tr
 
 def write_new(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file that does not exist, `atomically`. Raises FileExistsError if it appeared meanwhile."""
-    with atomically(Path(path).with_name(f"{Path(path).name[:200]}.new")) as temporary:
+    with atomically(path, new=True) as temporary:
         temporary.write_bytes(content)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            if os.path.exists(path):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
-            os.replace(temporary, path)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
+        os.replace(temporary, path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -141,8 +141,8 @@ def test_c_data_that_cannot_be_scored_or_trained_on_is_refused_at_once(tmp_path,
     (data / "query" / "y").rename(data / "query" / "nobody2")
     one = folder_data(tmp_path / "one", ("a",))
     for root, problem in ((data, "no query has a valid match"), (one, "the training split has 1 identity")):
-        assert run_main(train.main, words(tmp_path / "run", data="folder", data_root=root)) == 1
-        assert problem in capsys.readouterr().err and not (tmp_path / "run").exists()
+        assert run_main(train.main, words(tmp_path / "new", data="folder", data_root=root)) == 1
+        assert problem in capsys.readouterr().err and not (tmp_path / "new").exists()
     monkeypatch.setattr("dgnet_fast.retrieval.extractor.Extractor.split", None)  # no feature is computed
     assert "no query has a valid match" in fails(capsys, evaluate.main, ["-q", again, "--root", data])
 
