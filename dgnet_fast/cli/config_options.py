@@ -6,7 +6,7 @@ import argparse
 import typing
 from typing import Any
 
-from dgnet_fast.config import Config, coerce, from_dict, read_yaml, set_in_tree, walk
+from dgnet_fast.config import DRAWN, Config, coerce, from_dict, read_yaml, set_in_tree, walk
 from dgnet_fast.config.presets import PRESETS, preset
 
 SECTIONS = {
@@ -80,9 +80,7 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
     data = overrides.get("data", values.get("data", Config.data))
-    name = args.preset or (
-        "" if args.config or base is not None else "small" if data == "synthetic" else "paper"
-    )
+    name = args.preset or ("" if args.config or base is not None else "small" if data in DRAWN else "paper")
     tree = preset(name) if name else {}
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):

@@ -3,6 +3,7 @@
 from dgnet_fast.config.fields import ConfigError, coerce
 from dgnet_fast.config.options import (
     DATASETS,
+    DRAWN,
     SEVERAL,
     Config,
     DiscriminatorConfig,
@@ -18,6 +19,7 @@ from dgnet_fast.config.options import (
 
 __all__ = [
     "DATASETS",
+    "DRAWN",
     "SEVERAL",
     "Config",
     "ConfigError",

@@ -24,8 +24,10 @@ from dgnet_fast.config.fields import ConfigError, check_value, coerce, option
 
 ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh")
 PADDINGS = ("zero", "reflect", "replicate")
+DRAWN = ("synthetic", "synthetic-a", "synthetic-b")
+"""Data sets that are drawn and have no folder: pedestrians, and those of two cities that look different."""
 DATASETS = (
-    "synthetic", "market1501", "folder", "csv",
+    *DRAWN, "market1501", "folder", "csv",
     "dukemtmc-reid", "msmt17", "cuhk03-np-labelled", "cuhk03-np-detected", "veri776",
 )  # fmt: skip
 SEVERAL = "+"

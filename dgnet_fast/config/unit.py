@@ -14,7 +14,16 @@ from typing import Any
 import yaml
 
 from dgnet_fast.config.fields import ConfigError, check_value, option
-from dgnet_fast.config.options import ACTIVATIONS, PADDINGS, Config, assign, read_mapping, set_in_tree, walk
+from dgnet_fast.config.options import (
+    ACTIVATIONS,
+    PADDINGS,
+    Config,
+    GeneratorConfig,
+    assign,
+    read_mapping,
+    set_in_tree,
+    walk,
+)
 
 COMMAND = "python -m dgnet_fast.unit"
 MUNIT_ONLY = {
@@ -187,8 +196,9 @@ class UnitConfig:
     def data_config(self, domain: int | None = None) -> Config:
         """The options that `open_pictures` wants for the source of a domain (None: without a folder)."""
         root = "" if domain is None or not self.roots else self.roots[domain if len(self.roots) > 1 else 0]
-        # not `Config.replace`: the checks of DG-Net's networks do not concern UNIT's pictures
+        # networks that take any size: `Config` is checked with them, though only its data are used
         return Config(
+            gen=GeneratorConfig(pad_type="zero", n_downsample=1),
             data_root=root,
             camera_pattern=self.camera_pattern,
             crop_image_height=self.crop_image_height,

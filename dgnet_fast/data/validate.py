@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dgnet_fast.config import DATASETS
+from dgnet_fast.config import DATASETS, DRAWN
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
 from dgnet_fast.data.datasets import load_dataset, unreadable, without_unreadable
 from dgnet_fast.data.files import FileSplit
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None, write: Callable[[str], None] = print) ->
     options = parser.parse_args(argv)
     try:
         dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
-        if options.skip_unreadable and options.data != "synthetic":
+        if options.skip_unreadable and options.data not in DRAWN:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 dataset = without_unreadable(dataset)
