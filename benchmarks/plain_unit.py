@@ -144,8 +144,8 @@ class PlainUnit:
         n_ba, n_ab = noise("gen.n_ba", h_ba), noise("gen.n_ab", h_ab)
         terms = {
             "recon_x": [(x_a_recon - x_a).abs().mean(), (x_b_recon - x_b).abs().mean()],
-            "kl": [h_a.square().mean(), h_b.square().mean()],
-            "kl_cyc": [h_ab.square().mean(), h_ba.square().mean()],
+            "recon_kl": [h_a.square().mean(), h_b.square().mean()],
+            "recon_kl_cyc": [h_ab.square().mean(), h_ba.square().mean()],
             "adv": [self._adversarial(judge(net, fake), True) for net, fake in zip(dis, (x_ba, x_ab), strict=True)],
         }  # fmt: skip
         if config.recon_x_cyc_w > 0:
@@ -156,8 +156,8 @@ class PlainUnit:
             pairs = ((x_ba, x_b), (x_ab, x_a))
             terms["vgg"] = [(perceive(vgg, y) - perceive(vgg, z)).square().mean() for y, z in pairs]
         weights = {
-            "recon_x": config.recon_x_w, "kl": config.recon_kl_w, "recon_x_cyc": config.recon_x_cyc_w,
-            "kl_cyc": config.recon_kl_cyc_w, "adv": config.gan_w, "vgg": config.vgg_w,
+            "recon_x": config.recon_x_w, "recon_kl": config.recon_kl_w, "recon_x_cyc": config.recon_x_cyc_w,
+            "recon_kl_cyc": config.recon_kl_cyc_w, "adv": config.gan_w, "vgg": config.vgg_w,
         }  # fmt: skip
         total = torch.stack([weights[name] * (a + b) for name, (a, b) in terms.items()]).sum()
         total.backward()

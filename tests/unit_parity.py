@@ -130,7 +130,7 @@ class Seen:
 def losses_of(terms: dict) -> dict[str, float]:
     """The recorded names of the losses of both phases."""
     pairs = {
-        "adv": "loss_gen_adv_{}", "recon_x": "loss_gen_recon_x_{}", "kl": "loss_gen_recon_kl_{}",
+        "adv": "loss_gen_adv_{}", "recon_x": "loss_gen_recon_x_{}", "recon_kl": "loss_gen_recon_kl_{}",
         "recon_x_cyc": "loss_gen_cyc_x_{}", "vgg": "loss_gen_vgg_{}", "dis": "loss_dis_{}",
     }  # fmt: skip
     found = {
@@ -138,7 +138,7 @@ def losses_of(terms: dict) -> dict[str, float]:
         for ours, theirs in pairs.items()
         for k, s in enumerate("ab")
     }
-    found |= {f"loss_gen_recon_kl_cyc_{s}": terms["kl_cyc"][k] for k, s in enumerate(("aba", "bab"))}
+    found |= {f"loss_gen_recon_kl_cyc_{s}": terms["recon_kl_cyc"][k] for k, s in enumerate(("aba", "bab"))}
     return found | {"loss_gen_total": terms["total"], "loss_dis_total": terms["dis_total"]}
 
 

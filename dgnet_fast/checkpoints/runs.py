@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
-from dgnet_fast.config import ConfigError, read_yaml
+from dgnet_fast.config import ConfigError, read_mapping, read_yaml
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.files import atomically, write_text
 
@@ -147,7 +147,16 @@ def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
 
 def saved_options(folder: Path) -> dict[str, Any]:
     """The options of a run folder, for resuming it."""
+    return read_yaml(_saved(folder))
+
+
+def saved_tree(folder: Path) -> dict[str, Any]:
+    """`saved_options` of a run that is not one of DG-Net."""
+    return read_mapping(_saved(folder))
+
+
+def _saved(folder: Path) -> Path:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
-    return read_yaml(path)
+    return path

@@ -40,9 +40,18 @@ def _description(spec: Any, default: Any) -> str:
     return "; ".join(parts).replace("%", "%%")
 
 
-def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
+def add_config_options(
+    parser: argparse.ArgumentParser,
+    aliases: dict[str, str] | None = None,
+    *,
+    tree: Any = None,
+    sections: dict[str, str] = SECTIONS,
+    presets: str = f"{', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
+) -> None:
     """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or
     with _, as in YAML files).
+
+    ``tree``: the options with their defaults, `Config` without it; ``sections`` and ``presets`` belong to it.
     """
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options (ours, or one of the public code)"
@@ -50,12 +59,12 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"named set of options: {', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
+        help=f"named set of options: {presets}",
     )
     group = parser
-    for name, spec, owner in walk(Config()):
-        if name in SECTIONS:
-            group = parser.add_argument_group(SECTIONS[name])
+    for name, spec, owner in walk(tree or Config()):
+        if name in sections:
+            group = parser.add_argument_group(sections[name])
         default = getattr(owner, spec.name)
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         spellings |= dict.fromkeys(alias for alias, target in (aliases or {}).items() if target == name)
@@ -65,6 +74,8 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
         elif isinstance(default, list):
             extra = {"nargs": "+"}
         metavar = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
+        if default == []:
+            metavar = "TEXT"
         group.add_argument(
             *spellings, dest=f"option:{name}", metavar=metavar, help=_description(spec, default), **extra
         )
@@ -92,10 +103,10 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
     return from_dict(tree), name or "config"
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace, tree: Any = None) -> dict[str, Any]:
     """The options of the configuration tree that were given on the command line, converted to their types."""
     found = {}
-    for name, spec, owner in walk(Config()):
+    for name, spec, owner in walk(tree or Config()):
         value = getattr(args, f"option:{name}", None)
         if value is not None:
             found[name] = coerce(name, value, typing.get_type_hints(type(owner))[spec.name])

@@ -267,3 +267,6 @@ SMALL_UNIT: dict[str, Any] = {
 
 PEDESTRIANS: dict[str, Any] = {"crop_image_height": 256, "crop_image_width": 128}
 """The public options at the size of pictures of pedestrians."""
+
+UNIT_PRESETS = {"small": SMALL_UNIT, "pedestrians": PEDESTRIANS, "public": {}}
+"""Named sets of options; public are the defaults of the public code, whose pictures are 256×256."""

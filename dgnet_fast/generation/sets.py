@@ -75,19 +75,8 @@ def read_manifest(folder: str | Path) -> list[Row]:
     left by a kill, is passed over).
     """
     path = Path(folder) / "manifest.csv"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no generated set: there is no manifest.csv")
-    text = path.read_bytes().decode("utf-8")
-    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
-    head = next(lines, None)
-    if head is None or tuple(head) != COLUMNS:
-        raise ValueError(
-            f"{path} is no manifest of a generated set; its first line must be {','.join(COLUMNS)}"
-        )
     rows = []
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(COLUMNS):
-            raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(COLUMNS)}")
+    for number, line in enumerate(manifest_lines(folder, COLUMNS), start=2):
         try:
             rows.append(Row._make([*line[:3], *map(int, line[3:10]), line[10]]))
         except ValueError as error:
@@ -95,8 +84,25 @@ def read_manifest(folder: str | Path) -> list[Row]:
     return rows
 
 
-def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of a set's ``set.json``; ValueError where there is none."""
+def manifest_lines(folder: str | Path, columns: Sequence[str]) -> list[list[str]]:
+    """The complete lines of a manifest with these columns, without its first one. ValueError as `read_manifest`."""
+    path = Path(folder) / "manifest.csv"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no generated set: there is no manifest.csv")
+    text = path.read_bytes().decode("utf-8")
+    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if not lines or tuple(lines[0]) != tuple(columns):
+        raise ValueError(
+            f"{path} is no manifest of a generated set; its first line must be {','.join(columns)}"
+        )
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(columns)}")
+    return lines[1:]
+
+
+def read_description(folder: str | Path, format: str = FORMAT) -> dict[str, Any]:  # noqa: A002 - the key's own name
+    """The content of a set's ``set.json``; ValueError where there is none of this format."""
     path = Path(folder) / "set.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -104,8 +110,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no generated set: there is no set.json") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} does not describe a generated set (expected format {FORMAT!r})")
+    if not isinstance(content, dict) or content.get("format") != format:
+        raise ValueError(f"{path} does not describe a generated set (expected format {format!r})")
     return content
 
 
@@ -132,17 +138,18 @@ def describe(
 
 
 class GeneratedSet:
-    """The folder of a set, opened to be begun or continued.
+    """The folder of a set, opened to be begun or continued. ``columns`` are those of its manifest, `COLUMNS` or others
+    that begin with ``file``.
 
     Raises ValueError where the folder holds something else: another set (the difference is named) or files
     that are no set.
     """
 
-    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, description: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
         self.folder, self.description = folder, description
         self.manifest = folder / "manifest.csv"
         if (folder / "set.json").is_file():
-            there = read_description(folder)
+            there = read_description(folder, description["format"])
             for key, value in description.items():
                 if there.get(key) != value:
                     raise ValueError(
@@ -154,9 +161,9 @@ class GeneratedSet:
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / "set.json", (json.dumps(description, indent=1) + "\n").encode())
         if not self.manifest.exists():
-            _write(self.manifest, (",".join(COLUMNS) + "\n").encode())
+            _write(self.manifest, (",".join(columns) + "\n").encode())
         _cut_unfinished_line(self.manifest)
-        self.listed = {row.file for row in read_manifest(folder)}
+        self.listed = {line[0] for line in manifest_lines(folder, columns)}
 
     def missing(self, files: Sequence[str]) -> list[int]:
         """Positions of the ``files`` that are not finished."""
@@ -164,8 +171,8 @@ class GeneratedSet:
             k for k, file in enumerate(files) if file not in self.listed or not (self.folder / file).is_file()
         ]
 
-    def add(self, rows: Sequence[Row], pictures: Tensor) -> None:
-        """Write pictures uint8 (N, 3, H, W), and then their lines."""
+    def add(self, rows: Sequence[Any], pictures: Tensor) -> None:
+        """Write pictures uint8 (N, 3, H, W), and then their lines: `Row`, or another named tuple of the columns."""
         for parent in {(self.folder / row.file).parent for row in rows}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -181,7 +188,7 @@ class GeneratedSet:
             os.fsync(file.fileno())
         self.listed.update(row.file for row in new)
 
-    def _write(self, row: Row, picture: Tensor) -> None:
+    def _write(self, row: Any, picture: Tensor) -> None:
         data = io.BytesIO()
         suffix = Path(row.file).suffix
         to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)

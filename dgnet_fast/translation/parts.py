@@ -86,7 +86,7 @@ def adversarial_part(model: Unit, decoded: Decoded, pair: Pair) -> Terms:
 
 def reconstruction_part(model: Unit, codes: Streams, decoded: Decoded, pictures: Streams) -> Terms:
     """Pictures come back from their own codes, and the codes stay near 0."""
-    terms = {"recon_x": _l1(decoded.own, pictures), "kl": _mean_squares(codes)}
+    terms = {"recon_x": _l1(decoded.own, pictures), "recon_kl": _mean_squares(codes)}
     return with_total(model.config, terms)
 
 
@@ -96,7 +96,7 @@ def cycle_part(model: Unit, decoded: Decoded, pictures: Streams, noise: Streams,
     """
     config = model.config
     codes = encode(model, decoded.translated, pair)  # h_ba, h_ab
-    terms = {"kl_cyc": _mean_squares(tuple(reversed(codes)))}  # h_ab goes with x_aba
+    terms = {"recon_kl_cyc": _mean_squares(tuple(reversed(codes)))}  # h_ab goes with x_aba
     if config.recon_x_cyc_w > 0:
         returned = back(model, codes, noise, pair)
         terms["recon_x_cyc"] = _l1(returned, pictures)
@@ -143,9 +143,9 @@ def term_weights(config: UnitConfig) -> dict[str, float]:
     return {
         "adv": config.gan_w,
         "recon_x": config.recon_x_w,
-        "kl": config.recon_kl_w,
+        "recon_kl": config.recon_kl_w,
         "recon_x_cyc": config.recon_x_cyc_w,
-        "kl_cyc": config.recon_kl_cyc_w,
+        "recon_kl_cyc": config.recon_kl_cyc_w,
         "vgg": config.vgg_w,
     }
 

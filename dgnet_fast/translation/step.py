@@ -4,6 +4,7 @@ optimisers come. `dgnet_fast.training.runner` runs them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
@@ -44,11 +45,11 @@ class UnitBatch(NamedTuple):
 
 def pair_at(seed: int, step: int, domains: int) -> Pair:
     """The domains that step ``step`` trains: (0, 1) of two. Of more every pair comes once, in random order, before any
-    comes again; which of the two is the first stream is random too.
+    comes again.
     """
     if domains == 2:
         return 0, 1
-    pairs = [(k, l) for k in range(domains) for l in range(k + 1, domains)]  # noqa: E741
+    pairs = list(itertools.combinations(range(domains), 2))
     round_, place = divmod(step, len(pairs))
     generator = torch.Generator().manual_seed(derive_seed(seed, "pairs", round_))
     return pairs[int(torch.randperm(len(pairs), generator=generator)[place])]
@@ -94,7 +95,7 @@ class UnitStep(Runner):
         "gen": Phase(("gen",), "total"),
     }
     TERMS = (
-        "dis", "dis_total", "adv", "recon_x", "kl", "kl_cyc", "recon_x_cyc", "vgg", "total"
+        "dis", "dis_total", "adv", "recon_x", "recon_kl", "recon_kl_cyc", "recon_x_cyc", "vgg", "total"
     )  # fmt: skip
     STREAMS = STREAMS
 
