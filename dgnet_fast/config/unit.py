@@ -253,7 +253,7 @@ SMALL_UNIT: dict[str, Any] = {
     "dis": {"dim": 16, "n_layer": 3, "num_scales": 2},
     "crop_image_height": 64,
     "crop_image_width": 32,
-    "batch_size": 4,
+    "batch_size": 2,
     "max_iter": 1500,
     "lr": 0.0005,
     "step_size": 1000,

@@ -1,6 +1,8 @@
 """Two built-in "cities": synthetic pedestrians under other light, other cameras and before other grounds.
 
-City a is bright and warm, city b is dim, bluish and of low contrast, and its streets have another material. The people
+City a is bright, and its grounds are of sand; city b is dim and of low contrast, its cameras turn people warmer and its
+grounds are blue. A picture and its translation thus differ in another way on people than around them, so that no single
+change of colours makes one from the other. The people
 of the two cities are different, so that nothing in one has a partner in the other; but any picture can be drawn again as
 the other city shows it, and that is the truth of its translation.
 """
@@ -29,8 +31,8 @@ class City:
 
 
 CITIES = {
-    "a": City(0, Camera((1.08, 1.0, 0.88), 1.0, 10.0, 0.95, 0.0, 2.0, 0.05), (196, 168, 128), 0.35),
-    "b": City(1, Camera((0.84, 1.0, 1.16), 0.72, -24.0, 1.1, 0.002, 3.0, 0.15), (92, 128, 104), 0.45),
+    "a": City(0, Camera((0.94, 1.0, 1.06), 1.0, 10.0, 0.95, 0.0, 2.0, 0.05), (216, 164, 100), 0.6),
+    "b": City(1, Camera((1.14, 1.0, 0.84), 0.74, -22.0, 1.1, 0.002, 3.0, 0.15), (64, 124, 148), 0.6),
 }
 OWN = 0.25
 """Share of a camera's own properties; the rest is the city's."""
