@@ -66,13 +66,9 @@ def domain_of(model: Unit, text: str, option: str) -> int:
     names, sources = domain_names(model), model.config.sources
     count = len(names)
     letters = [chr(ord("a") + k) for k in range(count)]
-    for words in (
-        letters,
-        names,
-        sources,
-        [str(k + 1) for k in range(count)],
-        [n.removeprefix("camera ") for n in names],
-    ):
+    # a camera's own number before its place
+    cameras, places = [n.removeprefix("camera ") for n in names], [str(k + 1) for k in range(count)]
+    for words in (letters, names, sources, cameras, places):
         if text in words:
             return words.index(text)
     shown = ", ".join(f"{letter} ({name})" for letter, name in zip(letters, names, strict=True))

@@ -171,3 +171,32 @@ def test_a_step_of_many_domains_leaves_the_others_alone():
     for key, value in model.state_dict().items():
         domain = int(key.split(".")[1])
         assert torch.equal(value, before[key]) == (domain == idle), key
+
+
+class Replay:
+    """In place of a CUDA graph: what was recorded runs again from the same buffers."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        self.recorded += 1
+        return work, list(UnitStep.TERMS)
+
+
+def test_recorded_steps_give_the_numbers_of_steps_that_are_not():
+    """One recording for each pair of domains, and the random numbers of each step."""
+    config, stand = tiny_config(sources=["a", "b", "c"], batch_size=1), Replay()
+    models = [tiny_model(config) for _ in range(2)]
+    plain = tiny_step(models[0], deferred=True, fused=True)
+    recorded = tiny_step(models[1], deferred=True, fused=True, recorder=stand)
+    for index in range(15):
+        batch = tiny_batch(config, index)
+        one, two = plain([batch], index).terms, recorded([batch], index).terms
+        assert all(one[name] == two[name] for name in one)
+    assert stand.recorded == 3
+    for key, value in models[0].state_dict().items():
+        assert torch.equal(value, models[1].state_dict()[key]), key
