@@ -96,6 +96,10 @@ class UnitConfig:
     init: str = option(
         "kaiming", "initialisation", choices=("gaussian", "kaiming", "xavier", "orthogonal", "default")
     )
+    same_start: bool = option(
+        False,
+        "begin with the same weights in all domains, so that a translation begins as a reconstruction (not in the public code)",
+    )
     batch_size: int = option(1, "pictures of each of the two domains of a step", low=1)
     max_iter: int = option(1000000, "length of the training", low=1, unit="steps")
     lr: float = option(0.0001, "learning rate (Adam)", low=0)
@@ -249,18 +253,19 @@ def load_unit_config(path: str | Path, overrides: dict[str, Any] | None = None) 
 
 
 SMALL_UNIT: dict[str, Any] = {
-    "gen": {"dim": 16, "n_res": 2},
+    "gen": {"dim": 16, "n_res": 2, "n_downsample": 1},
     "dis": {"dim": 16, "n_layer": 3, "num_scales": 2},
     "crop_image_height": 64,
     "crop_image_width": 32,
     "batch_size": 2,
-    "max_iter": 1500,
+    "max_iter": 1200,
+    "same_start": True,
     "lr": 0.0005,
-    "step_size": 1000,
+    "step_size": 800,
     "gamma": 0.3,
-    "image_display_iter": 250,
-    "image_save_iter": 250,
-    "snapshot_save_iter": 500,
+    "image_display_iter": 200,
+    "image_save_iter": 200,
+    "snapshot_save_iter": 400,
     "display_size": 6,
 }
 """A whole UNIT in miniature, for the built-in cities and two CPU cores: every part, thinner and on small pictures."""

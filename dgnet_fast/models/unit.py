@@ -162,6 +162,10 @@ class Unit(nn.Module):
             channels = self.encoders[0].channels
             self.decoders = ModuleList(UnitDecoder(gen, channels, init, generator) for _ in domains)
             self.discriminators = ModuleList(UnitDiscriminator(config.dis, generator) for _ in domains)
+            if config.same_start:
+                for networks in (self.encoders, self.decoders):
+                    for network in list(networks)[1:]:
+                        network.load_state_dict(networks[0].state_dict())
             self.perceptual = Vgg16() if config.vgg_w > 0 else None
         self.mixes_samples = config.dis.norm == "bn"
 

@@ -173,6 +173,14 @@ def test_a_step_of_many_domains_leaves_the_others_alone():
         assert torch.equal(value, before[key]) == (domain == idle), key
 
 
+def test_domains_can_begin_alike():
+    model = Unit(tiny_config(same_start=True, sources=["a", "b", "c"]))
+    x = tiny_batch(model.config).x[0]
+    assert torch.equal(model.translate(x, 0, 2), model.translate(x, 1, 1))
+    other = Unit(tiny_config())
+    assert not torch.equal(other.translate(x, 0, 1), other.translate(x, 0, 0))
+
+
 class Replay:
     """In place of a CUDA graph: what was recorded runs again from the same buffers."""
 
