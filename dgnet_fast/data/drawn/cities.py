@@ -60,7 +60,9 @@ class CityPedestrians(SyntheticPedestrians):
     def _background(self, canvas: np.ndarray, view: int) -> None:
         super()._background(canvas, view)
         city = CITIES[self.city]
-        mixed = (1 - city.share) * canvas.astype(np.float32) + city.share * np.array(city.ground, dtype=np.float32)
+        mixed = (1 - city.share) * canvas.astype(np.float32) + city.share * np.array(
+            city.ground, dtype=np.float32
+        )
         canvas[...] = np.rint(mixed).astype(np.uint8)
 
 
