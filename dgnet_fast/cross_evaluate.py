@@ -69,7 +69,7 @@ def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> 
         if name not in DATASETS:
             raise ConfigError(f"--target is {word!r}; allowed: NAME=DIR, NAME one of {', '.join(DATASETS)}")
         if bool(root) == (name in DRAWN):
-            raise ConfigError(f"--target is {word!r}; allowed: {name if name in DRAWN else name + '=DIR'}")
+            raise ConfigError(f"--target is {word!r}; allowed: synthetic alone, or NAME=DIR")
         options = {"data": name, "data_root": root, "skip_unreadable": skip_unreadable}
         if name == "folder":
             options["camera_pattern"] = camera_pattern
