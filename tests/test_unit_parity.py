@@ -13,7 +13,9 @@ DATA = Path(__file__).parent / "cases" / "unit"
 CASES = [
     pytest.param("unit_small"),
     pytest.param("unit_vgg_nsgan", marks=pytest.mark.slow),  # two steps, perceptual loss
-    pytest.param("unit_full", marks=pytest.mark.slow),  # 256×128 and full widths, a minute and a half
+    pytest.param(
+        "unit_full", marks=[pytest.mark.slow, pytest.mark.thorough]
+    ),  # 256×128 and full widths, a minute and a half
 ]
 
 

@@ -144,6 +144,7 @@ def test_low_precision_stays_near_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_compiled_passes_compute_the_same():
     terms = []
     for compiled in (False, True):
