@@ -23,8 +23,8 @@ from dgnet_fast.cli.config_options import add_config_options, given_options
 from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, at_least, run_command
 from dgnet_fast.config import DRAWN, ConfigError, set_in_tree
-from dgnet_fast.config.options import read_mapping
 from dgnet_fast.config.unit import UNIT_PRESETS, UnitConfig, unit_from_dict
+from dgnet_fast.config.yaml_files import read_mapping
 
 SECTIONS = {
     "gen.dim": "encoders and decoders",

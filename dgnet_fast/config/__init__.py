@@ -8,15 +8,16 @@ from dgnet_fast.config.options import (
     Config,
     DiscriminatorConfig,
     GeneratorConfig,
+    differing,
     from_dict,
     load_config,
     option_names,
-    read_mapping,
     read_yaml,
     set_in_tree,
     unknown_key,
     walk,
 )
+from dgnet_fast.config.yaml_files import read_mapping
 
 __all__ = [
     "DATASETS",
@@ -27,6 +28,7 @@ __all__ = [
     "DiscriminatorConfig",
     "GeneratorConfig",
     "coerce",
+    "differing",
     "from_dict",
     "load_config",
     "option_names",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from dgnet_fast.config.fields import ConfigError
@@ -22,3 +25,17 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r}, and this PyTorch sees no CUDA device; allowed here: cpu")
     return device
+
+
+@contextlib.contextmanager
+def convolutions_tried(device: torch.device) -> Iterator[None]:
+    """Within, cuDNN tries its algorithms on each convolution that it meets for the first time, and keeps the fastest;
+    afterwards as the caller had it. For work whose shapes repeat. On another device than CUDA nothing changes.
+    """
+    before = torch.backends.cudnn.benchmark
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

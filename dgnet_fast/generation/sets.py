@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,13 +25,36 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dgnet_fast.config.shown import one_line, shown
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.generation.codes import Swapper
-from dgnet_fast.report.files import atomically
+from dgnet_fast.report.files import (
+    LOCK,
+    checksum,
+    clean_temporaries,
+    locked,
+    naming,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from dgnet_fast.report.grid import to_image
 from dgnet_fast.report.progress import Progress
 
-FORMAT = "dgnet_fast.generated.1"
+FORMAT = "dgnet_fast.generated.2"
+WITHOUT_CHECKSUM = "dgnet_fast.generated.1"
+"""The format before the checksum and the batch were added; it is still read, and continued with any batch."""
+KINDS = {
+    "checkpoint": str,
+    "appearances": str,
+    "structures": str,
+    "count": int,
+    "seed": int,
+    "height": int,
+    "width": int,
+}
+LONGEST_STEM = 60
+"""Bytes of a source's name within the name of a generated picture; longer ones are cut and end with a hash."""
 COLUMNS = (
     "file",
     "appearance",
@@ -75,54 +99,60 @@ def read_manifest(folder: str | Path) -> list[Row]:
     left by a kill, is passed over).
     """
     path = Path(folder) / "manifest.csv"
-    rows = []
-    for number, line in enumerate(manifest_lines(folder, COLUMNS), start=2):
-        try:
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no generated set: there is no manifest.csv")
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+    number = 1
+    try:
+        head = next(lines, None)
+        if head is None or tuple(head) != COLUMNS:
+            raise ValueError(
+                f"{path} is no manifest of a generated set; its first line must be {','.join(COLUMNS)}"
+            )
+        rows = []
+        for number, line in enumerate(lines, start=2):
+            if len(line) != len(COLUMNS):
+                raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(COLUMNS)}")
+            for name, value in zip(COLUMNS[3:10], line[3:10], strict=True):
+                if not re.fullmatch(r"-?[0-9]{1,18}", value):
+                    raise ValueError(
+                        f"{path}, line {number}: {name} is {shown(value)}; expected a whole number"
+                    )
             rows.append(Row._make([*line[:3], *map(int, line[3:10]), line[10]]))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
     return rows
 
 
-def manifest_lines(folder: str | Path, columns: Sequence[str]) -> list[list[str]]:
-    """The complete lines of a manifest with these columns, without its first one. ValueError as `read_manifest`."""
-    path = Path(folder) / "manifest.csv"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no generated set: there is no manifest.csv")
-    text = path.read_bytes().decode("utf-8")
-    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-    if not lines or tuple(lines[0]) != tuple(columns):
-        raise ValueError(
-            f"{path} is no manifest of a generated set; its first line must be {','.join(columns)}"
-        )
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(columns):
-            raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(columns)}")
-    return lines[1:]
-
-
-def read_description(folder: str | Path, format: str = FORMAT) -> dict[str, Any]:  # noqa: A002 - the key's own name
-    """The content of a set's ``set.json``; ValueError where there is none of this format."""
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The content of a set's ``set.json``; ValueError where there is none."""
     path = Path(folder) / "set.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no generated set: there is no set.json") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != format:
-        raise ValueError(f"{path} does not describe a generated set (expected format {format!r})")
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, WITHOUT_CHECKSUM):
+        raise ValueError(f"{path} does not describe a generated set (expected format {FORMAT!r})")
+    if content["format"] == FORMAT and content.get("checksum") != checksum(content):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content")
+    for name, kind in KINDS.items():
+        value = content.get(name)
+        if type(value) is not kind or (kind is int and not 0 <= value <= 2**62):
+            raise ValueError(f"{path}: {name} is {shown(value)}; expected {kind.__name__}")
     return content
 
 
 def describe(
     appearances: Pictures, structures: Pictures, pairs: np.ndarray, *, checkpoint: str, seed: int,
-    size: tuple[int, int], suffix: str,
+    size: tuple[int, int], suffix: str, batch: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What a set is, as ``set.json`` holds it. Equal descriptions mean equal files."""
     digest = hashlib.sha256(np.ascontiguousarray(pairs).tobytes())
     for source in (appearances, structures):
-        digest.update("\0".join(source.split.names).encode())
+        digest.update("\0".join(source.split.names).encode("utf-8", "surrogateescape"))
     return {
         "format": FORMAT,
         "checkpoint": checkpoint,
@@ -134,45 +164,56 @@ def describe(
         "width": size[1],
         "file_type": suffix,
         "pairs": digest.hexdigest()[:16],
+        "batch": min(batch, len(pairs)),
     }
 
 
 class GeneratedSet:
-    """The folder of a set, opened to be begun or continued. ``columns`` are those of its manifest, `COLUMNS` or others
-    that begin with ``file``.
+    """The folder of a set, opened to be begun or continued.
 
     Raises ValueError where the folder holds something else: another set (the difference is named) or files
     that are no set.
     """
 
-    def __init__(self, folder: Path, description: dict[str, Any], columns: Sequence[str] = COLUMNS) -> None:
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         self.folder, self.description = folder, description
+        if folder.is_dir():
+            clean_temporaries(folder)
         self.manifest = folder / "manifest.csv"
         if (folder / "set.json").is_file():
-            there = read_description(folder, description["format"])
+            there = read_description(folder)
+            self.description = description = description | {"batch": there.get("batch", description["batch"])}
             for key, value in description.items():
-                if there.get(key) != value:
+                if key not in ("format", "batch") and there.get(key) != value:
                     raise ValueError(
                         f"{folder} holds another set: {key} is {there.get(key)!r} there and {value!r} here; choose another --out"
                     )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
             raise ValueError(f"{folder} exists and holds no generated set; choose another --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "set.json", (json.dumps(description, indent=1) + "\n").encode())
+            write_json(folder / "set.json", description | {"checksum": checksum(description)})
         if not self.manifest.exists():
-            _write(self.manifest, (",".join(columns) + "\n").encode())
+            write_text(self.manifest, ",".join(COLUMNS) + "\n")
         _cut_unfinished_line(self.manifest)
-        self.listed = {line[0] for line in manifest_lines(folder, columns)}
+        self.rows = {row.file: row for row in read_manifest(folder)}
+        self.listed = set(self.rows)
 
-    def missing(self, files: Sequence[str]) -> list[int]:
-        """Positions of the ``files`` that are not finished."""
+    def missing(self, rows: Sequence[Row]) -> list[int]:
+        """Positions of the ``rows`` whose pictures are not finished. Raises ValueError if the manifest says something
+        else of one that is.
+        """
+        for row in rows:
+            if (there := self.rows.get(row.file, row)) != row:
+                raise ValueError(f"{self.manifest} is damaged: it says {shown(there)}, expected {shown(row)}")
         return [
-            k for k, file in enumerate(files) if file not in self.listed or not (self.folder / file).is_file()
+            k
+            for k, row in enumerate(rows)
+            if row.file not in self.listed or not (self.folder / row.file).is_file()
         ]
 
-    def add(self, rows: Sequence[Any], pictures: Tensor) -> None:
-        """Write pictures uint8 (N, 3, H, W), and then their lines: `Row`, or another named tuple of the columns."""
+    def add(self, rows: Sequence[Row], pictures: Tensor) -> None:
+        """Write pictures uint8 (N, 3, H, W), and then their lines."""
         for parent in {(self.folder / row.file).parent for row in rows}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -182,17 +223,17 @@ class GeneratedSet:
             return
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(new)
-        with open(self.manifest, "ab") as file:
-            file.write(text.getvalue().encode())
+        with naming(self.manifest), open(self.manifest, "ab") as file:
+            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
         self.listed.update(row.file for row in new)
 
-    def _write(self, row: Any, picture: Tensor) -> None:
+    def _write(self, row: Row, picture: Tensor) -> None:
         data = io.BytesIO()
         suffix = Path(row.file).suffix
         to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)
-        _write(self.folder / row.file, data.getvalue(), sync=False)
+        write_bytes(self.folder / row.file, data.getvalue(), sync=False)
 
 
 def _cut_unfinished_line(path: Path) -> None:
@@ -203,9 +244,16 @@ def _cut_unfinished_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _write(path: Path, data: bytes, *, sync: bool = True) -> None:
-    with atomically(path, sync=sync) as temporary:
-        temporary.write_bytes(data)
+def stem_of(name: str) -> str:
+    """The stem of a picture's name as a part of a file name of any file system: no control characters, and not longer
+    than `LONGEST_STEM`.
+    """
+    stem = one_line(Path(name).stem)
+    data = stem.encode()
+    if len(data) <= LONGEST_STEM:
+        return stem
+    cut = data[: LONGEST_STEM - 9].decode(errors="ignore")
+    return f"{cut}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def rows_of(
@@ -214,10 +262,10 @@ def rows_of(
     """The rows of the manifest that a set of these pairs will have."""
     rows = []
     for k, (i, j) in enumerate(pairs.tolist()):
-        one, other = appearances.split.names[i], structures.split.names[j]
+        one, other = one_line(appearances.split.names[i]), one_line(structures.split.names[j])
         person = int(appearances.people[i])
         folder = "" if person == NOBODY else f"{person:04d}/"
-        file = f"pictures/{folder}{k:07d}_{Path(one).stem}_in_{Path(other).stem}{suffix}"
+        file = f"pictures/{folder}{k:07d}_{stem_of(one)}_in_{stem_of(other)}{suffix}"
         cameras = int(appearances.split.cameras[i]), int(structures.split.cameras[j])
         people = person, int(structures.people[j])
         rows.append(Row(file, one, other, *people, *cameras, i, j, seed, checkpoint))
@@ -248,12 +296,17 @@ def write_set(
     config = swapper.model.config
     common = {"seed": seed, "checkpoint": checkpoint, "suffix": SUFFIXES[file_type]}
     size = config.picture_size
-    target = GeneratedSet(folder, describe(appearances, structures, pairs, size=size, **common))
-    rows = rows_of(appearances, structures, pairs, **common)
-    todo = target.missing([row.file for row in rows])
-    for first in range(0, len(todo), batch):
-        part = todo[first : first + batch]
-        target.add([rows[k] for k in part], swapper(pairs[part]))
-        if progress is not None:
-            progress(len(rows) - len(todo) + first + len(part), len(rows))
+    with locked(folder):
+        described = describe(appearances, structures, pairs, size=size, batch=batch, **common)
+        target = GeneratedSet(folder, described)
+        # All passes have the batch size of the first call: another one can change a pixel by 1
+        batch = target.description["batch"]
+        rows = rows_of(appearances, structures, pairs, **common)
+        todo = target.missing(rows)
+        for first in range(0, len(todo), batch):
+            part = todo[first : first + batch]
+            filled = part + part[-1:] * (batch - len(part))
+            target.add([rows[k] for k in part], swapper(pairs[filled])[: len(part)])
+            if progress is not None:
+                progress(len(rows) - len(todo) + first + len(part), len(rows))
     return len(todo), len(rows) - len(todo)

@@ -37,7 +37,11 @@ class DGNet(nn.Module):
         # PyTorch's layers draw first weights of their own from the caller's generator; ours take their place
         with torch.random.fork_rng(devices=[]):
             self._build(config, torch.Generator().manual_seed(config.seed))
-        self.teachers = ModuleList(teachers or []).requires_grad_(False)
+        self.teach(teachers or [])
+
+    def teach(self, teachers: list[AppearanceEncoder]) -> None:
+        """Let these teachers label the generated pictures."""
+        self.teachers = ModuleList(teachers).requires_grad_(False)
 
     def _build(self, config: Config, generator: torch.Generator) -> None:
         self.structure_encoder = StructureEncoder(config.gen, generator)

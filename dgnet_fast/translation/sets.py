@@ -27,10 +27,11 @@ from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.files import CSV_COLUMNS, FileSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
-from dgnet_fast.generation.sets import SUFFIXES, GeneratedSet, manifest_lines, read_description
+from dgnet_fast.generation.sets import SUFFIXES
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.report.files import write_text
 from dgnet_fast.report.progress import Progress
+from dgnet_fast.translation.folder import TranslatedSet, manifest_lines, read_description
 from dgnet_fast.translation.scores import short, translated
 
 FORMAT = "dgnet_fast.translated.1"
@@ -180,7 +181,7 @@ def write_translated(
     fingerprint = digest(dict(model.state_dict()))
     listed = rows_of(model, parts, targets, fingerprint, SUFFIXES[file_type])
     names = hashlib.sha256("\0".join(row.file + row.origin for row, *_ in listed).encode()).hexdigest()
-    target = GeneratedSet(
+    target = TranslatedSet(
         folder,
         {
             "format": FORMAT,
