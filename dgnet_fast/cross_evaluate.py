@@ -24,7 +24,7 @@ from dgnet_fast.cli.shared_options import (
     add_skip_unreadable,
     ranking_of,
 )
-from dgnet_fast.config import DATASETS, Config, ConfigError
+from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.data.datasets import dataset_of
@@ -69,7 +69,7 @@ def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> 
         name, _, root = word.partition("=")
         if name not in DATASETS:
             raise ConfigError(f"--target is {word!r}; allowed: NAME=DIR, NAME one of {', '.join(DATASETS)}")
-        if bool(root) == (name == "synthetic"):
+        if bool(root) == (name in DRAWN):
             raise ConfigError(f"--target is {word!r}; allowed: synthetic alone, or NAME=DIR")
         options = {"data": name, "data_root": root, "skip_unreadable": skip_unreadable}
         if name == "folder":

@@ -1,6 +1,6 @@
 """Compare our real training step with numbers recorded from the public code.
 
-    python tests/parity.py CASE.json...          (also evaluation.json, the retrieval scores)
+    python tests/parity.py CASE.json...          (also evaluation.json, the retrieval scores, and cases of UNIT)
 
 A case holds options, sizes and a seed; weights are rebuilt from the names of the checkpoint entries and
 inputs from the seed, so the file itself is small. The step that the trainer uses runs on them in float64, and
@@ -19,6 +19,7 @@ one unit in the last place, and the bound becomes ten times what that alone chan
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import sys
@@ -354,6 +355,14 @@ def check_scores(case: dict) -> list[tuple[str, str]]:
     return module.check(case)
 
 
+def check_unit(case: dict, dtype: torch.dtype, bound: float) -> list[tuple[int, str, float, str, float]]:
+    """`check_case` of a case of UNIT (tests/unit_parity.py)."""
+    root = str(Path(__file__).parents[1])
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    return importlib.import_module("tests.unit_parity").check_case(case, dtype, bound)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="+", help="recorded cases (JSON)")
@@ -371,7 +380,8 @@ def main(argv: list[str] | None = None) -> int:
                     failed |= recorded != ours
                     print(f"{case['name']:24} {'equal' if recorded == ours else 'DIFFERS'}  {ours}")
             continue
-        for index, group, error, place, bound in check_case(content, getattr(torch, args.dtype), args.bound):
+        check = check_unit if "noise" in content else check_case
+        for index, group, error, place, bound in check(content, getattr(torch, args.dtype), args.bound):
             good = error <= bound
             failed |= not good
             verdict = "ok" if good else "ABOVE BOUND"

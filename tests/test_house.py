@@ -17,7 +17,7 @@ FLOORS = [
     {"checkpoints"},
     {"retrieval"},
     {"generation", "cli"},
-    {"training", "web"},
+    {"training", "translation", "web"},
 ]
 """Packages from the ground up; a package may import those of its own floor and of the floors below."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -25,7 +25,7 @@ OUTSIDE = {"_C", "_allocator", "kernels"}
 """Compiled modules and the Triton bodies: they import nothing of the package."""
 VERBS = {
     "convert", "cross_evaluate", "demo", "doctor", "evaluate", "export", "extract", "generate", "quality", "reproduce",
-    "search", "teacher", "train", "visualize",
+    "search", "teacher", "train", "transfer", "translate", "unit", "visualize",
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     unused: dict[str, Tensor]
 
 
-def _rename(module: nn.Module, prefixes: dict[str, str]) -> dict[str, Slot]:
+def renamed(module: nn.Module, prefixes: dict[str, str]) -> dict[str, Slot]:
     """Entries of ``module``'s state dict under the names that the longest matching prefix gives them."""
     ordered = sorted(prefixes, key=len, reverse=True)
     slots = {}
@@ -111,7 +111,7 @@ def generator_layout(model: DGNet) -> Layout:
         prefixes[f"decoder.refine.{k}."] = f"dec.model.{position}."
         position += 1
     prefixes["decoder.to_rgb."] = f"dec.model.{position}."
-    return Layout(_rename(model, prefixes) | dict(_mlp_slots(model.mlp)), unused)
+    return Layout(renamed(model, prefixes) | dict(_mlp_slots(model.mlp)), unused)
 
 
 def discriminator_layout(model: DGNet) -> Layout:
@@ -135,7 +135,7 @@ def discriminator_layout(model: DGNet) -> Layout:
                 prefixes |= _attention(f"{ours}.attention_after", f"{theirs}.{position}")
                 position += 1
         prefixes[f"{ours}.to_score."] = f"{theirs}.{position}."
-    return Layout(_rename(model, prefixes), {})
+    return Layout(renamed(model, prefixes), {})
 
 
 def encoder_layout(encoder: AppearanceEncoder, *, teacher: bool = False) -> Layout:
@@ -153,7 +153,7 @@ def encoder_layout(encoder: AppearanceEncoder, *, teacher: bool = False) -> Layo
             "model.fc.weight": torch.zeros(IMAGENET_CLASSES, encoder.backbone.channels),
             "model.fc.bias": torch.zeros(IMAGENET_CLASSES),
         }
-    return Layout(_rename(encoder, prefixes), unused)
+    return Layout(renamed(encoder, prefixes), unused)
 
 
 def export_state(

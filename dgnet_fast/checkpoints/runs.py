@@ -14,7 +14,7 @@ from torch import Tensor
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
 from dgnet_fast.checkpoints.schema import check_fit, check_names, check_options, check_step, check_tensors
-from dgnet_fast.config import Config, ConfigError, from_dict, option_names, read_yaml, walk
+from dgnet_fast.config import Config, ConfigError, from_dict, option_names, read_mapping, read_yaml, walk
 from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.config.shown import shown
 from dgnet_fast.models.dgnet import DGNet
@@ -164,6 +164,14 @@ def write_options(folder: Path, config: Config) -> None:
     """Write ``folder/config.yaml``: all options, and a last line by which `saved_options` sees whether it is whole."""
     text = config.to_yaml()
     write_text(folder / "config.yaml", f"{text}{_MARK}{zlib.crc32(text.encode()):08x}\n")
+
+
+def saved_tree(folder: Path) -> dict[str, Any]:
+    """The options of a run folder that is not one of DG-Net, for resuming it."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
+    return read_mapping(path)
 
 
 def saved_options(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import typing
 from typing import Any
 
-from dgnet_fast.config import Config, coerce, from_dict, read_yaml, set_in_tree, walk
+from dgnet_fast.config import DRAWN, Config, coerce, from_dict, read_yaml, set_in_tree, walk
 from dgnet_fast.config.presets import PRESETS, preset
 
 SECTIONS = {
@@ -40,9 +40,18 @@ def _description(spec: Any, default: Any) -> str:
     return "; ".join(parts).replace("%", "%%")
 
 
-def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
+def add_config_options(
+    parser: argparse.ArgumentParser,
+    aliases: dict[str, str] | None = None,
+    *,
+    tree: Any = None,
+    sections: dict[str, str] = SECTIONS,
+    presets: str = f"{', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
+) -> None:
     """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or
     with _, as in YAML files).
+
+    ``tree``: the options with their defaults, `Config` without it; ``sections`` and ``presets`` belong to it.
     """
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options (ours, or one of the public code)"
@@ -50,12 +59,12 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"named set of options: {', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
+        help=f"named set of options: {presets}",
     )
     group = parser
-    for name, spec, owner in walk(Config()):
-        if name in SECTIONS:
-            group = parser.add_argument_group(SECTIONS[name])
+    for name, spec, owner in walk(tree or Config()):
+        if name in sections:
+            group = parser.add_argument_group(sections[name])
         default = getattr(owner, spec.name)
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         spellings |= dict.fromkeys(alias for alias, target in (aliases or {}).items() if target == name)
@@ -65,6 +74,8 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
         elif isinstance(default, list):
             extra = {"nargs": "+"}
         metavar = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
+        if default == []:
+            metavar = "TEXT"
         group.add_argument(
             *spellings, dest=f"option:{name}", metavar=metavar, help=_description(spec, default), **extra
         )
@@ -81,9 +92,7 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
     data = overrides.get("data", values.get("data", Config.data))
-    name = args.preset or (
-        "" if args.config or base is not None else "small" if data == "synthetic" else "paper"
-    )
+    name = args.preset or ("" if args.config or base is not None else "small" if data in DRAWN else "paper")
     tree = preset(name) if name else {}
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
@@ -103,10 +112,10 @@ def _scale_first_phase(tree: dict[str, Any], shipped: dict[str, Any]) -> None:
         tree["generator_steps"] = round(shipped["generator_steps"] * tree["max_iter"] / shipped["max_iter"])
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace, tree: Any = None) -> dict[str, Any]:
     """The options of the configuration tree that were given on the command line, converted to their types."""
     found = {}
-    for name, spec, owner in walk(Config()):
+    for name, spec, owner in walk(tree or Config()):
         value = getattr(args, f"option:{name}", None)
         if value is not None:
             found[name] = coerce(name, value, typing.get_type_hints(type(owner))[spec.name])

@@ -3,6 +3,7 @@
 from dgnet_fast.config.fields import ConfigError, coerce
 from dgnet_fast.config.options import (
     DATASETS,
+    DRAWN,
     SEVERAL,
     Config,
     DiscriminatorConfig,
@@ -16,9 +17,11 @@ from dgnet_fast.config.options import (
     unknown_key,
     walk,
 )
+from dgnet_fast.config.yaml_files import read_mapping
 
 __all__ = [
     "DATASETS",
+    "DRAWN",
     "SEVERAL",
     "Config",
     "ConfigError",
@@ -29,6 +32,7 @@ __all__ = [
     "from_dict",
     "load_config",
     "option_names",
+    "read_mapping",
     "read_yaml",
     "set_in_tree",
     "unknown_key",

@@ -26,8 +26,10 @@ from dgnet_fast.config.yaml_files import read_mapping
 
 ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh")
 PADDINGS = ("zero", "reflect", "replicate")
+DRAWN = ("synthetic", "synthetic-a", "synthetic-b")
+"""Data sets that are drawn and have no folder: pedestrians, and those of two cities that look different."""
 DATASETS = (
-    "synthetic", "market1501", "folder", "csv",
+    *DRAWN, "market1501", "folder", "csv",
     "dukemtmc-reid", "msmt17", "cuhk03-np-labelled", "cuhk03-np-detected", "veri776",
 )  # fmt: skip
 MOST_DRAWN = 4_000_000
@@ -358,7 +360,7 @@ class Config:
         return from_dict(tree)
 
 
-def walk(config: Config) -> typing.Iterator[tuple[str, dataclasses.Field, Any]]:
+def walk(config: Any) -> typing.Iterator[tuple[str, dataclasses.Field, Any]]:
     """Yield (dotted name, field, owner object) of every option."""
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
@@ -387,12 +389,15 @@ def _hints(owner: Any) -> dict[str, Any]:
     return typing.get_type_hints(type(owner))
 
 
-def unknown_key(name: str) -> ConfigError:
-    """The error for a key that is no option; it suggests the option with the closest name."""
-    names = option_names()
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+def unknown_key(
+    name: str, names: list[str] | None = None, command: str = "python -m dgnet_fast.train"
+) -> ConfigError:
+    """The error for a key that is no option; it suggests the option with the closest name. ``names`` are the options
+    of another tree than `Config`, and ``command`` is what has them.
+    """
+    close = difflib.get_close_matches(name, names or option_names(), n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return ConfigError(f"unknown option {name!r}{hint} (python -m dgnet_fast.train --help lists all)")
+    return ConfigError(f"unknown option {name!r}{hint} ({command} --help lists all)")
 
 
 def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
@@ -408,19 +413,20 @@ def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
 def from_dict(values: dict[str, Any]) -> Config:
     """Build and validate a Config from a nested dictionary. Options that are absent have their defaults."""
     config = Config()
-    _assign(config, values, "")
+    assign(config, values)
     return config.validate()
 
 
-def _assign(owner: Any, values: dict[str, Any], prefix: str) -> None:
+def assign(owner: Any, values: dict[str, Any], prefix: str = "", **unknown: Any) -> None:
+    """Write a nested dictionary into a tree of options. ``unknown``: further arguments of `unknown_key`."""
     hints = _hints(owner)
     for key, value in values.items():
         if key not in hints:
-            raise unknown_key(f"{prefix}{key}")
+            raise unknown_key(f"{prefix}{key}", **unknown)
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{key} is {shown(value)}; allowed: a mapping of options")
-            _assign(getattr(owner, key), value, f"{prefix}{key}.")
+            assign(getattr(owner, key), value, f"{prefix}{key}.", **unknown)
         else:
             setattr(owner, key, coerce(f"{prefix}{key}", value, hints[key]))
 

@@ -35,8 +35,8 @@ from torch import Tensor
 from dgnet_fast.data.base import Split
 from dgnet_fast.data.combine import JoinedSplit
 from dgnet_fast.data.decode import Progress, decode_each, decode_split
+from dgnet_fast.data.drawn import cities, figure, pedestrian, scene
 from dgnet_fast.data.drawn import dataset as synthetic
-from dgnet_fast.data.drawn import figure, pedestrian, scene
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.files import FileSplit
 
@@ -94,7 +94,7 @@ class Inputs:
 def _drawing() -> str:
     """The code that draws synthetic pedestrians, as a hash."""
     digest = hashlib.sha256(f"OpenCV {cv2.__version__}, NumPy {np.__version__}".encode())
-    for module in (figure, pedestrian, scene, synthetic):
+    for module in (cities, figure, pedestrian, scene, synthetic):
         assert module.__file__ is not None
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
@@ -118,7 +118,11 @@ def inputs_of(split: Split) -> Inputs | None:
         what = hashlib.sha256(np.ascontiguousarray(drawn).tobytes()).hexdigest()
         return Inputs(
             "synthetic",
-            (f"seed {split.pedestrians.seed}" + " hard" * split.pedestrians.hard, what),
+            (
+                f"seed {split.pedestrians.seed}" + " hard" * split.pedestrians.hard,
+                *filter(None, [split.pedestrians.city]),
+                what,
+            ),
             (_drawing(),),
         )
     if isinstance(split, JoinedSplit):

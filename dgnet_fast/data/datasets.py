@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.config import DATASETS, SEVERAL, Config, ConfigError
+from dgnet_fast.config import DATASETS, DRAWN, SEVERAL, Config, ConfigError
 from dgnet_fast.data.base import ReidDataset
 from dgnet_fast.data.combine import combine
+from dgnet_fast.data.drawn.cities import CITIES, PEOPLE, pedestrians_of
 from dgnet_fast.data.drawn.dataset import load_synthetic
 from dgnet_fast.data.files import FileSplit, load_csv, load_folder
 from dgnet_fast.data.layouts import load_layout, load_msmt17
@@ -27,7 +28,7 @@ def load_dataset(
 ) -> ReidDataset:
     """The dataset `name`, one of `DATASETS`, or several of them as `market1501+msmt17` (see `combine`).
 
-    `root` is where the pictures lie, as the data set unpacks ("csv": the file; "synthetic" has none); several
+    `root` is where the pictures lie, as the data set unpacks ("csv": the file; those of `DRAWN` have none); several
     sets have one root that holds them all, or one each, separated by commas. `camera_pattern` is for "folder"
     only: a regular expression that finds the camera in a file name. `skip_unreadable` reads every picture
     once and leaves out the damaged ones, with a warning that counts them; otherwise a damaged picture raises
@@ -40,11 +41,11 @@ def load_dataset(
             raise ValueError(f"unknown dataset {one!r}; choose one of {', '.join(DATASETS)}")
     if camera_pattern is not None and "folder" not in names:
         raise ValueError(f"camera_pattern is for the dataset 'folder'; {name!r} knows its cameras")
-    if options and "synthetic" not in names:
+    if options and not any(one in DRAWN for one in names):
         raise ValueError(f"dataset {name!r} has no option {', '.join(sorted(options))}")
     if len(names) == 1:
         return _load_one(name, root, camera_pattern, skip_unreadable, options)
-    rooted = [one for one in names if one != "synthetic"]
+    rooted = [one for one in names if one not in DRAWN]
     roots = root.split(",") if root else []
     if len(roots) == 1:
         roots *= len(rooted)
@@ -56,7 +57,7 @@ def load_dataset(
     remaining = iter(roots)
     parts = []
     for one in names:
-        if one == "synthetic":
+        if one in DRAWN:
             parts.append(_load_one(one, None, None, False, options))
         else:
             pattern = camera_pattern if one == "folder" else None
@@ -67,10 +68,10 @@ def load_dataset(
 def _load_one(
     name: str, root: str | None, camera_pattern: str | None, skip_unreadable: bool, options: dict
 ) -> ReidDataset:
-    if name == "synthetic":
+    if name in DRAWN:
         if root is not None:
-            raise ValueError(f"the synthetic dataset is drawn, not read; it takes no root, got {root!r}")
-        return load_synthetic(**options)
+            raise ValueError(f"the {name} dataset is drawn, not read; it takes no root, got {root!r}")
+        return _drawn(name.partition("-")[2], options)
     if root is None:
         raise ValueError(f"dataset {name!r} needs a root folder")
     if not Path(os.path.expanduser(root)).exists():
@@ -85,6 +86,14 @@ def _load_one(
     else:
         dataset = load_layout(name, root)
     return without_unreadable(dataset) if skip_unreadable else dataset
+
+
+def _drawn(city: str, options: dict) -> ReidDataset:
+    if not city:
+        return load_synthetic(**options)
+    options = {name: value for name, value in options.items() if name != "hard"}
+    pedestrians = pedestrians_of(options.get("seed", 0), city)
+    return load_synthetic(**options, pedestrians=pedestrians, first=PEOPLE * CITIES[city].number)
 
 
 def unreadable(split: FileSplit, workers: int | None = None) -> dict[int, str]:
@@ -121,7 +130,7 @@ def dataset_of(config: Config) -> ReidDataset:
     """The data set that the options name."""
     names = config.data.split(SEVERAL)
     drawn = {}
-    if "synthetic" in names:
+    if any(one in DRAWN for one in names):
         drawn = {
             "seed": config.seed,
             "train_identities": config.synthetic_ids,
@@ -131,7 +140,7 @@ def dataset_of(config: Config) -> ReidDataset:
             "width": config.crop_image_width,
             "hard": config.synthetic_kind == "hard",
         }
-    on_disk = names != ["synthetic"]
+    on_disk = any(one not in DRAWN for one in names)
     if on_disk and not config.data_root:
         raise ConfigError(f"data is {config.data!r}: give its folder with --root DIR")
     return load_dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ class Pictures:
 def open_pictures(source: str, config: Config) -> Pictures:
     """The pictures that ``source`` names: a file, a folder, or ``DATASET:SPLIT`` such as ``market1501:gallery``.
 
-    A folder is read with all its subfolders, in the order of the paths; if it has subfolders, they are the people.
-    The junk of a data set is left out; its folder and options are those of ``config`` (``data_root``, …). Raises
-    ValueError for a source that is neither, or empty.
+    A split may be narrowed to one camera: ``market1501:train:camera=3``. A folder is read with all its subfolders, in
+    the order of the paths; if it has subfolders, they are the people. The junk of a data set is left out; its folder and
+    options are those of ``config`` (``data_root``, …). Raises ValueError for a source that is neither, or empty.
     """
     source = os.path.expanduser(source)
     name, _, part = source.partition(":")
@@ -75,6 +76,10 @@ def open_pictures(source: str, config: Config) -> Pictures:
 def _of_dataset(source: str, name: str, part: str, config: Config) -> Pictures:
     from dgnet_fast.data.datasets import dataset_of
 
+    part, _, only = part.partition(":")
+    chosen = re.fullmatch(r"camera=(\d+)", only)
+    if only and not chosen:
+        raise ValueError(f"{source!r} ends in {only!r}; allowed: camera=N")
     if part not in SPLITS:
         raise ValueError(f"{source!r} names no split; allowed: {', '.join(f'{name}:{s}' for s in SPLITS)}")
     dataset = dataset_of(config.replace(data=name))
@@ -82,4 +87,10 @@ def _of_dataset(source: str, name: str, part: str, config: Config) -> Pictures:
     if split is None:
         raise ValueError(f"the data set {name!r} has no split {part!r} here")
     everybody = Pictures(source, split, np.where(split.ids > 0, split.ids, NOBODY))
-    return everybody.choose(np.flatnonzero(split.ids >= 0))
+    kept = split.ids >= 0
+    if chosen:
+        kept &= split.cameras == int(chosen[1])
+        if not kept.any():
+            there = ", ".join(map(str, np.unique(split.cameras)))
+            raise ValueError(f"{source!r} has no picture of camera {chosen[1]}; there are cameras {there}")
+    return everybody.choose(np.flatnonzero(kept))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dgnet_fast.config import DATASETS
+from dgnet_fast.config import DATASETS, DRAWN
 from dgnet_fast.config.shown import one_line
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
 from dgnet_fast.data.datasets import load_dataset, unreadable, without_unreadable
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None, write: Callable[[str], None] = print) ->
 
 def _report(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
-    if options.skip_unreadable and options.data != "synthetic":
+    if options.skip_unreadable and options.data not in DRAWN:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             dataset = without_unreadable(dataset)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dgnet_fast.config import GeneratorConfig
 from dgnet_fast.models.layers import (
+    FUSED_SLOPES,
     INSTANCE_EPS,
-    LRELU_SLOPE,
     ConvBlock,
     SelfAttention2d,
     activation_module,
@@ -109,7 +109,7 @@ class AppearanceMlp(nn.Module):
                 f"appearance code has shape {tuple(code.shape)}; expected (batch, {self.code_length})"
             )
         code = as_computed(code, self.weights[0])
-        slope = {nn.LeakyReLU: LRELU_SLOPE, nn.ReLU: 0.0}.get(type(self.activation))
+        slope = FUSED_SLOPES.get(type(self.activation))
         if slope is not None and self.norm == "none":
             scale, shift = appearance_mlp(code, list(self.weights), list(self.biases), negative_slope=slope)
             return AdainParameters(scale.transpose(0, 1), shift.transpose(0, 1))

@@ -23,6 +23,8 @@ from dgnet_fast.ops.twice_conv import twice_conv
 LRELU_SLOPE = 0.2
 INSTANCE_EPS = 1e-5
 LAYER_EPS = 1e-5
+FUSED_SLOPES: dict[type, float] = {nn.LeakyReLU: LRELU_SLOPE, nn.ReLU: 0.0}
+"""Activations that the fused ops compute: a LeakyReLU's slope; ReLU is one of slope 0."""
 
 
 def activation_module(name: str) -> nn.Module | None:
@@ -168,8 +170,8 @@ class ConvBlock(nn.Module):
         pad_result: int = 0,
     ) -> Tensor:
         """What follows the convolution: norm, activation, residual, and reflect padding by ``pad_result``."""
-        fused = self.activation is None or isinstance(self.activation, nn.LeakyReLU)
-        slope = None if self.activation is None else LRELU_SLOPE
+        slope = FUSED_SLOPES.get(type(self.activation))
+        fused = self.activation is None or slope is not None
         if self.norm_kind in ("in", "adain"):
             if fused and not self.twice_differentiable:
                 options: dict[str, Any] = {
@@ -185,8 +187,8 @@ class ConvBlock(nn.Module):
                 gamma, beta = self.norm.gamma, self.norm.beta
                 return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
             x = self.norm(x)
-        if pad_result and residual is None and isinstance(self.activation, nn.LeakyReLU):
-            return activate_and_reflect(x, LRELU_SLOPE, pad_result)
+        if pad_result and residual is None and slope is not None:
+            return activate_and_reflect(x, slope, pad_result)
         x = self.activate(x)
         return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
 
@@ -275,7 +277,7 @@ class SelfAttention2d(nn.Module):
 def initialise(module: nn.Module, kind: str, generator: torch.Generator | None = None) -> None:
     """Initialise every layer below ``module``: weights by ``kind``, biases 0, LayerNorm2d's gamma from U(0, 1).
 
-    kind: gaussian (std 0.02), kaiming (fan in), xavier or orthogonal (gain √2 both).
+    kind: gaussian (std 0.02), kaiming (fan in), xavier or orthogonal (gain √2 both), or default (PyTorch's own).
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -298,5 +300,7 @@ def initialise_weight(weight: Tensor, kind: str, generator: torch.Generator | No
             nn.init.xavier_normal_(weight, gain=math.sqrt(2), generator=generator)
         case "orthogonal":
             nn.init.orthogonal_(weight, gain=math.sqrt(2), generator=generator)
+        case "default":
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
         case _:
-            raise ValueError(f"init is {kind!r}; allowed: gaussian, kaiming, xavier, orthogonal")
+            raise ValueError(f"init is {kind!r}; allowed: gaussian, kaiming, xavier, orthogonal, default")

@@ -17,6 +17,9 @@ from dgnet_fast.report.log import METRICS_FILE, read_metrics
 from dgnet_fast.report.style import STYLE
 from dgnet_fast.report.tables import read_tables, table_cells
 
+LEGEND = "legend.txt"
+"""File beside the samples that says what they show, where they are no swaps."""
+SWAPS = "First row: the pictures that give the appearance. First column: those that give the structure. All others are generated."
 _SAMPLE = re.compile(r"step_(\d+)\.png")
 _SKELETON = """<!DOCTYPE html>
 <html lang="en">
@@ -158,10 +161,8 @@ def _samples(folder: Path, most: int) -> str | None:
         note = f"<p>{len(kept)} of {len(found)} pictures; the others are in <code>samples/</code>.</p>\n"
     else:
         kept, note = found, ""
-    legend = (
-        "<p>First row: the pictures that give the appearance. First column: those that give the structure. "
-        "All others are generated.</p>\n"
-    )
+    words = folder / "samples" / LEGEND
+    legend = f"<p>{escape(words.read_text(encoding='utf-8') if words.is_file() else SWAPS)}</p>\n"
     figures = [_figure(path, f"Generated pictures at step {step}", f"Step {step}") for step, path in kept]
     return legend + note + "\n".join(figures) if figures else None
 

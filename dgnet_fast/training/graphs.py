@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.training.optim import Precision
 
 WARM_UP = 3
@@ -34,7 +35,7 @@ class NotRecorded(RuntimeError):
     """A step could not be recorded. It has not run; what the attempt left in Python is still there."""
 
 
-def graphs_refused(config: Config, precision: Precision) -> str:
+def graphs_refused(config: Config | UnitConfig, precision: Precision) -> str:
     """Why these options cannot run as CUDA graphs, '' where they can."""
     if precision.device.type != "cuda":
         return f"the device is {precision.device.type}"
@@ -42,12 +43,12 @@ def graphs_refused(config: Config, precision: Precision) -> str:
         return "amp fp16 scales its losses with the host's help"
     if config.accumulate > 1:
         return f"accumulate is {config.accumulate}"
-    if config.single == "edge":
+    if getattr(config, "single", "") == "edge":
         return "single is edge, whose maps the host draws"
     return ""
 
 
-def graphs_wanted(config: Config, precision: Precision) -> bool:
+def graphs_wanted(config: Config | UnitConfig, precision: Precision) -> bool:
     """Whether ``cuda_graphs`` asks for recorded steps; ConfigError if it insists where they cannot be."""
     reason = graphs_refused(config, precision)
     if config.cuda_graphs == "on" and reason:

@@ -80,9 +80,13 @@ def discriminator_term(fake: Sequence[Tensor], real: Sequence[Tensor], kind: str
     return _adversarial(scores)(scores, [False] * len(fake) + [True] * len(real), kind=kind)
 
 
-def generator_term(fake: Sequence[Tensor], kind: str) -> Tensor:
-    """The generator's adversarial loss per stream, as `discriminator_term`."""
-    return _adversarial(fake)(fake, [True] * len(fake), kind=kind, weight=2.0 if kind == "lsgan" else 1.0)
+def generator_term(fake: Sequence[Tensor], kind: str, *, weight: float | None = None) -> Tensor:
+    """The generator's adversarial loss per stream, as `discriminator_term`. Without ``weight`` lsgan's is twice as large,
+    as in the public code of DG-Net.
+    """
+    if weight is None:
+        weight = 2.0 if kind == "lsgan" else 1.0
+    return _adversarial(fake)(fake, [True] * len(fake), kind=kind, weight=weight)
 
 
 def _adversarial(scores: Sequence[Tensor]) -> Callable[..., Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dgnet_fast.checkpoints.schema import check_optimiser, check_scaler
 from dgnet_fast.config import Config
+from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.schedule import decay_at
@@ -50,6 +51,10 @@ class Optimisers:
         self.id = sgd_for_encoder(
             model.appearance_encoder, config.lr2, config.weight_decay, fused=self.fused or None
         )
+        self._adopt(device)
+
+    def _adopt(self, device: torch.device) -> None:
+        """Keep the base rates, and with ``fused`` put the rates on the device."""
         for _, one in self.named():  # its advice not to ask for capturable; the first steps are not recorded
             one._warned_capturable_if_run_uncaptured = True
         self._base = {name: [g["lr"] for g in one.param_groups] for name, one in self.named()}
@@ -64,10 +69,14 @@ class Optimisers:
     def _groups(self) -> Iterator[dict]:
         return (group for _, one in self.named() for group in one.param_groups)
 
+    def factor_at(self, name: str, step: int) -> float:
+        """The factor of an optimiser's base rate at step ``step``."""
+        return decay_at(self.config, step, self.config.gamma2 if name == "id" else self.config.gamma)
+
     def set_learning_rates(self, step: int) -> None:
         """Apply the schedule of step ``step``; rates on a device are written only when they change."""
         for name, optimiser in self.named():
-            factor = decay_at(self.config, step, self.config.gamma2 if name == "id" else self.config.gamma)
+            factor = self.factor_at(name, step)
             if self._factors.get(name) == factor:
                 continue
             self._factors[name] = factor
@@ -131,9 +140,9 @@ def cpu_is_fast_at_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def resolve_amp(config: Config, device: torch.device) -> torch.dtype | None:
+def resolve_amp(config: Config | UnitConfig, device: torch.device) -> torch.dtype | None:
     """The low-precision dtype of autocast, or None for float32 throughout."""
-    choice = "fp16" if config.amp == "auto" and config.apex else config.amp
+    choice = "fp16" if config.amp == "auto" and getattr(config, "apex", False) else config.amp
     if choice == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_is_fast_at_bf16()
         choice = "bf16" if fast else "off"

@@ -24,9 +24,9 @@ from dgnet_fast.data.drawn.pedestrian import Body, Clothes, Pose, random_identit
 from dgnet_fast.data.drawn.scene import Camera, apply_camera, draw_background, random_camera, tone_curves
 
 # Keys of the independent random streams under one seed.
-_IDENTITY, _VIEW, _BACKGROUND, _CAMERA, _NOISE, _PLAN, _OUTFIT, _WARDROBE = range(8)
+_IDENTITY, _VIEW, _BACKGROUND, CAMERA_KEY, NOISE_KEY, _PLAN, _OUTFIT, _WARDROBE = range(8)
 
-_NOISE_TILE = 331  # side of the noise tile, in pixels: a prime, larger than the pictures in use
+NOISE_TILE = 331  # side of the noise tile, in pixels: a prime, larger than the pictures in use
 
 OUTFITS = 12
 """Outfits that all people of the hard kind share."""
@@ -45,6 +45,9 @@ class SyntheticPedestrians:
     """Draws pedestrians. The same (seed, identity, view, camera, height, width) always gives the same
     picture.
     """
+
+    city = ""
+    """Name of the city, see `dgnet_fast.data.drawn.cities`."""
 
     def __init__(self, seed: int = 0, *, hard: bool = False) -> None:
         if seed < 0:
@@ -71,9 +74,12 @@ class SyntheticPedestrians:
         return random_pose(self.rng(_VIEW, view))
 
     def _camera(self, camera: int) -> tuple[Camera, np.ndarray, np.ndarray]:
-        properties = random_camera(self.rng(_CAMERA, camera), 2.0 if self.hard else 1.0)
-        tile = self.rng(_NOISE, camera).standard_normal((_NOISE_TILE, _NOISE_TILE, 3), dtype=np.float32)
+        properties = random_camera(self.rng(CAMERA_KEY, camera), 2.0 if self.hard else 1.0)
+        tile = self.rng(NOISE_KEY, camera).standard_normal((NOISE_TILE, NOISE_TILE, 3), dtype=np.float32)
         return properties, tone_curves(properties), tile
+
+    def _background(self, canvas: np.ndarray, view: int) -> None:
+        draw_background(canvas, self.rng(_BACKGROUND, view))
 
     def draw(
         self,
@@ -97,11 +103,11 @@ class SyntheticPedestrians:
         scene = np.empty(
             (size[1] // 2, size[0] // 2, 3), dtype=np.uint8
         )  # half as sharp: cheaper, and out of focus
-        draw_background(scene, self.rng(_BACKGROUND, int(view)))
+        self._background(scene, int(view))
         canvas = cv2.resize(scene, size, interpolation=cv2.INTER_LINEAR)
         Figure(canvas, body, clothes, pose).draw()
         picture = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-        row, column = (int(view) * 97) % _NOISE_TILE, (int(view) * 61) % _NOISE_TILE
+        row, column = (int(view) * 97) % NOISE_TILE, (int(view) * 61) % NOISE_TILE
         noise = tile.take(np.arange(row, row + height), 0, mode="wrap").take(
             np.arange(column, column + width), 1, mode="wrap"
         )
@@ -212,6 +218,8 @@ def load_synthetic(
     height: int = 256,
     width: int = 128,
     hard: bool = False,
+    pedestrians: SyntheticPedestrians | None = None,
+    first: int = 0,
 ) -> ReidDataset:
     """The synthetic dataset of `seed`, or with `hard` the one in which people share and change their clothes.
 
@@ -219,6 +227,9 @@ def load_synthetic(
     its own. Of the test identities, who are not among the training ones, one picture per camera is a query
     and the others are gallery, where `distractors` (id 0) and `junk` (id -1, bad detections) join them. As in
     Market-1501's `gt_bbox`, `multi_query` holds every picture of a query's identity and camera.
+
+    `pedestrians` draws the people, in place of `SyntheticPedestrians(seed, hard=hard)`; who is drawn, and in which view,
+    is counted from `first`. The ids begin with 1 all the same.
     """
     limits = {
         "train_identities": (train_identities, 1),
@@ -231,7 +242,7 @@ def load_synthetic(
     for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    pedestrians = SyntheticPedestrians(seed, hard=hard)
+    pedestrians = pedestrians or SyntheticPedestrians(seed, hard=hard)
     plan = pedestrians.rng(_PLAN)
     last = train_identities + test_identities
     shots = []  # (id, identity, camera, is the first of its identity and camera)
@@ -245,8 +256,9 @@ def load_synthetic(
     for extra in range(distractors + junk):
         label = DISTRACTOR if extra < distractors else JUNK
         shots.append((label, last + 1 + extra, int(plan.integers(cameras)) + 1, False))
-    ids, identities, seen_by, first = (np.array(column) for column in zip(*shots, strict=True))
-    views = np.arange(len(shots), dtype=np.int64)
+    ids, identities, seen_by, leading = (np.array(column) for column in zip(*shots, strict=True))
+    views = first + np.arange(len(shots), dtype=np.int64)
+    identities = identities + first
     train = (ids >= 1) & (ids <= train_identities)
 
     def split(members: np.ndarray) -> SyntheticSplit:
@@ -264,6 +276,5 @@ def load_synthetic(
         )
 
     tested = ids > train_identities
-    return ReidDataset(
-        "synthetic", split(train), split(tested & first), split(~train & ~first), split(tested)
-    )
+    name = "-".join(filter(None, ("synthetic", pedestrians.city)))
+    return ReidDataset(name, split(train), split(tested & leading), split(~train & ~leading), split(tested))

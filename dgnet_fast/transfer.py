@@ -1,0 +1,132 @@
+"""Score what translated pictures are worth: the baseline trained on them and tested on the target, beside direct transfer.
+
+    python -m dgnet_fast.transfer --source synthetic-a --target synthetic-b --translated DIR --seeds 0 1 2 --out DIR
+    python -m dgnet_fast.transfer --source market1501 --source-root A --target dukemtmc-reid --target-root B \\
+        --translated DIR --out DIR --preset paper
+
+Every row has the same recipe, number of steps and seeds. --unit RUN adds the checks that need no training of a baseline
+on translated pictures: the Fréchet distance to the target, a classifier's answer, and Rank-1 of translated queries in
+their own gallery. A stopped comparison goes on when the command is run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.shared_options import add_device, add_json
+from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
+from dgnet_fast.config.presets import PRESETS, preset
+
+PROGRAM = "python -m dgnet_fast.transfer"
+logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
+
+
+def parser() -> Parser:
+    made = Parser(prog=PROGRAM, description=__doc__)
+    for side, what in (
+        ("source", "labelled data set that is translated"),
+        ("target", "data set that is scored"),
+    ):
+        made.add_argument(f"--{side}", required=True, metavar="NAME", help=what)
+        made.add_argument(f"--{side}-root", metavar="DIR", help=f"folder of the {side}")
+    made.add_argument(
+        "--translated", required=True, type=Path, metavar="DIR",
+        help="the source's training pictures as dgnet_fast.translate wrote them",
+    )  # fmt: skip
+    made.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the comparison")
+    made.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (default 0 1 2)"
+    )
+    made.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="recipe of the baseline (default: small for drawn data, otherwise paper)",
+    )
+    made.add_argument(
+        "--steps", type=int, metavar="N", help="steps of the baseline (default: the preset's teacher_steps)"
+    )
+    made.add_argument("--within", action="store_true", help="also train on the target's own training set")
+    made.add_argument("--unit", type=Path, metavar="RUN", help="the model that translated, for the checks")
+    made.add_argument(
+        "--inception", type=Path, metavar="FILE",
+        help="TorchScript file of the 2015 Inception network: the distance is then FID",
+    )  # fmt: skip
+    add_device(made, batch=None)
+    add_json(made)
+    return made
+
+
+def recipe(args, name: str, root: str | None) -> Config:  # noqa: ANN001
+    """The options of the baseline with the data set ``name``."""
+    if name not in DATASETS:
+        raise ConfigError(f"data set is {name!r}; allowed: {', '.join(DATASETS)}")
+    chosen = args.preset or ("small" if args.source in DRAWN else "paper")
+    changes = {"data": name, "data_root": root or "", "device": args.device}
+    if args.steps:
+        changes["teacher_steps"] = args.steps
+    return from_dict(preset(chosen)).replace(**changes)
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    at_least("steps", args.steps, 1)
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise ConfigError(f"--seeds is {args.seeds}; allowed: different numbers of at least 0")
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.training.loop import Stopped, StopSignal
+    from dgnet_fast.training.optim import Precision, resolve_amp
+    from dgnet_fast.translation.checks import check_translation
+    from dgnet_fast.translation.sets import read_translated, with_training
+    from dgnet_fast.translation.transfer import BOTH, DIRECT, TRANSLATED, WITHIN, run_transfer, transfer_table
+
+    config = recipe(args, args.source, args.source_root)
+    source = dataset_of(config)
+    target = dataset_of(recipe(args, args.target, args.target_root))
+    made = read_translated(args.translated)
+    if unknown := sorted(set(made.ids.tolist()) - set(source.train.ids.tolist())):
+        raise ValueError(
+            f"{args.translated} has the identity {unknown[0]}, which {args.source} does not train on"
+        )
+    arms = {
+        DIRECT: source,
+        TRANSLATED: with_training(source, "translated", made),
+        BOTH: with_training(source, "both", source.train, made),
+    }
+    if args.within:
+        arms[WITHIN] = target
+    device = resolve_device(args.device)
+    precision = Precision(resolve_amp(config, device), device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with StopSignal() as stop:
+            cells = run_transfer(config, arms, target, args.seeds, args.out, precision, stop)
+            tables = [transfer_table(cells, args.source, target, args.seeds, config.teacher_steps)]
+            if args.unit:
+                tables.append(
+                    check_translation(
+                        args.unit, config, source, target, args.out, precision, stop, args.inception
+                    )
+                )
+    except Stopped as stopped:
+        print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
+        return 0
+    print_tables(tables)
+    write_tables(args.out / "results.json", tables)
+    if args.json:
+        write_tables(args.json, tables)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(argv), PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
