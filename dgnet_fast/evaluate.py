@@ -1,7 +1,7 @@
 """Score a checkpoint: CMC, mAP in both conventions, mINP, and multi-query if the data set has it.
 
-    python -m dgnet_fast.evaluate RUN                                          a run folder, or one of its checkpoints
-    python -m dgnet_fast.evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
+    dgnet-fast evaluate RUN                                          a run folder, or one of its checkpoints
+    dgnet-fast evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
 
 The data set is the one that the checkpoint was trained on, unless --data and --root name another. --rerank and --aqe
 add rows, --single-shot adds a table, and --rank-list writes a picture of rank lists. A run folder stands for its
@@ -16,9 +16,9 @@ import logging
 import sys
 from pathlib import Path
 
-from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.cli.callable import callable_module
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
     add_data_set,
@@ -28,21 +28,14 @@ from dgnet_fast.cli.shared_options import (
     data_set_config,
     ranking_of,
 )
-from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data.datasets import dataset_of
-from dgnet_fast.metrics import RetrievalScores, SingleShotScores
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
-from dgnet_fast.report.rank_list import rank_list
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets
-from dgnet_fast.retrieval.tables import single_shot_table, table
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.evaluate", description=__doc__)
+    made = Parser(prog=program("evaluate"), description=__doc__)
     add_checkpoint(made)
     add_data_set(made)
     add_ranking_options(made)
@@ -78,6 +71,15 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.checkpoints.loading import load_for_use
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.metrics import RetrievalScores, SingleShotScores
+    from dgnet_fast.report.rank_list import rank_list
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets
+    from dgnet_fast.retrieval.tables import single_shot_table, table
+
     for name in ("max_queries", "batch", "rank_list_queries"):
         at_least(name, getattr(args, name), 1)
     ranking = ranking_of(args)
@@ -110,8 +112,10 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.evaluate")
+    return run_command(lambda: body(argv), program("evaluate"))
 
+
+callable_module(__name__, "dgnet_fast.retrieval.evaluation:evaluate")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,8 +6,9 @@ import argparse
 import typing
 from typing import Any
 
-from dgnet_fast.config import Config, coerce, from_dict, read_yaml, set_in_tree, walk
-from dgnet_fast.config.presets import PRESETS, preset
+from dgnet_fast.cli.parser import Parser
+from dgnet_fast.config import Config, coerce, read_yaml, walk
+from dgnet_fast.config.presets import PRESETS, combined
 
 SECTIONS = {
     "gen.activ": "generator: E_s, G and the MLPs",
@@ -40,10 +41,18 @@ def _description(spec: Any, default: Any) -> str:
     return "; ".join(parts).replace("%", "%%")
 
 
-def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] | None = None) -> None:
-    """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or
-    with _, as in YAML files).
-    """
+METAVARS = {
+    "data": "NAME", "data_root": "DIR", "data_cache": "DIR", "camera_pattern": "RE", "pretrained": "FILE", "device": "DEVICE",
+}  # fmt: skip
+"""What stands for the value in --help, where the type of the option does not say it."""
+NAMES = {"data_root": ("--root", "--data-root")}
+"""Names on the command line that are not those of the YAML files; the first one is shown."""
+USUAL = ("data", "data_root", "pretrained", "batch_size", "seed", "device")
+"""Options of the configuration tree that --help shows; --help-all shows all of them."""
+
+
+def add_config_options(parser: Parser) -> None:
+    """Add --config, --preset and one option for each entry of the configuration tree. --help shows `USUAL` alone."""
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options (ours, or one of the public code)"
     )
@@ -52,22 +61,29 @@ def add_config_options(parser: argparse.ArgumentParser, aliases: dict[str, str] 
         metavar="NAME",
         help=f"named set of options: {', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
     )
-    group = parser
+    usual = parser.add_argument_group("the most used options of the configuration")
+    group: Any = parser
+    rare = []
     for name, spec, owner in walk(Config()):
         if name in SECTIONS:
             group = parser.add_argument_group(SECTIONS[name])
         default = getattr(owner, spec.name)
-        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-        spellings |= dict.fromkeys(alias for alias, target in (aliases or {}).items() if target == name)
         extra: dict[str, Any] = {}
         if isinstance(default, bool):
             extra = {"nargs": "?", "const": "true"}
         elif isinstance(default, list):
             extra = {"nargs": "+"}
-        metavar = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
-        group.add_argument(
-            *spellings, dest=f"option:{name}", metavar=metavar, help=_description(spec, default), **extra
+        kind = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
+        action = (usual if name in USUAL else group).add_argument(
+            *NAMES.get(name, (f"--{name.replace('_', '-')}",)),
+            dest=f"option:{name}",
+            metavar=METAVARS.get(name, kind),
+            help=_description(spec, default),
+            **extra,
         )
+        if name not in USUAL:
+            rare.append(action)
+    parser.hide(rare)
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> tuple[Config, str]:
@@ -79,19 +95,7 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
     """
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
-    data = overrides.get("data", values.get("data", Config.data))
-    name = args.preset or (
-        "" if args.config or base is not None else "small" if data == "synthetic" else "paper"
-    )
-    tree = preset(name) if name else {}
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            tree[key].update(value)
-        else:
-            tree[key] = value
-    for key, value in overrides.items():
-        set_in_tree(tree, key, value)
-    return from_dict(tree), name or "config"
+    return combined(values, overrides, args.preset, by_default=not args.config and base is None)
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

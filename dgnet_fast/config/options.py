@@ -347,7 +347,7 @@ def unknown_key(name: str) -> ConfigError:
     names = option_names()
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return ConfigError(f"unknown option {name!r}{hint} (python -m dgnet_fast.train --help lists all)")
+    return ConfigError(f"unknown option {name!r}{hint} (dgnet-fast train --help-all lists all)")
 
 
 def set_in_tree(tree: dict, dotted: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from dgnet_fast.config.fields import ConfigError
+from dgnet_fast.config.options import Config, from_dict, set_in_tree
 
 PAPER: dict[str, Any] = {
     "ID_stride": 1,
@@ -75,3 +76,25 @@ def preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
     return {k: dict(v) if isinstance(v, dict) else v for k, v in PRESETS[name].items()}
+
+
+def combined(
+    values: dict[str, Any], overrides: dict[str, Any], name: str | None, *, by_default: bool = True
+) -> tuple[Config, str]:
+    """The options of a preset, replaced by ``values`` (a nested dictionary, as a YAML file holds it), replaced by
+    ``overrides`` (dotted names); and the name of the preset.
+
+    Without a ``name`` the preset is small for synthetic data and paper for other data, or none at all unless
+    ``by_default``; the name is then 'config'.
+    """
+    data = overrides.get("data", values.get("data", Config.data))
+    name = name or (("small" if data == "synthetic" else "paper") if by_default else "")
+    tree = preset(name) if name else {}
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            tree[key].update(value)
+        else:
+            tree[key] = value
+    for key, value in overrides.items():
+        set_in_tree(tree, key, value)
+    return from_dict(tree), name or "config"

@@ -1,17 +1,11 @@
-"""Check a data set and report its contents: `python -m dgnet_fast.data.validate --data NAME --root DIR`."""
+"""Checks of a data set: its contents as a table, remarks, and a comparison with the published counts."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import warnings
-from collections.abc import Callable
-
 import numpy as np
 
-from dgnet_fast.config import DATASETS
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
-from dgnet_fast.data.datasets import load_dataset, unreadable, without_unreadable
+from dgnet_fast.data.datasets import unreadable
 from dgnet_fast.data.files import FileSplit
 from dgnet_fast.data.layouts import PUBLISHED
 
@@ -110,45 +104,3 @@ def against_published(dataset: ReidDataset) -> str | None:
     if not differing:
         return "counts are the published ones"
     return f"note: counts differ from the published ones (in brackets): {', '.join(differing)}"
-
-
-def main(argv: list[str] | None = None, write: Callable[[str], None] = print) -> int:
-    """The command; returns its exit status: 0 if the dataset can be used, 1 if not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dgnet_fast.data.validate", description=(__doc__ or "").split(":")[0]
-    )
-    parser.add_argument("--data", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--root", metavar="DIR", help="folder of the data set (for csv the file)")
-    parser.add_argument(
-        "--camera-pattern",
-        metavar="RE",
-        help="regular expression that finds the camera in a file name (data set 'folder')",
-    )
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out pictures that cannot be read, and report how many there are",
-    )
-    options = parser.parse_args(argv)
-    try:
-        dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
-        if options.skip_unreadable and options.data != "synthetic":
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                dataset = without_unreadable(dataset)
-            for warning in caught:
-                write(f"note: {warning.message}")
-        remarks = validate(dataset)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    write(table(dataset))
-    for remark in remarks:
-        write(f"note: {remark}")
-    if compared := against_published(dataset):
-        write(compared)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

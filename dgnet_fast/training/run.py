@@ -321,7 +321,7 @@ def run_training(
         write_json(folder / "results.json", {TABLES: tables})
     else:
         logger.info(
-            f"stopped at --max-steps {last} of {config.max_iter}; python -m dgnet_fast.evaluate {folder} scores it"
+            f"stopped at --max-steps {last} of {config.max_iter}; dgnet-fast evaluate {folder} scores it"
         )
     report = write_report(folder)
     return {"folder": folder, "step": last, "tables": tables, "report": report}

@@ -1,4 +1,4 @@
-"""The page of `python -m dgnet_fast.demo`: HTML, style and script in one string, without outside files."""
+"""The page of `dgnet-fast demo`: HTML, style and script in one string, without outside files."""
 
 PAGE = """\
 <!DOCTYPE html>
