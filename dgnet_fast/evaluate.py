@@ -4,7 +4,7 @@
     dgnet-fast evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
 
 The data set is the one that the checkpoint was trained on, unless --data and --root name another. --rerank and --aqe
-add rows, --single-shot adds a table, and --rank-list writes a picture of rank lists. A run folder stands for its
+add rows, --single-shot adds a table, --roc scores verification, and --rank-list writes a picture of rank lists. A run folder stands for its
 newest checkpoint; its checkpoints/best.pt (see --eval-iter of training) was selected on the test people. To score
 several checkpoints on several data sets, use dgnet_fast.cross_evaluate.
 """
@@ -46,6 +46,12 @@ def parser() -> Parser:
         help="write a picture (.png) with the rank lists of some queries",
     )
     made.add_argument(
+        "--roc",
+        type=Path,
+        metavar="FILE",
+        help="also score verification (FAR, EER, AUC), and draw the ROC curve as a picture (.png)",
+    )
+    made.add_argument(
         "--rank-list-queries",
         type=int,
         default=8,
@@ -76,9 +82,10 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.data.datasets import dataset_of
     from dgnet_fast.metrics import RetrievalScores, SingleShotScores
     from dgnet_fast.report.rank_list import rank_list
+    from dgnet_fast.report.roc import save_roc
     from dgnet_fast.retrieval.extractor import Extractor
-    from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets
-    from dgnet_fast.retrieval.tables import single_shot_table, table
+    from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets, verify
+    from dgnet_fast.retrieval.tables import single_shot_table, table, verification_table
 
     for name in ("max_queries", "batch", "rank_list_queries"):
         at_least(name, getattr(args, name), 1)
@@ -100,6 +107,10 @@ def body(argv: list[str] | None) -> int:
     scores = score_sets(sets, ranking)
     tables = [table({name: one for name, one in scores.items() if isinstance(one, RetrievalScores)})]
     tables += [single_shot_table(one) for one in scores.values() if isinstance(one, SingleShotScores)]
+    verified = verify(sets["single"], sets["gallery"], ranking) if args.roc else None
+    if verified is not None:
+        tables.append(verification_table(verified))
+        save_roc({"single query": (verified.far, verified.true_accept)}, args.roc)
     print_tables(tables)
     if args.json:
         write_tables(args.json, tables)

@@ -64,7 +64,7 @@ def score_run(folder: Path) -> dict[str, list[float]]:
     from dgnet_fast.data.datasets import dataset_of
     from dgnet_fast.retrieval.extractor import Extractor
     from dgnet_fast.retrieval.scoring import Ranking, retrieval_sets, score_features
-    from dgnet_fast.training.run import BASELINE
+    from dgnet_fast.training.results import BASELINE
 
     model, _ = load_for_use(folder)
     config, device = model.config, resolve_device(model.config.device)
@@ -124,7 +124,7 @@ def cell(values: list[float]) -> str:
 
 def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
     """The table over the finished seeds, with a note that compares DG-Net with the baseline in words."""
-    from dgnet_fast.training.run import BASELINE
+    from dgnet_fast.training.results import BASELINE
 
     rows = []
     for name in seeds[0]:

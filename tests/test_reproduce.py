@@ -9,7 +9,7 @@ import pytest
 
 from dgnet_fast import reproduce
 from dgnet_fast.report.tables import read_tables
-from dgnet_fast.training.run import BASELINE
+from dgnet_fast.training.results import BASELINE
 from tests.tiny import arguments
 from tests.tiny_run import fails
 from tests.training.test_run import OPTIONS

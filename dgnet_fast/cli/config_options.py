@@ -13,6 +13,7 @@ from dgnet_fast.config.presets import PRESETS, combined
 SECTIONS = {
     "gen.activ": "generator: E_s, G and the MLPs",
     "dis.LAMBDA": "discriminator",
+    "reid.views": "teacher and baseline as in re-identification toolboxes",
     "data": "data",
     "ID_class": "appearance encoder and teacher",
     "gan_w": "objective",

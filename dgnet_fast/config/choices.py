@@ -28,3 +28,6 @@ INPUTS = {
     "generated pictures come out in the same normalisation, not clamped",
 }
 """Which numbers an exported graph takes."""
+
+TRACKERS = ("wandb", "mlflow")
+"""Experiment trackers of `dgnet_fast.report.trackers`."""
