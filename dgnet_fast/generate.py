@@ -86,6 +86,11 @@ def parser() -> Parser:
     pair = modes.add_parser("pair", help="one picture with the appearance of A and the structure of B")
     pair.add_argument("--appearance", required=True, metavar="FILE", help="picture that gives the appearance")
     pair.add_argument("--structure", required=True, metavar="FILE", help="picture that gives the structure")
+    pair.add_argument(
+        "--plain",
+        action="store_true",
+        help="write the generated picture alone, at the size of the network (default: labelled, beside the two given ones)",
+    )
     _common(pair, "picture to write (.png or .jpg)")
 
     grid = modes.add_parser("grid", help="one page: each row is a structure, each column an appearance")
@@ -194,7 +199,10 @@ def _picture(args: argparse.Namespace, model: DGNet) -> Image.Image:
     if args.mode == "pair":
         pair = torch.stack([_one(args.appearance, size), _one(args.structure, size)])
         appearance, structure = appearance_codes(model, pair[:1]), structure_codes(model, pair[1:])
-        return to_image(decode_codes(model, appearance, structure)[0])
+        swapped = decode_codes(model, appearance, structure)[0]
+        if args.plain:
+            return to_image(swapped)
+        return picture_rows([[*pair, swapped]], ["appearance", "structure", "generated"], breaks=(2,))
     if args.mode == "interpolate":
         first, last, fixed = (_one(name, size) for name in (args.first, args.last, args.fixed))
         made = interpolate(model, first, last, fixed, args.steps, of=args.of)

@@ -32,7 +32,7 @@ h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; }
 .newest { max-width: 100%; }
 .newest img { max-height: 46rem; width: auto; }
 .before { flex: 1 1 22rem; min-width: 0; }
-figure label { display: block; cursor: zoom-in; }
+figure label { position: relative; display: block; cursor: zoom-in; }
 figure input { position: absolute; opacity: 0; width: 1px; height: 1px; }
 figure input:focus-visible + img { outline: 3px solid var(--accent); }
 .strip { display: flex; flex-wrap: wrap; gap: .6rem; overflow: auto; max-height: 42rem; align-items: flex-start; }
