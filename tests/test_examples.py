@@ -60,4 +60,4 @@ def test_the_version_stands_in_one_place():
 
     assert f"\nversion: {dgnet_fast.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {dgnet_fast.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
-    assert not re.search(r"^version = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert not re.search(r'^version = "', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

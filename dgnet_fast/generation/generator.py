@@ -119,5 +119,5 @@ class Generator:
             steps: number of pictures, at least 2.
             of: appearance or structure: the code that changes.
         """
-        ends = [self.pictures(one)[0] for one in (first, last, first if fixed is None else fixed)]
-        return [to_image(one) for one in interpolate(self.model, *ends, steps, of=of)]
+        start, end, held = (self.pictures(one)[0] for one in (first, last, first if fixed is None else fixed))
+        return [to_image(one) for one in interpolate(self.model, start, end, held, steps, of=of)]
