@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Where there is no package index, a dgnet_fast installed in python3 itself serves `make gpu`.
 RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install pip test thorough train gpu gpu-ready gpu-tests gpu-shards gpu-bench stress sanitize lint types format
+.PHONY: install pip test thorough train gpu gpu-ready gpu-tests gpu-shards gpu-bench stress sanitize lint types docs format
 
 # pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
 install: pip
@@ -105,6 +105,11 @@ lint: pip
 types: pip
 	$(BIN)/python -m pip install -q -c constraints.txt "pyright[nodejs]"
 	$(BIN)/pyright -p pyproject.toml --pythonpath $(BIN)/python
+
+# The pages and the API, into build/site; any warning fails. It reads the sources, so dgnet_fast need not be installed.
+docs: pip
+	$(BIN)/python -m pip install -q -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 format: pip
 	$(BIN)/python -m pip install -q -c constraints.txt ruff clang-format

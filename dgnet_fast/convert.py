@@ -1,8 +1,8 @@
 """Convert a checkpoint between three formats: our runs, the gen_/id_/dis_*.pt of the public code, and safetensors.
 
-    python -m dgnet_fast.convert RUN --to public --out DIR                              files that the public code loads
-    python -m dgnet_fast.convert id_00100000.pt --to run --out runs/released            a run that can be resumed
-    python -m dgnet_fast.convert id_00100000.pt --to safetensors --out dgnet.safetensors
+    dgnet-fast convert RUN --to public --out DIR                              files that the public code loads
+    dgnet-fast convert id_00100000.pt --to run --out runs/released            a run that can be resumed
+    dgnet-fast convert id_00100000.pt --to safetensors --out dgnet.safetensors
 
 The result is read back and compared, tensor by tensor. Existing files are not overwritten.
 """
@@ -13,12 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from dgnet_fast.checkpoints.fingerprint import fingerprint, model_state
-from dgnet_fast.checkpoints.loading import load_for_use
-from dgnet_fast.checkpoints.public import missing_networks, save_public
-from dgnet_fast.checkpoints.runs import save_run_folder
-from dgnet_fast.checkpoints.safetensors import save_safetensors
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint
 from dgnet_fast.config import ConfigError
 from dgnet_fast.report.files import atomic_folder, check_writable
@@ -29,7 +24,7 @@ FORMATS = ("public", "run", "safetensors")
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.convert", description=__doc__)
+    made = Parser(prog=program("convert"), description=__doc__)
     add_checkpoint(made)
     made.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     made.add_argument(
@@ -44,6 +39,12 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.checkpoints.fingerprint import fingerprint, model_state
+    from dgnet_fast.checkpoints.loading import load_for_use
+    from dgnet_fast.checkpoints.public import missing_networks, save_public
+    from dgnet_fast.checkpoints.runs import save_run_folder
+    from dgnet_fast.checkpoints.safetensors import save_safetensors
+
     if args.to == "safetensors" and args.out.suffix != ".safetensors":
         raise ConfigError(
             f"--out is {str(args.out)!r}; allowed with --to safetensors: a name ending in .safetensors"
@@ -79,7 +80,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.convert")
+    return run_command(lambda: body(argv), program("convert"))
 
 
 if __name__ == "__main__":

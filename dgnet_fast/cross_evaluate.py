@@ -1,9 +1,9 @@
 """Score several checkpoints on several data sets, and print a table of sources and targets.
 
-    python -m dgnet_fast.cross_evaluate --source runs/a --source runs/b --target market1501=DIR --target veri776=DIR
+    dgnet-fast cross-evaluate runs/a runs/b --target market1501=DIR --target veri776=DIR
 
-A target is NAME=DIR, with the name and the folder that --data and --root take elsewhere; `synthetic` has no DIR. A
-source is any checkpoint that dgnet_fast.evaluate reads.
+A target is NAME=DIR, with the name and the folder that --data and --root take elsewhere; `synthetic` has no DIR. The
+checkpoints are those that dgnet-fast evaluate reads.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dgnet_fast.checkpoints.loading import load_encoder
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, check_output, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
-    add_checkpoint_details,
+    add_checkpoint,
     add_device,
     add_json,
     add_ranking_options,
@@ -25,24 +24,18 @@ from dgnet_fast.cli.shared_options import (
     ranking_of,
 )
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError
-from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data import ReidDataset
-from dgnet_fast.data.datasets import dataset_of
-from dgnet_fast.data.rules import check_scorable
 from dgnet_fast.report.progress import progress
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.scoring import Ranking, ranking_for, score_retrieval
-from dgnet_fast.retrieval.tables import matrix
+
+if TYPE_CHECKING:
+    from dgnet_fast.data import ReidDataset
+    from dgnet_fast.retrieval.scoring import Ranking
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.cross_evaluate", description=__doc__)
-    made.add_argument(
-        "--source", action="append", required=True, type=Path, metavar="RUN",
-        help="a checkpoint: a run folder, a step_*.pt, a public id_*.pt or its folder; repeat the option for each checkpoint",
-    )  # fmt: skip
+    made = Parser(prog=program("cross_evaluate"), description=__doc__)
+    add_checkpoint(made, nargs="+")
     made.add_argument(
         "--target", action="append", required=True, metavar="NAME=DIR",
         help=f"a data set to score on: one of {', '.join(DATASETS)}, and its folder; repeat the option for each data set",
@@ -57,13 +50,15 @@ def parser() -> Parser:
     add_ranking_options(made)
     made.add_argument("--max-queries", type=int, metavar="N", help="score only the first N queries")
     add_device(made)
-    add_checkpoint_details(made)
     add_json(made)
     return made
 
 
 def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> dict[str, ReidDataset]:
     """The data sets of the NAME=DIR arguments, by the label of their column. All are opened before any other work."""
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.data.rules import check_scorable
+
     found: dict[str, ReidDataset] = {}
     for word in words:
         name, _, root = word.partition("=")
@@ -95,6 +90,11 @@ def score_source(
     path: Path, targets: dict[str, ReidDataset], ranking: Ranking, args: Any
 ) -> dict[str, dict[str, Any]]:
     """The scores of one checkpoint on every target."""
+    from dgnet_fast.checkpoints.loading import load_encoder
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.scoring import ranking_for, score_retrieval
+
     encoder, config, known = load_encoder(path, config_file=args.config, allow_extra=args.allow_extra)
     extractor = Extractor.of(encoder.to(resolve_device(args.device)), config, batch=args.batch)
     scores = {}
@@ -112,17 +112,21 @@ def score_source(
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.retrieval.tables import matrix
+
     for name in ("max_queries", "batch"):
         at_least(name, getattr(args, name), 1)
     ranking = ranking_of(args)
+    from dgnet_fast.config.device import resolve_device
+
     resolve_device(args.device)
     check_output("--json", args.json)
-    for source in args.source:
+    for source in args.checkpoint:
         if not source.exists():
             raise ConfigError(f"no such checkpoint: {source}")
     targets = targets_of(args.target, args.camera_pattern, args.skip_unreadable)
     cells: dict[str, dict[str, dict[str, Any]]] = {}
-    for source in args.source:
+    for source in args.checkpoint:
         cells[source_label(source, cells)] = score_source(source, targets, ranking, args)
     names = [n for n in next(iter(next(iter(cells.values())).values())) if n != "single-shot"]
     tables = [matrix(cells, name.partition(", ")[2]) for name in names]
@@ -146,7 +150,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.cross_evaluate")
+    return run_command(lambda: body(argv), program("cross_evaluate"))
 
 
 if __name__ == "__main__":

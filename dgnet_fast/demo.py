@@ -1,7 +1,7 @@
 """Start a local web page: drop two pictures on it to see both swaps and the nearest people of a gallery.
 
-    python -m dgnet_fast.demo RUN  with the gallery of the run's data set
-    python -m dgnet_fast.demo RUN --gallery market1501:gallery --root DIR --port 8000
+    dgnet-fast demo RUN  with the gallery of the run's data set
+    dgnet-fast demo RUN --gallery market1501:gallery --root DIR --port 8000
 
 It needs Flask: pip install 'dgnet-fast[demo]'. Only this machine can open the page, unless --host says otherwise. The
 pictures are not stored.
@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import sys
 
-from dgnet_fast.checkpoints.loading import load_generator
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
 from dgnet_fast.config import ConfigError
-from dgnet_fast.config.device import resolve_device
 from dgnet_fast.config.extras import need
-from dgnet_fast.data.pictures import open_pictures
-from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.progress import progress
-from dgnet_fast.web.protection import check_free, make_server, names_of
-from dgnet_fast.web.server import Demo, create_app
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.demo", description=__doc__)
+    made = Parser(prog=program("demo"), description=__doc__)
     add_checkpoint(made)
     made.add_argument(
         "--gallery",
@@ -33,7 +27,7 @@ def parser() -> Parser:
         help="gallery: a folder, DATASET:SPLIT, or 'none' (default: the gallery of the checkpoint's data set)",
     )
     made.add_argument(
-        "--nearest",
+        "--top",
         type=int,
         default=5,
         metavar="N",
@@ -46,14 +40,23 @@ def parser() -> Parser:
         default="127.0.0.1",
         help="address on which the page can be opened (default 127.0.0.1: from this machine only)",
     )
-    made.add_argument("--port", type=int, default=7860, help="port; 0 takes any free port (default 7860)")
+    made.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="port; 0 takes any free port (default 7860)"
+    )
     return made
 
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
-    if args.nearest < 1:
-        raise ConfigError(f"--nearest is {args.nearest}; allowed: at least 1")
+    from dgnet_fast.checkpoints.loading import load_generator
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.pictures import open_pictures
+    from dgnet_fast.models.typed import in_channels_last
+    from dgnet_fast.web.protection import check_free, make_server, names_of
+    from dgnet_fast.web.server import Demo, create_app
+
+    if args.top < 1:
+        raise ConfigError(f"--top is {args.top}; allowed: at least 1")
     if not 0 <= args.port < 65536:
         raise ConfigError(f"--port is {args.port}; allowed: 0 to 65535")
     need("flask", "demo", "the demo")
@@ -67,7 +70,7 @@ def body(argv: list[str] | None) -> int:
     demo = Demo(
         in_channels_last(model, device),
         gallery,
-        nearest=args.nearest,
+        nearest=args.top,
         progress=progress("gallery"),
     )
     app = create_app(demo, f"{known['source']}, step {known['step']}", names_of(args.host))
@@ -89,7 +92,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.demo")
+    return run_command(lambda: body(argv), program("demo"))
 
 
 if __name__ == "__main__":

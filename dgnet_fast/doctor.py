@@ -1,11 +1,13 @@
-"""python -m dgnet_fast.doctor [--json]: show what is installed on this machine, and which body serves which op."""
+"""Show what is installed on this machine, what was built, and which body serves which op.
+
+dgnet-fast doctor
+dgnet-fast doctor --json FILE
+"""
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -13,13 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dgnet_fast
-from dgnet_fast import _C, extension
-from dgnet_fast.cli.parser import run_command
-from dgnet_fast.extension.cpu_level import cpu_level, is_x86_64
-from dgnet_fast.ops import registry
+from dgnet_fast.cli.output import write_tables
+from dgnet_fast.cli.parser import Parser, program, run_command
+from dgnet_fast.cli.shared_options import add_json
 
 
 def _version(package: str) -> str:
@@ -30,6 +29,8 @@ def _version(package: str) -> str:
 
 
 def _cuda_devices() -> list[dict[str, Any]]:
+    import torch
+
     devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -58,6 +59,12 @@ def _cache_folders() -> dict[str, str]:
 
 def report() -> dict[str, Any]:
     """Everything that the command prints, as values that JSON can hold."""
+    import torch
+
+    from dgnet_fast import _C, extension
+    from dgnet_fast.extension.cpu_level import cpu_level, is_x86_64
+    from dgnet_fast.ops import registry
+
     cuda = _cuda_devices()
     return {
         "versions": {
@@ -111,20 +118,52 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def body(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dgnet_fast.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+def _tables(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The report in the form of every --json: one table of facts, and one of the ops."""
+    rows = []
+    for group in ("versions", "extension", "cpu"):
+        rows += [[f"{group} {name.replace('_', ' ')}", _text(value)] for name, value in facts[group].items()]
+    rows.append(["cuda torch built for", _text(facts["cuda"]["torch_built_for"])])
+    rows += [
+        [f"cuda:{index}", f"{one['name']}, {one['capability']}, {one['memory_gib']} GiB"]
+        for index, one in enumerate(facts["cuda"]["devices"])
+    ]
+    rows += [[f"cache {name}", folder] for name, folder in facts["caches"].items()]
+    rows.append(["forced implementation", _text(facts["forced_implementation"])])
+    ops = [[one["op"], one["device"], one["dtype"], one["body"]] for one in facts["ops"]]
+    return [
+        {"title": "This machine", "columns": ["", "value"], "rows": rows, "notes": []},
+        {
+            "title": "Bodies of the ops",
+            "columns": ["op", "device", "dtype", "body"],
+            "rows": ops,
+            "notes": [],
+        },
+    ]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def parser() -> Parser:
+    made = Parser(prog=program("doctor"), description=__doc__)
+    add_json(made)
+    return made
+
+
+def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
     facts = report()
-    if parser.parse_args(arguments).json:
-        print(json.dumps(facts, indent=2))
-    else:
-        print("\n".join(_lines(facts)))
+    print("\n".join(_lines(facts)))
+    if args.json:
+        write_tables(args.json, _tables(facts))
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(arguments), "python -m dgnet_fast.doctor")
+    return run_command(lambda: body(argv), program("doctor"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Score a checkpoint: CMC, mAP in both conventions, mINP, and multi-query if the data set has it.
 
-    python -m dgnet_fast.evaluate RUN                                          a run folder, or one of its checkpoints
-    python -m dgnet_fast.evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
+    dgnet-fast evaluate RUN                                          a run folder, or one of its checkpoints
+    dgnet-fast evaluate id_00100000.pt --config config.yaml --data market1501 --root DIR   a public checkpoint
 
 The data set is the one that the checkpoint was trained on, unless --data and --root name another. --rerank and --aqe
-add rows, --single-shot adds a table, and --rank-list writes a picture of rank lists. A run folder stands for its
+add rows, --single-shot adds a table, --roc scores verification, and --rank-list writes a picture of rank lists. A run folder stands for its
 newest checkpoint; its checkpoints/best.pt (see --eval-iter of training) was selected on the test people. To score
 several checkpoints on several data sets, use dgnet_fast.cross_evaluate.
 """
@@ -16,9 +16,9 @@ import logging
 import sys
 from pathlib import Path
 
-from dgnet_fast.checkpoints.loading import load_encoder
+from dgnet_fast.cli.callable import callable_module
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, check_output, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
     add_data_set,
@@ -28,21 +28,14 @@ from dgnet_fast.cli.shared_options import (
     data_set_config,
     ranking_of,
 )
-from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data.datasets import dataset_of
-from dgnet_fast.metrics import RetrievalScores, SingleShotScores
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
-from dgnet_fast.report.rank_list import rank_list
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets
-from dgnet_fast.retrieval.tables import single_shot_table, table
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.evaluate", description=__doc__)
+    made = Parser(prog=program("evaluate"), description=__doc__)
     add_checkpoint(made)
     add_data_set(made)
     add_ranking_options(made)
@@ -51,6 +44,12 @@ def parser() -> Parser:
         type=Path,
         metavar="FILE",
         help="write a picture (.png) with the rank lists of some queries",
+    )
+    made.add_argument(
+        "--roc",
+        type=Path,
+        metavar="FILE",
+        help="also score verification (FAR, EER, AUC), and draw the ROC curve as a picture (.png)",
     )
     made.add_argument(
         "--rank-list-queries",
@@ -78,6 +77,16 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.checkpoints.loading import load_encoder
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.metrics import RetrievalScores, SingleShotScores
+    from dgnet_fast.report.rank_list import rank_list
+    from dgnet_fast.report.roc import save_roc
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.scoring import rank_list_rows, ranking_for, retrieval_sets, score_sets, verify
+    from dgnet_fast.retrieval.tables import single_shot_table, table, verification_table
+
     for name in ("max_queries", "batch", "rank_list_queries"):
         at_least(name, getattr(args, name), 1)
     ranking = ranking_of(args)
@@ -105,6 +114,10 @@ def body(argv: list[str] | None) -> int:
     if args.multi_query and dataset.multi_query is not None and "multi" not in sets:
         tables[0]["rows"].append(["multi query", *[None] * (len(tables[0]["columns"]) - 1)])
         tables[0]["notes"].append("multi query: not scored, its set lacks some queries' identity and camera")
+    verified = verify(sets["single"], sets["gallery"], ranking) if args.roc else None
+    if verified is not None:
+        tables.append(verification_table(verified))
+        save_roc({"single query": (verified.far, verified.true_accept)}, args.roc)
     print_tables(tables)
     if args.json:
         write_tables(args.json, tables)
@@ -117,8 +130,10 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.evaluate")
+    return run_command(lambda: body(argv), program("evaluate"))
 
+
+callable_module(__name__, "dgnet_fast.retrieval.evaluation:evaluate")
 
 if __name__ == "__main__":
     sys.exit(main())

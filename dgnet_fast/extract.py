@@ -1,7 +1,7 @@
 """Write the retrieval features (embeddings) of pictures to a file.
 
-    python -m dgnet_fast.extract FOLDER --checkpoint RUN --out features.npz
-    python -m dgnet_fast.extract a.jpg b.jpg --checkpoint RUN --out features.parquet      (needs pyarrow)
+    dgnet-fast extract RUN FOLDER --out features.npz
+    dgnet-fast extract RUN a.jpg b.jpg --out features.parquet      (needs pyarrow)
 
 Folders are searched with all their subfolders. An .npz file holds `features` (N, F) float32, `paths` (N,) and the
 `fingerprint` of the model; a .parquet file has the columns `path` and `feature`. The feature of a picture is the
@@ -14,22 +14,25 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from torch import Tensor
-
-from dgnet_fast.cli.parser import Parser, check_new, run_command
+from dgnet_fast.cli.parser import Parser, check_new, program, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.extras import need
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SUFFIXES = (".npz", ".parquet")
 
 
 def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: str) -> None:
     """Write the features (N, F) float32 to ``out`` (.npz or .parquet), atomically."""
+    import numpy as np
+
     names = [str(path) for path in paths]
     with atomically(out) as temporary:
         if out.suffix == ".npz":
@@ -45,13 +48,13 @@ def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: 
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.extract", description=__doc__)
-    made.add_argument("pictures", nargs="+", metavar="FILE|FOLDER", help="pictures, or folders of them")
+    made = Parser(prog=program("extract"), description=__doc__)
+    add_extractor_options(made)
+    made.add_argument("pictures", nargs="+", metavar="PICTURES", help="pictures, or folders of them")
     made.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="file to write (.npz or .parquet)"
     )
     made.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    add_extractor_options(made)
     return made
 
 
@@ -74,7 +77,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.extract")
+    return run_command(lambda: body(argv), program("extract"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Generate pictures with a trained checkpoint: the appearance of one picture in the structure of another.
 
-    python -m dgnet_fast.generate pair RUN --appearance A.jpg --structure B.jpg --out swap.png
-    python -m dgnet_fast.generate grid RUN --appearances DIR --structures DIR --out grid.png
-    python -m dgnet_fast.generate cross RUN --appearances DIR --structures DIR --out DIR      every combination
-    python -m dgnet_fast.generate set RUN --source market1501:train --root DIR --count 24000 --out DIR
-    python -m dgnet_fast.generate interpolate RUN --first A.jpg --last B.jpg --fixed C.jpg --out path.png
-    python -m dgnet_fast.generate figure swap RUN --source synthetic:gallery --out figure.png
+    dgnet-fast generate pair RUN --appearance A.jpg --structure B.jpg --out swap.png
+    dgnet-fast generate grid RUN --appearances DIR --structures DIR --out grid.png
+    dgnet-fast generate cross RUN --appearances DIR --structures DIR --out DIR      every combination
+    dgnet-fast generate set RUN --source market1501:train --root DIR --count 24000 --out DIR
+    dgnet-fast generate interpolate RUN --first A.jpg --last B.jpg --fixed C.jpg --out path.png
+    dgnet-fast generate figure swap RUN --source synthetic:gallery --out figure.png
 
 Pictures come from a file, a folder, or a data set with its split, such as synthetic:gallery. The checkpoint is a run
 folder, a step_*.pt, a .safetensors file, or a public id_*.pt with its gen_*.pt. cross and set write a manifest; run
@@ -19,27 +19,21 @@ import io
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from PIL import Image
-
-from dgnet_fast.checkpoints.fingerprint import fingerprint
-from dgnet_fast.checkpoints.loading import load_generator
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data.pictures import Pictures, open_pictures
-from dgnet_fast.generation.codes import Swapper, appearance_codes, decode_codes, interpolate, structure_codes
-from dgnet_fast.generation.figures import FIGURES, draw_figure
-from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
-from dgnet_fast.generation.sets import SUFFIXES, write_set
-from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.models.typed import in_channels_last
+from dgnet_fast.config.choices import FIGURES, FILE_TYPES
 from dgnet_fast.report.files import check_writable, write_new
-from dgnet_fast.report.grid import image_grid, picture_rows, to_image
 from dgnet_fast.report.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from dgnet_fast.data.pictures import Pictures
+    from dgnet_fast.models.dgnet import DGNet
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -50,7 +44,11 @@ def _common(parser: Parser, out: str) -> None:
     add_source_details(parser)
     add_device(parser, batch=32)
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything that is drawn at random (default 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of everything that is drawn at random (default 0)",
     )
 
 
@@ -76,17 +74,25 @@ def _two_sources(parser: Parser, count: int | None) -> None:
 
 def _set_options(parser: Parser) -> None:
     parser.add_argument(
-        "--file-type", default="png", choices=tuple(SUFFIXES), help="file type of the pictures (default png)"
+        "--file-type",
+        default="png",
+        choices=tuple(FILE_TYPES),
+        help="file type of the pictures (default png)",
     )
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.generate", description=__doc__)
+    made = Parser(prog=program("generate"), description=__doc__)
     modes = made.add_subparsers(dest="mode", metavar="MODE", required=True)
 
     pair = modes.add_parser("pair", help="one picture with the appearance of A and the structure of B")
     pair.add_argument("--appearance", required=True, metavar="FILE", help="picture that gives the appearance")
     pair.add_argument("--structure", required=True, metavar="FILE", help="picture that gives the structure")
+    pair.add_argument(
+        "--plain",
+        action="store_true",
+        help="write the generated picture alone, at the size of the network (default: labelled, beside the two given ones)",
+    )
     _common(pair, "picture to write (.png or .jpg)")
 
     grid = modes.add_parser("grid", help="one page: each row is a structure, each column an appearance")
@@ -139,6 +145,8 @@ def parser() -> Parser:
 
 
 def _sources(args: argparse.Namespace, config: Config) -> tuple[Pictures, Pictures]:
+    from dgnet_fast.data.pictures import open_pictures
+
     named = args.appearances or args.source, args.structures or args.source
     if None in named:
         raise ConfigError("where from? give --source, or --appearances and --structures")
@@ -166,6 +174,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
+    from dgnet_fast.data.pictures import open_pictures
+
     if not Path(source).is_file():
         raise ConfigError(f"no such picture: {source}")
     return open_pictures(source, Config()).decode(*size)[0]
@@ -173,11 +183,29 @@ def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
 
 def _picture(args: argparse.Namespace, model: DGNet) -> Image.Image:
     """The picture of a mode that writes a single picture."""
+    import numpy as np
+    import torch
+
+    from dgnet_fast.data.pictures import open_pictures
+    from dgnet_fast.generation.codes import (
+        Swapper,
+        appearance_codes,
+        decode_codes,
+        interpolate,
+        structure_codes,
+    )
+    from dgnet_fast.generation.figures import draw_figure
+    from dgnet_fast.generation.pairs import all_pairs, spread
+    from dgnet_fast.report.grid import image_grid, picture_rows, to_image
+
     size = model.config.picture_size
     if args.mode == "pair":
         pair = torch.stack([_one(args.appearance, size), _one(args.structure, size)])
         appearance, structure = appearance_codes(model, pair[:1]), structure_codes(model, pair[1:])
-        return to_image(decode_codes(model, appearance, structure)[0])
+        swapped = decode_codes(model, appearance, structure)[0]
+        if args.plain:
+            return to_image(swapped)
+        return picture_rows([[*pair, swapped]], ["appearance", "structure", "generated"], breaks=(2,))
     if args.mode == "interpolate":
         first, last, fixed = (_one(name, size) for name in (args.first, args.last, args.fixed))
         made = interpolate(model, first, last, fixed, args.steps, of=args.of)
@@ -201,6 +229,14 @@ def _picture(args: argparse.Namespace, model: DGNet) -> Image.Image:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.checkpoints.fingerprint import fingerprint
+    from dgnet_fast.checkpoints.loading import load_generator
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.generation.codes import Swapper
+    from dgnet_fast.generation.pairs import all_pairs, random_pairs
+    from dgnet_fast.generation.sets import write_set
+    from dgnet_fast.models.typed import in_channels_last
+
     _check(args)
     device = resolve_device(args.device)
     model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
@@ -232,7 +268,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.generate")
+    return run_command(lambda: body(argv), program("generate"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Score generated pictures: FID and intra-class SSIM compared with real pictures, diversity, and the truth if it is
 known.
 
-    python -m dgnet_fast.quality DIR --real market1501:gallery --root MARKET --inception inception-2015-12-05.pt
-    python -m dgnet_fast.quality DIR --real synthetic:gallery --checkpoint RUN
+    dgnet-fast quality SET --real market1501:gallery --root MARKET --inception inception-2015-12-05.pt
+    dgnet-fast quality SET RUN --real synthetic:gallery
 
-DIR is a set that `python -m dgnet_fast.generate` made, or any folder of pictures. --checkpoint adds three scores: the
+SET is a set that `dgnet-fast generate` made, or any folder of pictures. RUN, the checkpoint that made it, adds three scores: the
 Fréchet distance over the re-identification features of the checkpoint (it needs no other file, and it is not FID), the
 reconstruction errors, and, for synthetic data, the swaps compared with their truth. docs/generation.md describes the
 protocol.
@@ -15,35 +15,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, check_output, run_command
+from dgnet_fast.cli.parser import Parser, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
-    add_checkpoint_details,
+    add_checkpoint,
     add_device,
     add_json,
     add_source_details,
     source_config,
 )
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data.pictures import open_pictures
-from dgnet_fast.generation.scores import (
-    Comparison,
-    open_generated,
-    reconstruction_table,
-    sample,
-    set_table,
-    truth_table,
-)
-from dgnet_fast.metrics.generation import INCEPTION_HINT, LPIPS_HINT, check_script
-from dgnet_fast.models.typed import in_channels_last
-from dgnet_fast.report.progress import progress
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.quality", description=__doc__)
-    made.add_argument("generated", type=Path, metavar="DIR", help="generated set, or a folder of pictures")
+    made = Parser(prog=program("quality"), description=__doc__)
+    made.add_argument("generated", type=Path, metavar="SET", help="generated set, or a folder of pictures")
+    add_checkpoint(made, nargs="?")
     made.add_argument(
         "--real", required=True, metavar="SOURCE", help="real pictures: a folder or DATASET:SPLIT"
     )
@@ -66,10 +53,6 @@ def parser() -> Parser:
         help="run the files of --inception and --lpips even if they are not the published ones; TorchScript is a program",
     )
     made.add_argument(
-        "--checkpoint", type=Path, help="checkpoint that made the set, for the scores that need a model"
-    )
-    add_checkpoint_details(made)
-    made.add_argument(
         "--limit", type=int, metavar="N", help="compare at most N pictures of each side (default: all)"
     )
     made.add_argument(
@@ -80,7 +63,11 @@ def parser() -> Parser:
         help="number of pairs for SSIM and LPIPS (default 1000)",
     )
     made.add_argument(
-        "--seed", type=int, default=0, help="seed of everything that is drawn at random (default 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of everything that is drawn at random (default 0)",
     )
     add_device(made)
     add_json(made)
@@ -89,6 +76,21 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.checkpoints.loading import load_generator
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.pictures import open_pictures
+    from dgnet_fast.generation.scores import (
+        Comparison,
+        open_generated,
+        reconstruction_table,
+        sample,
+        set_table,
+        truth_table,
+    )
+    from dgnet_fast.metrics.generation import INCEPTION_HINT, LPIPS_HINT, check_script
+    from dgnet_fast.models.typed import in_channels_last
+    from dgnet_fast.report.progress import progress
+
     for name in ("limit", "pairs", "batch"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -135,7 +137,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.quality")
+    return run_command(lambda: body(argv), program("quality"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Reproduce a table of the paper over several seeds: the mean and the standard deviation of every cell, with a
 baseline that is trained for as many steps.
 
-    python -m dgnet_fast.reproduce ablation --out runs/ablation  synthetic pedestrians, three seeds
-    python -m dgnet_fast.reproduce ablation --data market1501 --root DIR --pretrained resnet50.pth --out runs/market
+    dgnet-fast reproduce ablation --out runs/ablation  synthetic pedestrians, three seeds
+    dgnet-fast reproduce ablation --data market1501 --root DIR --pretrained resnet50.pth --out runs/market
 
 The table "ablation" shows what the primary and the fine-grained feature add (Table 4 of the paper). Each seed is a
 complete run in its own folder below --out: the teacher, DG-Net, and the baseline. If the command is interrupted, run
@@ -20,22 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.checkpoints.loading import load_for_use
-from dgnet_fast.checkpoints.runs import saved_options
-from dgnet_fast.checkpoints.teachers import load_teachers
 from dgnet_fast.cli.config_options import add_config_options, config_from
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.config import Config, ConfigError, differing, from_dict
-from dgnet_fast.config.device import resolve_device
 from dgnet_fast.config.places import with_absolute_paths
-from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.report.files import write_json, write_text
 from dgnet_fast.report.tables import markdown_table
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.scoring import Ranking, retrieval_sets, score_features
-from dgnet_fast.training.loop import Diverged, Stopped
-from dgnet_fast.training.run import BASELINE, run_training
 
 logger = logging.getLogger("dgnet_fast")
 
@@ -50,7 +41,7 @@ CELLS = "cells.json"
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.reproduce", description=__doc__)
+    made = Parser(prog=program("reproduce"), description=__doc__)
     made.add_argument("table", choices=("ablation",), help="table to make")
     made.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the runs and of the table"
@@ -62,12 +53,20 @@ def parser() -> Parser:
         metavar="N",
         help="number of runs; their seeds are 0 to N-1 (default 3)",
     )
-    add_config_options(made, {"--root": "data_root"})
+    add_config_options(made)
     return made
 
 
 def score_run(folder: Path) -> dict[str, list[float]]:
     """Rank-1, mAP and mINP (percent) of the rows of a finished run: the teacher, the baseline and `FEATURES`."""
+    from dgnet_fast.checkpoints.loading import load_for_use
+    from dgnet_fast.checkpoints.teachers import load_teachers
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.scoring import Ranking, retrieval_sets, score_features
+    from dgnet_fast.training.results import BASELINE
+
     model, _ = load_for_use(folder)
     config, device = model.config, resolve_device(model.config.device)
     dataset = dataset_of(config)
@@ -91,6 +90,9 @@ def score_run(folder: Path) -> dict[str, list[float]]:
 
 def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
     """The rows of one seed. If they are not finished, the run is trained or resumed first."""
+    from dgnet_fast.checkpoints.runs import saved_options
+    from dgnet_fast.training.run import run_training
+
     if (folder / CELLS).is_file():
         try:
             content = json.loads((folder / CELLS).read_text(encoding="utf-8"))
@@ -120,6 +122,8 @@ def cell(values: list[float]) -> str:
 
 def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
     """The table over the finished seeds, with a note that compares DG-Net with the baseline in words."""
+    from dgnet_fast.training.results import BASELINE
+
     rows = []
     for name in seeds[0]:
         columns = zip(*(one[name] for one in seeds), strict=True)
@@ -142,6 +146,8 @@ def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.training.loop import Diverged, Stopped
+
     at_least("seeds", args.seeds, 1)
     config, _ = config_from(args)
     if config.teacher == "":
@@ -169,7 +175,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.reproduce")
+    return run_command(lambda: body(argv), program("reproduce"))
 
 
 if __name__ == "__main__":

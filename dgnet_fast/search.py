@@ -1,10 +1,10 @@
 """Search a gallery for the people on query pictures. It needs no labels and no cameras. It needs faiss
 (dgnet-fast[search]).
 
-    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --query a.jpg b.jpg --picture ranks.png
-    python -m dgnet_fast.search --checkpoint RUN --gallery FOLDER --save gallery.index  extracts the features once
-    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --query a.jpg --out found.json
-    python -m dgnet_fast.search --checkpoint RUN --gallery gallery.index --add MORE     extracts only the new pictures
+    dgnet-fast search RUN --gallery FOLDER --query a.jpg b.jpg --rank-list ranks.png
+    dgnet-fast search RUN --gallery FOLDER --save gallery.index  extracts the features once
+    dgnet-fast search RUN --gallery gallery.index --query a.jpg --out found.json
+    dgnet-fast search RUN --gallery gallery.index --add MORE     extracts only the new pictures
 
 If the names of the pictures contain identities and cameras, --id-pattern and --camera-pattern find them, and right and
 wrong results are marked.
@@ -22,20 +22,19 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
-from dgnet_fast.cli.parser import Parser, at_least, check_new, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_new, program, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files, weight_of
 from dgnet_fast.config import ConfigError
-from dgnet_fast.data.files import unlabelled
 from dgnet_fast.report.files import atomically, check_writable, locked, write_text
 from dgnet_fast.report.progress import progress
-from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.index import Entry, PictureIndex, faiss_library, is_index
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.index import Entry, PictureIndex
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
@@ -43,19 +42,20 @@ COLUMNS = ("query", "rank", "path", "score", "identity", "camera", "mark")
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.search", description=__doc__)
+    made = Parser(prog=program("search"), description=__doc__)
+    add_extractor_options(made)
     made.add_argument(
-        "--gallery", nargs="+", required=True, metavar="PLACE",
+        "--gallery", nargs="+", required=True, metavar="SOURCE",
         help="pictures to search in: folders and files, or the folder of a saved index",
     )  # fmt: skip
     made.add_argument(
-        "--query", nargs="+", default=[], metavar="PLACE", help="query pictures, or folders of them"
+        "--query", nargs="+", default=[], metavar="SOURCE", help="query pictures, or folders of them"
     )
     made.add_argument(
         "--save", type=Path, metavar="INDEX", help="save the gallery as an index in this new folder"
     )
     made.add_argument(
-        "--add", nargs="+", default=[], metavar="PLACE",
+        "--add", nargs="+", default=[], metavar="SOURCE",
         help="add pictures to the index that --gallery names; pictures that are already in it are left out",
     )  # fmt: skip
     made.add_argument(
@@ -64,9 +64,11 @@ def parser() -> Parser:
     made.add_argument(
         "--out", type=Path, metavar="FILE", help="write the results as .json or .csv (default: print them)"
     )
-    made.add_argument("--picture", type=Path, metavar="FILE", help="draw the rank lists as a picture (.png)")
     made.add_argument(
-        "--overwrite", action="store_true", help="replace the files of --out and --picture if they exist"
+        "--rank-list", type=Path, metavar="FILE", help="draw the rank lists as a picture (.png)"
+    )
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace the files of --out and --rank-list if they exist"
     )
     made.add_argument(
         "--id-pattern", metavar="RE",
@@ -79,7 +81,6 @@ def parser() -> Parser:
         "--second-half-weight", default="0.5", metavar="X",
         help="weight of the fine-grained half of the feature: a number, or 'only' for that half alone (default 0.5)",
     )  # fmt: skip
-    add_extractor_options(made)
     return made
 
 
@@ -101,6 +102,8 @@ class Labels:
 
     def entry(self, path: Path) -> Entry:
         """The picture with the identity and camera of its name; what is not found is unknown."""
+        from dgnet_fast.retrieval.index import Entry
+
         path = path.resolve()
         identity = self._find("id_pattern", f"{path.parent.name}/{path.name}")
         camera = self._find("camera_pattern", path.name)
@@ -175,6 +178,10 @@ def as_csv(queries: list[Entry], rows: list) -> str:
 
 def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path: Path) -> None:
     """Write the rank lists as a PNG. Gallery pictures that no longer exist are shown as missing."""
+    import numpy as np
+
+    from dgnet_fast.data.files import unlabelled
+    from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
 
     def load(entry: Entry) -> np.ndarray | None:
         try:
@@ -198,6 +205,8 @@ def extend(
     index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels
 ) -> PictureIndex:
     """Add the pictures that are not yet in the index; a new index is made if there is none."""
+    from dgnet_fast.retrieval.index import PictureIndex
+
     known = {entry.path for entry in index.entries} if index else set()
     entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
     if index and len(entries) < len(paths):
@@ -215,6 +224,8 @@ def check(args: argparse.Namespace) -> Path | None:
     """Raise ConfigError for options that exclude each other. Returns the folder of the index that --gallery names, or
     None.
     """
+    from dgnet_fast.retrieval.index import is_index
+
     at_least("top", args.top, 1)
     args.gallery = [os.path.expanduser(place) for place in args.gallery]
     saved = [Path(place) for place in args.gallery if is_index(Path(place))]
@@ -230,17 +241,17 @@ def check(args: argparse.Namespace) -> Path | None:
         check_writable(args.save, "--save")
     if not (args.query or args.save or args.add):
         raise ConfigError("nothing to do; give --query, --save or --add")
-    if (args.out or args.picture) and not args.query:
-        raise ConfigError("--out and --picture show results; give --query")
-    for option, suffixes in (("out", (".json", ".csv")), ("picture", (".png",))):
+    if (args.out or args.rank_list) and not args.query:
+        raise ConfigError("--out and --rank-list show results; give --query")
+    for option, suffixes in (("out", (".json", ".csv")), ("rank_list", (".png",))):
         path = getattr(args, option)
         if path is None:
             continue
         if path.suffix not in suffixes:
             raise ConfigError(
-                f"--{option} is {str(path)!r}; allowed: a name ending in {' or '.join(suffixes)}"
+                f"--{option.replace('_', '-')} is {str(path)!r}; allowed: a name ending in {' or '.join(suffixes)}"
             )
-        check_new(f"--{option}", path, args.overwrite)
+        check_new(f"--{option.replace('_', '-')}", path, args.overwrite)
     return saved[0] if saved else None
 
 
@@ -253,6 +264,8 @@ def body(argv: list[str] | None) -> int:
 
 def work(args: argparse.Namespace, folder: Path | None) -> int:
     """Search, save and add as the checked options say; ``folder`` is that of a saved index."""
+    from dgnet_fast.retrieval.index import PictureIndex, faiss_library
+
     labels, weight = Labels(args), weight_of(args.second_half_weight)
     faiss_library()
     skip = args.skip_unreadable
@@ -280,14 +293,14 @@ def work(args: argparse.Namespace, folder: Path | None) -> int:
         write_text(args.out, text)
     else:
         print(as_csv(queries, rows), end="")
-    if args.picture:
-        draw(queries, rows, args.picture)
+    if args.rank_list:
+        draw(queries, rows, args.rank_list)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.search")
+    return run_command(lambda: body(argv), program("search"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Train only the teacher, which is the paper's re-identification baseline (one head, cross entropy).
 
-    python -m dgnet_fast.teacher --data market1501 --root DIR --out runs/teacher
-    python -m dgnet_fast.train   --data market1501 --root DIR --teacher runs/teacher
+    dgnet-fast teacher --data market1501 --root DIR --out runs/teacher
+    dgnet-fast train   --data market1501 --root DIR --teacher runs/teacher
 
-    python -m dgnet_fast.teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more
+    dgnet-fast teacher --generated SET --labeller runs/teacher/teacher.pt --out runs/more
 
 The third command also trains on a generated set. The command writes teacher.pt (for --teacher), net_last.pth and
 opts.yaml (in the layout of the public code), and the scores into the folder. If the training is interrupted, run the
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from dgnet_fast.cli.config_options import add_config_options, config_from
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.config import ConfigError
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.teacher", description=__doc__)
+    made = Parser(prog=program("teacher"), description=__doc__)
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the teacher (default: runs/DATE-TIME-DATA-teacher)"
     )
@@ -46,7 +46,7 @@ def parser() -> Parser:
         metavar="X",
         help="weight of the loss of the generated pictures (default 1)",
     )
-    add_config_options(made, {"--root": "data_root"})
+    add_config_options(made)
     return made
 
 
@@ -80,7 +80,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.teacher")
+    return run_command(lambda: body(argv), program("teacher"))
 
 
 if __name__ == "__main__":

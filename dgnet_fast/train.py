@@ -1,9 +1,9 @@
 """Train DG-Net.
 
-    python -m dgnet_fast.train                                  built-in synthetic pedestrians, minutes on two cores
-    python -m dgnet_fast.train --data market1501 --root DIR     the paper's run (preset paper)
-    python -m dgnet_fast.train --config latest.yaml             an unchanged YAML file of the public code
-    python -m dgnet_fast.train --resume --out RUN               continue a run
+    dgnet-fast train                                  built-in synthetic pedestrians, minutes on two cores
+    dgnet-fast train --data market1501 --root DIR     the paper's run (preset paper)
+    dgnet-fast train --config latest.yaml             an unchanged YAML file of the public code
+    dgnet-fast train --resume --out RUN               continue a run
 
 Every option of the configuration can be given on the command line. It replaces the value of --config, which replaces
 the value of --preset.
@@ -15,27 +15,29 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from dgnet_fast.cli.callable import callable_module
 from dgnet_fast.cli.config_options import add_config_options, config_from, given_options
 from dgnet_fast.cli.output import print_tables
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.config import ConfigError, set_in_tree
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.train", description=__doc__)
+    made = Parser(prog=program("train"), description=__doc__)
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="run folder (default: runs/DATE-TIME-DATA-PRESET)"
     )
     made.add_argument(
         "--resume", action="store_true", help="continue the run in --out from its newest checkpoint"
     )
-    made.add_argument(
+    early = made.add_argument(
         "--max-steps",
         type=int,
         metavar="N",
         help="stop after this many steps in total; the schedule does not change",
     )
-    add_config_options(made, {"--root": "data_root"})
+    made.hide([early])
+    add_config_options(made)
     return made
 
 
@@ -73,11 +75,11 @@ def body(argv: list[str] | None) -> int:
         )
     except Stopped as stopped:
         print(
-            f"stopped after step {stopped.step}, saved; continue with: python -m dgnet_fast.train --resume --out {folder}"
+            f"stopped after step {stopped.step}, saved; continue with: {program('train')} --resume --out {folder}"
         )
         return 128 + stopped.signal
     except Diverged as error:
-        print(f"python -m dgnet_fast.train: {error}", file=sys.stderr)
+        print(f"{program('train')}: {error}", file=sys.stderr)
         return 1
     print_tables(result["tables"])
     print(f"report: {result['report']}")
@@ -86,8 +88,10 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.train")
+    return run_command(lambda: body(argv), program("train"))
 
+
+callable_module(__name__, "dgnet_fast.training.train:train")
 
 if __name__ == "__main__":
     sys.exit(main())

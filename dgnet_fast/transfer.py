@@ -16,17 +16,16 @@ import sys
 from pathlib import Path
 
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.shared_options import add_device, add_json
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
 from dgnet_fast.config.presets import PRESETS, preset
 
-PROGRAM = "python -m dgnet_fast.transfer"
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 
 def parser() -> Parser:
-    made = Parser(prog=PROGRAM, description=__doc__)
+    made = Parser(prog=program("transfer"), description=__doc__)
     for side, what in (
         ("source", "labelled data set that is translated"),
         ("target", "data set that is scored"),
@@ -125,7 +124,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), PROGRAM)
+    return run_command(lambda: body(argv), program("transfer"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from dgnet_fast.checkpoints.unit import export_public_unit, load_unit
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.shared_options import add_device
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
@@ -26,11 +26,9 @@ from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.progress import progress
 from dgnet_fast.translation.sets import ALL, domain_names, domain_of, open_parts, write_translated
 
-PROGRAM = "python -m dgnet_fast.translate"
-
 
 def parser() -> Parser:
-    made = Parser(prog=PROGRAM, description=__doc__)
+    made = Parser(prog=program("translate"), description=__doc__)
     made.add_argument(
         "run", type=Path, metavar="RUN", help="run folder, step_*.pt, or a public gen_*.pt or its folder"
     )
@@ -108,7 +106,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), PROGRAM)
+    return run_command(lambda: body(argv), program("translate"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 from dgnet_fast.cli.config_options import add_config_options, given_options
 from dgnet_fast.cli.output import print_tables
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.config import DRAWN, ConfigError, set_in_tree
 from dgnet_fast.config.unit import UNIT_PRESETS, UnitConfig, unit_from_dict
 from dgnet_fast.config.yaml_files import read_mapping
@@ -35,11 +35,10 @@ SECTIONS = {
     "log_iter": "what a run writes",
     "data_root": "accepted from public files",
 }
-PROGRAM = "python -m dgnet_fast.unit"
 
 
 def parser() -> Parser:
-    made = Parser(prog=PROGRAM, description=__doc__)
+    made = Parser(prog=program("unit"), description=__doc__)
     made.add_argument("--a", metavar="SOURCE", help="pictures of the first domain")
     made.add_argument("--b", metavar="SOURCE", help="pictures of the second domain")
     made.add_argument(
@@ -160,7 +159,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), PROGRAM)
+    return run_command(lambda: body(argv), program("unit"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Visualise a checkpoint: a map of its features, class activation maps of its heads, and the scores for each camera.
 
-python -m dgnet_fast.visualize RUN  writes RUN/visual, and adds it to RUN/report.html
-python -m dgnet_fast.visualize RUN --data market1501 --root DIR --out DIR --method tsne
+dgnet-fast visualize RUN  writes RUN/visual, and adds it to RUN/report.html
+dgnet-fast visualize RUN --data market1501 --root DIR --out DIR --method tsne
 """
 
 from __future__ import annotations
@@ -9,38 +9,27 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.cli.output import print_tables
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_data_set, add_device, data_set_config
 from dgnet_fast.config import ConfigError
-from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.choices import MAPS
 from dgnet_fast.config.extras import need
-from dgnet_fast.data import ReidDataset, normalize
-from dgnet_fast.data.datasets import dataset_of
-from dgnet_fast.data.pictures import Pictures
-from dgnet_fast.generation.pairs import spread
-from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.files import atomically, check_writable, write_json
-from dgnet_fast.report.page import write_report
 from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
-from dgnet_fast.retrieval.activation import HEAD_NAMES, activation_maps, activation_page
-from dgnet_fast.retrieval.embedding import METHODS, embedding_map
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.tables import camera_table
+
+if TYPE_CHECKING:
+    from dgnet_fast.data import ReidDataset
+    from dgnet_fast.models.dgnet import DGNet
 
 FILES = ("embedding.png", "activation.png", "cameras.json")
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dgnet_fast.visualize", description=__doc__)
+    made = Parser(prog=program("visualize"), description=__doc__)
     add_checkpoint(made)
     made.add_argument(
         "--out",
@@ -52,7 +41,7 @@ def parser() -> Parser:
     made.add_argument(
         "--method",
         default="pca",
-        choices=METHODS,
+        choices=MAPS,
         help="method of the map; tsne needs scikit-learn (default pca)",
     )
     made.add_argument(
@@ -65,13 +54,26 @@ def parser() -> Parser:
         metavar="N",
         help="number of pictures with activation maps (default 6)",
     )
-    made.add_argument("--seed", type=int, default=0, help="seed that chooses the people (default 0)")
+    made.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed that chooses the people (default 0)"
+    )
     add_device(made, batch=None)
     return made
 
 
 def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Write the map, the activation maps and the table of cameras into ``folder``. Returns the table."""
+    import numpy as np
+    import torch
+
+    from dgnet_fast.data import normalize
+    from dgnet_fast.data.pictures import Pictures
+    from dgnet_fast.generation.pairs import spread
+    from dgnet_fast.retrieval.activation import HEAD_NAMES, activation_maps, activation_page
+    from dgnet_fast.retrieval.embedding import embedding_map
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.tables import camera_table
+
     config = model.config
     extractor, gallery = Extractor.of(model.appearance_encoder, config), dataset.gallery
     features = {
@@ -101,6 +103,12 @@ def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namesp
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.checkpoints.loading import load_for_use
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.models.typed import in_channels_last
+    from dgnet_fast.report.page import write_report
+
     for name in ("people", "pictures"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}; allowed: at least 1")
@@ -128,7 +136,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.visualize")
+    return run_command(lambda: body(argv), program("visualize"))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def veri(tmp_path_factory):
 def test_sources_and_targets(run, veri, tmp_path, capsys):
     other = tiny_run(tmp_path / "second", scale=1.3)[1]
     out = tmp_path / "matrix.json"
-    words = ["--source", run, "--source", other, "--target", "synthetic", "--target", f"veri776={veri}"]
+    words = [run, other, "--target", "synthetic", "--target", f"veri776={veri}"]
     more = [
         "--rerank",
         "--k1",
@@ -172,7 +172,7 @@ def test_sources_and_targets(run, veri, tmp_path, capsys):
         (["--target", "synthetic=x"], "allowed: synthetic alone"),
         (["--target", "veri776=/nowhere"], "missing folder /nowhere"),
         (["--target", "synthetic", "--target", "synthetic"], "given twice"),
-        (["--target", "synthetic", "--source", "nowhere"], "no such checkpoint: nowhere"),
+        (["nowhere", "--target", "synthetic"], "no such checkpoint: nowhere"),
         (["--target", "synthetic", "--k1", "0"], "--k1 is 0; allowed: at least 1"),
         (["--target", "synthetic", "--lambda", "2"], "--lambda is 2.0; allowed: 0 to 1"),
         (["--target", "synthetic", "--repeats", "0"], "--repeats is 0"),
@@ -180,6 +180,6 @@ def test_sources_and_targets(run, veri, tmp_path, capsys):
     ],
 )
 def test_mistakes(run, capsys, words, problem):
-    assert cross_evaluate.main(["--source", str(run), *words]) == 1
+    assert cross_evaluate.main([str(run), *words]) == 1
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1 and problem in err

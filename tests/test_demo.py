@@ -60,6 +60,9 @@ def test_answer_equals_the_model(made, client):
     answer = client.post("/swap", data=files).get_json()
     for one, wanted in zip(answer["pictures"], swaps_of(made[0].model, pictures), strict=True):
         assert int((shown(one["picture"]).int() - wanted.int()).abs().max()) <= 1
+    assert len(answer["path"]) == 5 and answer["path"][2]["caption"] == "50 % B"
+    last = shown(answer["path"][-1]["picture"]).int() - swaps_of(made[0].model, pictures)[1].int()
+    assert int(last.abs().max()) <= 1  # the appearance of B in the structure of A
     assert [one["caption"] for one in answer["pictures"]][0] == "appearance of A, structure of B"
     for group, picture in zip(answer["nearest"], pictures, strict=True):
         first = group["people"][0]
@@ -153,6 +156,10 @@ def test_without_a_gallery_there_are_swaps_alone(made):
     alone = Demo(made[0].model)
     picture = png(torch.zeros(3, 80, 30, dtype=torch.uint8))
     answer = alone.answer({"a": picture, "b": picture})
+    assert (
+        len(alone.examples()) == 8
+        and "__EXAMPLES__" not in create_app(alone, "run").test_client().get("/").text
+    )
     assert answer["nearest"] == [] and shown(answer["pictures"][0]["picture"]).shape == (3, *SIZE)
 
 
@@ -220,8 +227,15 @@ def test_in_a_browser(made, address, browser, tmp_path):
     nearest = page.eval_on_selector_all("#nearest img", "list => list.map(one => one.src)")
     assert nearest[0] == data_url(pictures[0]) and len(nearest) == 4
     widths = page.eval_on_selector_all("img", "list => list.map(one => one.naturalWidth)")
-    assert widths == [24] * 8
+    assert widths == [24] * (2 + 2 + 5 + 4 + len(made[0].examples()))
     assert page.inner_text("#message").startswith("Done in ") and not problems
+    page.click("#examples button:nth-child(3)")  # replaces the picture that is next in turn
+    page.wait_for_function("document.querySelectorAll('.drop span')[0].textContent === 'example 3'")
+    page.wait_for_function("document.getElementById('message').textContent.startsWith('Done')")
+    assert page.locator("#path img").count() == 5
+    assert not problems
+    page.set_input_files("#file-a", {"name": "note.txt", "mimeType": "text/plain", "buffer": b"no"})
+    assert "note.txt is no picture" in page.inner_text("#message.error")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     page.set_input_files("#file-b", tmp_path / "bad.png")
     page.wait_for_selector("#message.error")

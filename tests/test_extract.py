@@ -123,7 +123,7 @@ def test_other_styles(tmp_path, pictures):
 
 def test_npz(run, pictures, features, tmp_path, capsys, extractor):
     out = tmp_path / "features.npz"
-    assert extract.main([str(pictures[0].parent), "--checkpoint", str(run), "--out", str(out)]) == 0
+    assert extract.main([str(run), str(pictures[0].parent), "--out", str(out)]) == 0
     assert f"12 features of 32 numbers, model {extractor.fingerprint}" in capsys.readouterr().out
     with np.load(out) as content:
         close(torch.from_numpy(content["features"]), features)
@@ -134,7 +134,7 @@ def test_npz(run, pictures, features, tmp_path, capsys, extractor):
 def test_parquet(run, pictures, features, tmp_path, extractor):
     parquet = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "features.parquet"
-    assert extract.main([*map(str, pictures[:3]), "--checkpoint", str(run), "--out", str(out)]) == 0
+    assert extract.main([str(run), *map(str, pictures[:3]), "--out", str(out)]) == 0
     table = parquet.read_table(out)
     assert table["path"].to_pylist() == [str(p) for p in pictures[:3]]
     close(torch.tensor(table["feature"].to_pylist()), features[:3])
@@ -151,29 +151,29 @@ def one_line(capsys, words):
 
 def test_mistakes_are_one_line_and_leave_files_alone(run, pictures, tmp_path, capsys, monkeypatch):
     out = tmp_path / "x.npz"
-    command = ["--checkpoint", run, "--out", out]
+    command = ["--out", out]
     broken = tmp_path / "broken" / "a.jpg"
     broken.parent.mkdir()
     broken.write_bytes(b"no picture")
     (tmp_path / "empty").mkdir()
-    assert "no such file or folder" in one_line(capsys, [tmp_path / "absent", *command])
-    assert "no images in" in one_line(capsys, [tmp_path / "empty", *command])
-    assert f"cannot read image {broken}" in one_line(capsys, [broken.parent, pictures[0], *command])
-    assert "--batch is 0" in one_line(capsys, [pictures[0], *command, "--batch", 0])
-    absent = ["--checkpoint", tmp_path / "no", "--out", out]
-    assert "no such checkpoint" in one_line(capsys, [pictures[0], *absent])
-    wrong = ["--checkpoint", run, "--out", tmp_path / "x.txt"]
-    assert "allowed: a name ending in .npz or .parquet" in one_line(capsys, [pictures[0], *wrong])
-    nowhere = ["--checkpoint", run, "--out", tmp_path / "no" / "x.npz"]
-    assert "there is no folder" in one_line(capsys, [pictures[0], *nowhere])
+    assert "no such file or folder" in one_line(capsys, [run, tmp_path / "absent", *command])
+    assert "no images in" in one_line(capsys, [run, tmp_path / "empty", *command])
+    assert f"cannot read image {broken}" in one_line(capsys, [run, broken.parent, pictures[0], *command])
+    assert "--batch is 0" in one_line(capsys, [run, pictures[0], *command, "--batch", 0])
+    absent = [tmp_path / "no", pictures[0], "--out", out]
+    assert "no such checkpoint" in one_line(capsys, absent)
+    wrong = ["--out", tmp_path / "x.txt"]
+    assert "allowed: a name ending in .npz or .parquet" in one_line(capsys, [run, pictures[0], *wrong])
+    nowhere = ["--out", tmp_path / "no" / "x.npz"]
+    assert "there is no folder" in one_line(capsys, [run, pictures[0], *nowhere])
     assert not out.exists()
     out.write_text("mine")
-    assert "exists; give another name, or --overwrite" in one_line(capsys, [pictures[0], *command])
-    assert "cannot read" in one_line(capsys, [broken, *command, "--overwrite"])
+    assert "exists; give another name, or --overwrite" in one_line(capsys, [run, pictures[0], *command])
+    assert "cannot read" in one_line(capsys, [run, broken, *command, "--overwrite"])
     assert out.read_text() == "mine" and [p.name for p in tmp_path.iterdir() if p.is_file()] == ["x.npz"]
     assert (
         extract.main(
-            [str(w) for w in [broken.parent, pictures[0], *command, "--overwrite", "--skip-unreadable"]]
+            [str(w) for w in [run, broken.parent, pictures[0], *command, "--overwrite", "--skip-unreadable"]]
         )
         == 0
     )
@@ -181,11 +181,13 @@ def test_mistakes_are_one_line_and_leave_files_alone(run, pictures, tmp_path, ca
     with np.load(out) as content:
         assert content["paths"].tolist() == [str(pictures[0])]
     assert "none of the 1 pictures can be read" in one_line(
-        capsys, [broken, *command, "--overwrite", "--skip-unreadable"]
+        capsys, [run, broken, *command, "--overwrite", "--skip-unreadable"]
     )
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    table = ["--checkpoint", run, "--out", tmp_path / "x.parquet"]
-    assert "needs pyarrow, which is not installed: pip install" in one_line(capsys, [pictures[0], *table])
+    table = ["--out", tmp_path / "x.parquet"]
+    assert "needs pyarrow, which is not installed: pip install" in one_line(
+        capsys, [run, pictures[0], *table]
+    )
 
 
 def test_importing_the_package_does_not_load_the_extractor():

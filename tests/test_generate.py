@@ -62,10 +62,14 @@ def test_pair_is_the_models_swap(run, folder, tmp_path, capsys):
     model, path = run
     one, other = folder / "p0" / "0.png", folder / "p2" / "5.png"
     words = ["pair", path, "--appearance", one, "--structure", other, "--out", tmp_path / "new" / "swap.png"]
-    assert generate.main([str(w) for w in words]) == 0
+    assert generate.main([str(w) for w in (*words, "--plain")]) == 0
     assert close(read(tmp_path / "new" / "swap.png"), swap(model, read(one), read(other)))
     assert capsys.readouterr().out.strip() == str(tmp_path / "new" / "swap.png")
     assert "exists already" in fails(capsys, generate.main, words)
+    words[-1] = tmp_path / "new" / "shown.png"
+    assert generate.main([str(w) for w in words]) == 0
+    width, height = Image.open(words[-1]).size  # both given pictures and the swap, enlarged and labelled
+    assert height > 128 and width > 3 * 128 * SIZE[1] // SIZE[0]
 
 
 def test_swapper_equals_single_swaps_however_little_it_keeps(run, pictures):

@@ -25,7 +25,7 @@ OUTSIDE = {"_C", "_allocator", "kernels"}
 """Compiled modules and the Triton bodies: they import nothing of the package."""
 VERBS = {
     "convert", "cross_evaluate", "demo", "doctor", "evaluate", "export", "extract", "generate", "quality", "reproduce",
-    "search", "teacher", "train", "transfer", "translate", "unit", "visualize",
+    "search", "teacher", "train", "transfer", "translate", "unit", "validate", "visualize",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 from dgnet_fast import generate, quality
 from dgnet_fast.data import normalize
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.generation.scores import open_generated, truth_table
 from dgnet_fast.metrics import psnr, ssim
 from dgnet_fast.metrics.generation import (
     Gaussian,
@@ -129,13 +130,13 @@ def table(tables, title):
 
 def test_command(run, made, script, tmp_path, capsys):
     model = run[0]
-    words = [made, "--real", GALLERY, "--checkpoint", run[1], "--inception", script, "--lpips", script]
+    words = [made, run[1], "--real", GALLERY, "--inception", script, "--lpips", script]
     words.append("--trust-scripts")
     words += ["--pairs", 40, "--json", tmp_path / "scores.json"]
     assert quality.main([str(w) for w in words]) == 0
     assert "Generated pictures beside real ones" in capsys.readouterr().out
     tables = read_tables(tmp_path / "scores.json")
-    generated, size = quality.open_generated(made)
+    generated, size = open_generated(made)
     assert size == SIZE and len(generated) == 30
     real = open_pictures(GALLERY, model.config)
     ours, theirs = generated.decode(*SIZE), real.decode(*SIZE)
@@ -185,10 +186,10 @@ def test_truth_is_the_drawn_picture(run, made):
 
     split = dataset_of(model.config).gallery
     place = {name: k for k, name in enumerate(split.names)}
-    generated, _ = quality.open_generated(made)
+    generated, _ = open_generated(made)
     pairs = [(place[r.appearance], place[r.structure]) for r in read_manifest(made)]
     wanted = np.stack([split.truth(i, j, keep_body=True) for i, j in pairs]).transpose(0, 3, 1, 2)
-    rows = quality.truth_table(model, made, generated, SIZE)["rows"]
+    rows = truth_table(model, made, generated, SIZE)["rows"]
     assert rows[0][1] == round(float(psnr(generated.decode(*SIZE).numpy(), wanted).mean()), 2)
 
 
@@ -203,7 +204,7 @@ def test_truth_is_the_drawn_picture(run, made):
             "no such file: no.pt. FID needs the 2015 Inception",
         ),
         (["SET", "--real", GALLERY, "--pairs", "0"], "--pairs is 0; allowed: at least 1"),
-        (["SET", "--real", GALLERY, "--checkpoint", "no"], "no such checkpoint: no"),
+        (["SET", "no", "--real", GALLERY], "no such checkpoint: no"),
     ],
 )
 def test_mistakes_are_one_line(made, tmp_path, monkeypatch, capsys, words, problem):
@@ -216,4 +217,4 @@ def test_a_picture_that_is_gone_is_named(run, tmp_path):
     assert generate.main(words) == 0
     next((tmp_path / "s").rglob("*.png")).unlink()
     with pytest.raises(ValueError, match="1 pictures of the manifest are not there"):
-        quality.open_generated(tmp_path / "s")
+        open_generated(tmp_path / "s")

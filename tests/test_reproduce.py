@@ -9,7 +9,7 @@ import pytest
 
 from dgnet_fast import reproduce
 from dgnet_fast.report.tables import read_tables
-from dgnet_fast.training.run import BASELINE
+from dgnet_fast.training.results import BASELINE
 from tests.tiny import arguments
 from tests.tiny_run import fails
 from tests.training.test_run import OPTIONS
@@ -46,7 +46,7 @@ def test_the_cells_are_the_runs_scores(done):
 
 
 def test_finished_seeds_are_read_and_not_trained_again(done, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "run_training", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("dgnet_fast.training.run.run_training", lambda *a, **k: 1 / 0)
     before = (done / "ablation.md").read_text()
     assert reproduce.main(words(done)) == 0
     assert (done / "ablation.md").read_text() == before and "Ablation (synthetic)" in capsys.readouterr().out

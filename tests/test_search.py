@@ -15,6 +15,7 @@ from PIL import Image
 from dgnet_fast import search
 from dgnet_fast.report.rank_list import MARKS, tile_origin
 from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.index import PictureIndex
 from tests.tiny_run import draw_people, tiny_run
 
 pytest.importorskip("faiss")
@@ -42,7 +43,7 @@ def query(gallery, tmp_path):
 
 
 def command(run, *words):
-    return search.main(["--checkpoint", str(run), "--device", "cpu", *map(str, words)])
+    return search.main([str(run), "--device", "cpu", *map(str, words)])
 
 
 def expected(run, queries, pictures):
@@ -73,7 +74,7 @@ def test_results_are_the_nearest(run, gallery, query, capsys):
 def test_marks_picture_and_json(run, gallery, query, tmp_path):
     out, sheet = tmp_path / "found.json", tmp_path / "ranks.png"
     assert command(run, "--gallery", gallery, "--query", query, "--top", 10, *LABELS,
-                   "--out", out, "--picture", sheet) == 0  # fmt: skip
+                   "--out", out, "--rank-list", sheet) == 0  # fmt: skip
     content = json.loads(out.read_text())
     assert content["model"] == Extractor(run, device="cpu").fingerprint
     picture = np.asarray(Image.open(sheet))
@@ -134,11 +135,11 @@ def test_an_interrupted_save_leaves_the_old_index(run, gallery, tmp_path, monkey
     index = tmp_path / "people.index"
     pictures = sorted(gallery.iterdir())
     assert command(run, "--gallery", *pictures[:5], "--save", index) == 0
-    monkeypatch.setattr(search.PictureIndex.save.__globals__["json"], "dumps", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(PictureIndex.save.__globals__["json"], "dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command(run, "--gallery", index, "--add", *pictures[5:])
     monkeypatch.undo()
-    assert len(search.PictureIndex.open(index, Extractor(run, device="cpu"))) == 5
+    assert len(PictureIndex.open(index, Extractor(run, device="cpu"))) == 5
     assert not list(index.glob(".*"))
 
 
@@ -146,7 +147,7 @@ def test_a_picture_that_is_gone_is_shown_as_missing(run, gallery, query, tmp_pat
     index, sheet = tmp_path / "people.index", tmp_path / "ranks.png"
     assert command(run, "--gallery", gallery, "--save", index) == 0
     shutil.rmtree(gallery)
-    assert command(run, "--gallery", index, "--query", query, "--top", 2, "--picture", sheet) == 0
+    assert command(run, "--gallery", index, "--query", query, "--top", 2, "--rank-list", sheet) == 0
     left, top = tile_origin(0, 1)
     tile = np.asarray(Image.open(sheet))[top : top + 128, left : left + 64]
     assert 0.8 < (tile == 255).mean() < 1
@@ -178,7 +179,7 @@ def test_mistakes(run, gallery, query, tmp_path, capsys, monkeypatch):
         (("--gallery", gallery, "--add", query), "--add needs a saved index"),
         (("--gallery", index, "--save", tmp_path / "y"), "is an index already"),
         (("--gallery", index, gallery, *asked), "add pictures to it with --add"),
-        (("--gallery", index, "--add", query, "--picture", tmp_path / "p.png"), "give --query"),
+        (("--gallery", index, "--add", query, "--rank-list", tmp_path / "p.png"), "give --query"),
         (("--gallery", gallery, *asked, "--id-pattern", "("), "is not a regular expression"),
         (("--gallery", gallery, *asked, "--id-pattern", "a"), "needs a group"),
         (("--gallery", gallery, *asked, "--camera-pattern", "(c.)"), "finds 'c1', which is no number"),

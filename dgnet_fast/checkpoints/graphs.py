@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dgnet_fast.config.choices import INPUTS
 from dgnet_fast.config.extras import need
 from dgnet_fast.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from dgnet_fast.models.appearance_encoder import joined_features, upsample_small
@@ -31,12 +32,6 @@ from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.ops import registry
 from dgnet_fast.report.files import atomically
 
-INPUTS = {
-    "uint8": "uint8, 0 to 255 RGB; normalisation inside; generated pictures come out as uint8",
-    "unit": "float32, 0 to 1 RGB; normalisation inside; generated pictures come out as float32, 0 to 1",
-    "normalised": "float32, (x / 255 - mean) / std with ImageNet's mean and std: normalisation outside; "
-    "generated pictures come out in the same normalisation, not clamped",
-}
 OPSET = 18
 CHECK_BATCHES = (1, 3)
 TOLERANCE = 1e-3

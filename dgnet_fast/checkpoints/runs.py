@@ -160,9 +160,11 @@ def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
 _MARK = "# checksum of the lines above (remove this line after a change by hand): "
 
 
-def write_options(folder: Path, config: Config) -> None:
-    """Write ``folder/config.yaml``: all options, and a last line by which `saved_options` sees whether it is whole."""
-    text = config.to_yaml()
+def write_options(folder: Path, config: Config, remark: str = "") -> None:
+    """Write ``folder/config.yaml``: a remark, all options, and a last line by which `saved_options` sees whether it is
+    whole.
+    """
+    text = (f"# {remark}\n" if remark else "") + config.to_yaml()
     write_text(folder / "config.yaml", f"{text}{_MARK}{zlib.crc32(text.encode()):08x}\n")
 
 

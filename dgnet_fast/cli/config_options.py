@@ -6,12 +6,14 @@ import argparse
 import typing
 from typing import Any
 
-from dgnet_fast.config import DRAWN, Config, coerce, from_dict, read_yaml, set_in_tree, walk
-from dgnet_fast.config.presets import PRESETS, preset
+from dgnet_fast.cli.parser import Parser
+from dgnet_fast.config import Config, coerce, read_yaml, walk
+from dgnet_fast.config.presets import PRESETS, combined
 
 SECTIONS = {
     "gen.activ": "generator: E_s, G and the MLPs",
     "dis.LAMBDA": "discriminator",
+    "reid.views": "teacher and baseline as in re-identification toolboxes",
     "data": "data",
     "ID_class": "appearance encoder and teacher",
     "gan_w": "objective",
@@ -40,16 +42,24 @@ def _description(spec: Any, default: Any) -> str:
     return "; ".join(parts).replace("%", "%%")
 
 
+METAVARS = {
+    "data": "NAME", "data_root": "DIR", "data_cache": "DIR", "camera_pattern": "RE", "pretrained": "FILE", "device": "DEVICE",
+}  # fmt: skip
+"""What stands for the value in --help, where the type of the option does not say it."""
+NAMES = {"data_root": ("--root", "--data-root")}
+"""Names on the command line that are not those of the YAML files; the first one is shown."""
+USUAL = ("data", "data_root", "pretrained", "batch_size", "seed", "device")
+"""Options of the configuration tree that --help shows; --help-all shows all of them."""
+
+
 def add_config_options(
-    parser: argparse.ArgumentParser,
-    aliases: dict[str, str] | None = None,
+    parser: Parser,
     *,
     tree: Any = None,
     sections: dict[str, str] = SECTIONS,
     presets: str = f"{', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
 ) -> None:
-    """Add --config, --preset and one option for each entry of the configuration tree. Options are written with - (or
-    with _, as in YAML files).
+    """Add --config, --preset and one option for each entry of the configuration tree. --help shows `USUAL` alone.
 
     ``tree``: the options with their defaults, `Config` without it; ``sections`` and ``presets`` belong to it.
     """
@@ -61,24 +71,31 @@ def add_config_options(
         metavar="NAME",
         help=f"named set of options: {presets}",
     )
-    group = parser
+    usual = parser.add_argument_group("the most used options of the configuration")
+    group: Any = parser
+    rare = []
     for name, spec, owner in walk(tree or Config()):
         if name in sections:
             group = parser.add_argument_group(sections[name])
         default = getattr(owner, spec.name)
-        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-        spellings |= dict.fromkeys(alias for alias, target in (aliases or {}).items() if target == name)
         extra: dict[str, Any] = {}
         if isinstance(default, bool):
             extra = {"nargs": "?", "const": "true"}
         elif isinstance(default, list):
             extra = {"nargs": "+"}
-        metavar = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
+        kind = {bool: "BOOL", int: "N", float: "X", str: "TEXT", list: "N"}[type(default)]
         if default == []:
-            metavar = "TEXT"
-        group.add_argument(
-            *spellings, dest=f"option:{name}", metavar=metavar, help=_description(spec, default), **extra
+            kind = "TEXT"
+        action = (usual if name in USUAL else group).add_argument(
+            *NAMES.get(name, (f"--{name.replace('_', '-')}",)),
+            dest=f"option:{name}",
+            metavar=METAVARS.get(name, kind),
+            help=_description(spec, default),
+            **extra,
         )
+        if name not in USUAL:
+            rare.append(action)
+    parser.hide(rare)
 
 
 def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) -> tuple[Config, str]:
@@ -91,25 +108,7 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
     """
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
-    data = overrides.get("data", values.get("data", Config.data))
-    name = args.preset or ("" if args.config or base is not None else "small" if data in DRAWN else "paper")
-    tree = preset(name) if name else {}
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            tree[key].update(value)
-        else:
-            tree[key] = value
-    for key, value in overrides.items():
-        set_in_tree(tree, key, value)
-    if name and "generator_steps" not in values.keys() | overrides.keys():
-        _scale_first_phase(tree, preset(name))
-    return from_dict(tree), name or "config"
-
-
-def _scale_first_phase(tree: dict[str, Any], shipped: dict[str, Any]) -> None:
-    """A preset's first phase keeps its share of the run when the run is made longer or shorter."""
-    if shipped.get("generator_steps") and isinstance(tree["max_iter"], int):
-        tree["generator_steps"] = round(shipped["generator_steps"] * tree["max_iter"] / shipped["max_iter"])
+    return combined(values, overrides, args.preset, by_default=not args.config and base is None)
 
 
 def given_options(args: argparse.Namespace, tree: Any = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,38 @@ from dgnet_fast.report.files import check_writable
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
+def program(command: str) -> str:
+    """How the user called a command, such as ``dgnet-fast train`` or ``python -m dgnet_fast.train``."""
+    called = Path(sys.argv[0])
+    if called.name == "dgnet-fast":
+        return f"dgnet-fast {command.replace('_', '-')}"
+    if called.name == "__main__.py" and called.parent.name == "dgnet_fast":
+        return f"python -m dgnet_fast {command.replace('_', '-')}"
+    return f"python -m dgnet_fast.{command}"
+
+
+class _HelpAll(argparse.Action):
+    """--help-all: prints the help with the options that --help leaves out."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        for action, text in parser.rare:
+            action.help = text
+        parser.usage = "%(prog)s [OPTION ...]"
+        parser.print_help()
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and with --quiet and --verbose."""
+    """argparse with errors of one line, with --quiet and --verbose, and without abbreviations.
+
+    Options are written with hyphens; underscores are accepted. `hide` moves options from --help to --help-all.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(
             *args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
         )
-
+        self.rare: list[tuple[argparse.Action, str | None]] = []
         self.add_argument(
             "-q",
             "--quiet",
@@ -46,9 +70,20 @@ class Parser(argparse.ArgumentParser):
             help="show more details of what happens",
         )
 
+    def hide(self, actions: Iterable[argparse.Action]) -> None:
+        """Leave options out of --help; --help-all, which this adds, shows them."""
+        if not self.rare:
+            self.add_argument(
+                "--help-all", action=_HelpAll, nargs=0, help="show all options, not only the most used ones"
+            )
+        for action in actions:
+            self.rare.append((action, action.help))
+            action.help = argparse.SUPPRESS
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's. It then shows the log of the package as --quiet and --verbose ask."""
-        found = super().parse_known_args(args, namespace)
+        words = [self._hyphens(word) for word in (sys.argv[1:] if args is None else args)]
+        found = super().parse_known_args(words, namespace)
         given = vars(found[0])
         if given.get("quiet") and given.get("verbose"):
             self.error("--quiet and --verbose exclude each other")
@@ -60,18 +95,26 @@ class Parser(argparse.ArgumentParser):
         )
         return found
 
+    def _hyphens(self, word: Any) -> Any:
+        """``--recon_x_w=3`` as ``--recon-x-w=3``, if there is an option of that name."""
+        if not (isinstance(word, str) and word.startswith("--") and "_" in word):
+            return word
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        return f"{name}{equals}{value}" if name in self._option_string_actions else word
+
     def error(self, message: str) -> typing.NoReturn:
         unknown = "unrecognized arguments: "
         if message.startswith(unknown):
             word = message[len(unknown) :].split(" ")[0].split("=")[0]
-            message = f"unknown option {word!r}{self._closest(word)} (--help lists all)"
+            message = f"unknown option {word!r}{self._closest(word)} ({'--help-all' if self.rare else '--help'} lists all)"
         self.exit(2, f"{self.prog}: {one_line(message)[:LONGEST_LINE]}\n")
 
     def _closest(self, word: str) -> str:
         import difflib
 
         spellings = [s for action in self._actions for s in action.option_strings]
-        close = difflib.get_close_matches(word, spellings, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(word.replace("_", "-"), spellings, n=1, cutoff=0.5)
         return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -7,22 +7,23 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgnet_fast.cli.parser import Parser, at_least
 from dgnet_fast.config import DATASETS, Config, ConfigError
-from dgnet_fast.data.datasets import unreadable
-from dgnet_fast.data.files import picture_files, unlabelled
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.scoring import Ranking
+
+if TYPE_CHECKING:
+    from dgnet_fast.retrieval.extractor import Extractor
+    from dgnet_fast.retrieval.scoring import Ranking
 
 logger = logging.getLogger(__name__)
 
 
-def add_checkpoint(made: Parser) -> None:
-    """Add the checkpoint as the first argument, and the options that a public checkpoint needs."""
+def add_checkpoint(made: Parser, *, nargs: str | None = None) -> None:
+    """Add the checkpoint as an argument (``nargs``: optional, or several), and the options that a public one needs."""
     made.add_argument(
         "checkpoint",
+        nargs=nargs,
         type=Path,
         metavar="RUN",
         help="run folder, step_*.pt, *.safetensors, or a public id_*.pt or its folder",
@@ -47,7 +48,9 @@ def add_checkpoint_details(made: Parser) -> None:
 
 def add_device(made: Parser, *, batch: int | None = 64) -> None:
     """Add --device and --batch, the number of pictures in one pass (None: without --batch)."""
-    made.add_argument("--device", default="auto", help="device: auto, cpu, cuda or cuda:N (default auto)")
+    made.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="device: auto, cpu, cuda or cuda:N (default auto)"
+    )
     if batch is not None:
         made.add_argument(
             "--batch",
@@ -81,10 +84,13 @@ def add_skip_unreadable(made: Parser) -> None:
     )
 
 
-def add_data_set(made: Parser) -> None:
-    """Add the options that `data_set_config` reads: another data set than the one of the checkpoint."""
+def add_data_set(made: Parser, *, required: bool = False) -> None:
+    """Add the options that `data_set_config` reads: another data set than the one of the checkpoint. With ``required``
+    there is no checkpoint, and --data has to be given.
+    """
+    default = "" if required else " (default: the one of the checkpoint)"
     made.add_argument(
-        "--data", metavar="NAME", help=f"data set: {', '.join(DATASETS)} (default: the one of the checkpoint)"
+        "--data", required=required, metavar="NAME", help=f"data set: {', '.join(DATASETS)}{default}"
     )
     made.add_argument("--root", metavar="DIR", help="folder of the data set (for csv the file)")
     made.add_argument(
@@ -167,6 +173,8 @@ def add_ranking_options(made: Parser) -> None:
 
 def ranking_of(args: argparse.Namespace) -> Ranking:
     """The ranking that the options of `add_ranking_options` describe."""
+    from dgnet_fast.retrieval.scoring import Ranking
+
     for name in ("k1", "k2", "aqe_neighbours", "repeats"):
         at_least(name, getattr(args, name), 1)
     for name in ("aqe_alpha", "seed"):
@@ -201,18 +209,16 @@ def weight_of(text: str) -> float | None:
 
 
 def add_extractor_options(made: Parser) -> None:
-    """Add the options that `extractor_of` reads."""
-    made.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="RUN",
-        help="run folder, step_*.pt, *.safetensors, or a public id_*.pt or its folder",
-    )  # fmt: skip
-    add_checkpoint_details(made)
+    """Add the checkpoint as the first argument, and the options that `extractor_of` reads."""
+    add_checkpoint(made)
     add_device(made)
     add_skip_unreadable(made)
 
 
 def extractor_of(args: Any, **options: Any) -> Extractor:
     """The extractor that the options of `add_extractor_options` describe."""
+    from dgnet_fast.retrieval.extractor import Extractor
+
     if args.batch < 1:
         raise ConfigError(f"--batch is {args.batch}; allowed: at least 1")
     return Extractor(
@@ -229,6 +235,9 @@ def readable_files(places: list[str], *, skip: bool) -> list[Path]:
     """The picture files that ``places`` name. With ``skip``, files that cannot be read are left out and counted in the
     log.
     """
+    from dgnet_fast.data.datasets import unreadable
+    from dgnet_fast.data.files import picture_files, unlabelled
+
     paths = picture_files(places)
     bad = unreadable(unlabelled(paths)) if skip else {}
     if bad:

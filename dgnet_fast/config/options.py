@@ -3,7 +3,7 @@ YAML and written to YAML.
 
 The options of the model, the objective and the schedule keep the names of the public code's YAML files, so that those
 files load unchanged and old notes stay readable. Options that the public code does not have are documented beside them
-in the same place. ``Config`` is the whole tree; ``Config.gen`` and ``Config.dis`` are its two branches.
+in the same place. ``Config`` is the whole tree; ``Config.gen``, ``Config.dis`` and ``Config.reid`` are its branches.
 
 An unknown key, a value of the wrong type or a value outside the allowed range raises ``ConfigError``, a ``ValueError``
 that names the key, the value and what is allowed.
@@ -20,7 +20,9 @@ from typing import Any
 
 import yaml
 
+from dgnet_fast.config.choices import TRACKERS
 from dgnet_fast.config.fields import ConfigError, check_value, coerce, option
+from dgnet_fast.config.reid import ReidConfig
 from dgnet_fast.config.shown import shown
 from dgnet_fast.config.yaml_files import read_mapping
 
@@ -87,6 +89,7 @@ class Config:
 
     gen: GeneratorConfig = field(default_factory=GeneratorConfig)
     dis: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    reid: ReidConfig = field(default_factory=ReidConfig)
 
     # --- data
     data: str = option(
@@ -286,6 +289,10 @@ class Config:
         unit="steps",
     )
     snapshot_save_iter: int = option(10000, "interval between two checkpoints", low=1, unit="steps")
+    track: str = option(
+        "",
+        "also send the log to experiment trackers: wandb, mlflow, or both separated by a comma (extras of the same names)",
+    )
     keep_checkpoints: int = option(3, "number of newest checkpoints that are kept", low=1)
     display_size: int = option(16, "number of pictures in a row of a sample grid", low=1, high=256)
 
@@ -311,6 +318,12 @@ class Config:
         """Check every option and the combinations of options; returns self. Raises ConfigError."""
         for name, spec, owner in walk(self):
             check_value(name, getattr(owner, spec.name), spec)
+        if unknown := [one for one in self.track.split(",") if one not in ("", *TRACKERS)]:
+            raise ConfigError(f"track is {unknown[0]!r}; allowed: {', '.join(TRACKERS)}, separated by commas")
+        if self.reid.triplet_w and self.reid.views < 2:
+            raise ConfigError(
+                f"reid.triplet_w is {self.reid.triplet_w} with reid.views {self.reid.views}; the triplet loss needs at least 2 views"
+            )
         if self.gray_jitter and self.single == "edge":
             raise ConfigError(f"gray_jitter is {self.gray_jitter}; with single edge allowed: 0")
         if self.compile and (self.single == "edge" or self.checkpoint_activations or self.dis.norm == "bn"):

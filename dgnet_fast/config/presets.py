@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from dgnet_fast.config.fields import ConfigError
+from dgnet_fast.config.options import DRAWN, Config, from_dict, set_in_tree
 
 PAPER: dict[str, Any] = {
     "ID_stride": 1,
@@ -79,3 +80,34 @@ def preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"preset is {name!r}; allowed: {', '.join(PRESETS)}")
     return {k: dict(v) if isinstance(v, dict) else v for k, v in PRESETS[name].items()}
+
+
+def combined(
+    values: dict[str, Any], overrides: dict[str, Any], name: str | None, *, by_default: bool = True
+) -> tuple[Config, str]:
+    """The options of a preset, replaced by ``values`` (a nested dictionary, as a YAML file holds it), replaced by
+    ``overrides`` (dotted names); and the name of the preset.
+
+    Without a ``name`` the preset is small for synthetic data and paper for other data, or none at all unless
+    ``by_default``; the name is then 'config'. Where ``max_iter`` is given and ``generator_steps`` is not, the preset's first
+    phase becomes longer or shorter with it.
+    """
+    data = overrides.get("data", values.get("data", Config.data))
+    name = name or (("small" if data in DRAWN else "paper") if by_default else "")
+    tree = preset(name) if name else {}
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            tree[key].update(value)
+        else:
+            tree[key] = value
+    for key, value in overrides.items():
+        set_in_tree(tree, key, value)
+    if name and "generator_steps" not in values.keys() | overrides.keys():
+        _scale_first_phase(tree, preset(name))
+    return from_dict(tree), name or "config"
+
+
+def _scale_first_phase(tree: dict[str, Any], shipped: dict[str, Any]) -> None:
+    """A preset's first phase keeps its share of the run when the run is made longer or shorter."""
+    if shipped.get("generator_steps") and isinstance(tree["max_iter"], int):
+        tree["generator_steps"] = round(shipped["generator_steps"] * tree["max_iter"] / shipped["max_iter"])

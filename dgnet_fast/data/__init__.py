@@ -6,12 +6,14 @@ from dgnet_fast.data.cache import MappedPictures, cache_folder, cached_pictures,
 from dgnet_fast.data.datasets import load_dataset
 from dgnet_fast.data.decode import decode_split
 from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
+from dgnet_fast.data.identities import IdentityBatches
 from dgnet_fast.data.sampling import Batch, TrainBatches
 from dgnet_fast.data.stream import place
 
 __all__ = [
     "Batch",
     "ChosenPictures",
+    "IdentityBatches",
     "MappedPictures",
     "ReidDataset",
     "Split",

@@ -1,20 +1,11 @@
-"""Check a data set and report its contents: `python -m dgnet_fast.data.validate --data NAME --root DIR`."""
+"""Checks of a data set: its contents as a table, remarks, and a comparison with the published counts."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
-import sys
-import warnings
-from collections.abc import Callable
-
 import numpy as np
 
-from dgnet_fast.config import DATASETS, DRAWN
-from dgnet_fast.config.shown import one_line
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
-from dgnet_fast.data.datasets import load_dataset, unreadable, without_unreadable
+from dgnet_fast.data.datasets import unreadable
 from dgnet_fast.data.files import FileSplit
 from dgnet_fast.data.layouts import PUBLISHED
 from dgnet_fast.data.rules import check_scorable, check_trainable
@@ -98,51 +89,7 @@ def against_published(dataset: ReidDataset) -> str | None:
     return f"note: counts differ from the published ones (in brackets): {', '.join(differing)}"
 
 
-def main(argv: list[str] | None = None, write: Callable[[str], None] = print) -> int:
-    """The command; returns its exit status: 0 if the dataset can be used, 1 if not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dgnet_fast.data.validate", description=(__doc__ or "").split(":")[0]
-    )
-    parser.add_argument("--data", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--root", metavar="DIR", help="folder of the data set (for csv the file)")
-    parser.add_argument(
-        "--camera-pattern",
-        metavar="RE",
-        help="regular expression that finds the camera in a file name (data set 'folder')",
-    )
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out pictures that cannot be read, and report how many there are",
-    )
-    options = parser.parse_args(argv)
-    try:
-        return _report(options, write)
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of the output went away
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 1
+if __name__ == "__main__":  # where this command was before it had a place among the others
+    import runpy
 
-
-def _report(options: argparse.Namespace, write: Callable[[str], None]) -> int:
-    dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
-    if options.skip_unreadable and options.data not in DRAWN:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            dataset = without_unreadable(dataset)
-        for warning in caught:
-            write(f"note: {warning.message}")
-    remarks = validate(dataset)
-    write(table(dataset))
-    for remark in remarks:
-        write(f"note: {remark}")
-    if compared := against_published(dataset):
-        write(compared)
-    sys.stdout.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("dgnet_fast.validate", run_name="__main__")

@@ -6,18 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dgnet_fast.config.choices import FIGURES
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.generation.codes import Swapper, interpolate, reconstructions
 from dgnet_fast.generation.pairs import all_pairs, spread
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.grid import image_grid, picture_rows
-
-FIGURES = {
-    "swap": "every person in the structure of every other person",
-    "interpolation": "from one appearance to another, with the same structure",
-    "structure-interpolation": "from one structure to another, with the same appearance",
-    "reconstruction": "pictures reconstructed from their own codes, from another picture of the same person, and through the cycle",
-}
 
 
 def draw_figure(

@@ -136,9 +136,9 @@ def picture_table(model: DGNet, gallery: SyntheticSplit) -> dict[str, Any]:
             f"{count} swaps; the truth of a swap is drawn: the clothes of one in the pose, build, place and camera of the other",
             "the last row compares the unchanged structure picture with the swap's truth: on the clothes a swap must beat it, "
             "off the clothes it is already right",
-            f"swaps on the clothes: {word}, with {share:.2f} times its colour error",
             "colour error: mean CIEDE2000, less is better; clothes: top and trousers, shorts or skirt; rest: all other pixels",
         ],
+        "verdict": f"Swaps on the clothes: {word}, with {share:.2f} times its colour error.",
     }
 
 

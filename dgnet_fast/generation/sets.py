@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dgnet_fast.config.choices import FILE_TYPES
 from dgnet_fast.config.shown import one_line, shown
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.generation.codes import Swapper
@@ -68,7 +69,6 @@ COLUMNS = (
     "seed",
     "checkpoint",
 )
-SUFFIXES = {"png": ".png", "jpg": ".jpg"}
 JPEG_QUALITY = 95
 
 
@@ -291,10 +291,10 @@ def write_set(
     With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything
     else.
     """
-    if file_type not in SUFFIXES:
-        raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(SUFFIXES)}")
+    if file_type not in FILE_TYPES:
+        raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(FILE_TYPES)}")
     config = swapper.model.config
-    common = {"seed": seed, "checkpoint": checkpoint, "suffix": SUFFIXES[file_type]}
+    common = {"seed": seed, "checkpoint": checkpoint, "suffix": FILE_TYPES[file_type]}
     size = config.picture_size
     with locked(folder):
         described = describe(appearances, structures, pairs, size=size, batch=batch, **common)

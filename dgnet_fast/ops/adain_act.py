@@ -158,6 +158,14 @@ def adain_act(
     Raises:
         ValueError: shapes, dtypes, devices or padding other than these; DGNET_FAST_IMPL forces a body that
             cannot serve.
+
+    Example:
+        >>> import torch
+        >>> from dgnet_fast.ops import adain_act, adain_act_reference
+        >>> x, scale, shift = torch.randn(2, 3, 8, 4), torch.rand(2, 3), torch.rand(2, 3)
+        >>> y = adain_act(x, scale, shift, negative_slope=0.2)
+        >>> torch.allclose(y, adain_act_reference(x, scale, shift, negative_slope=0.2), atol=1e-5)
+        True
     """
     check_device("adain_act", x)
     check_padding_is_int(padding)

@@ -2,7 +2,7 @@
 
 An op is served by the first body of its device's row that is chosen automatically for the dtype and can run
 here. `DGNET_FAST_IMPL` set to reference, cpp, triton, cuda or aten forces that body for every op, and whatever
-it cannot serve raises; nothing falls back. `python -m dgnet_fast.doctor` prints the table as it stands on a
+it cannot serve raises; nothing falls back. `dgnet-fast doctor` prints the table as it stands on a
 machine.
 
 float64 is the reference's by rule, on every device: runs that compare numbers with another implementation use

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dgnet_fast.report.files import atomically
-from dgnet_fast.report.log import read_metrics
+from dgnet_fast.report.log import MACHINE_FILE, read_metrics
 
 if TYPE_CHECKING:  # a second to import: only where a curve is drawn
     from matplotlib.axes import Axes
@@ -30,19 +30,21 @@ TITLES = {
     "adversarial": "Total and adversarial losses",
     "reconstruction": "Reconstruction losses",
     "identity": "Identity and teacher losses",
-    EVALUATION: "Evaluation",
+    EVALUATION: "Scores on the test people",
+    "machine": "Time and memory",
     "weights": "Loss weights and learning rates",
     "other": "Other measurements",
 }
-_COLUMNS = 3
+_COLUMNS = 2
 _SMOOTHED_FROM = 100  # points; fewer are shown as they are
 _LINE, _FAINT, _ALARM = "#1f5fa8", "#a9c4e4", "#c0392b"
 
 
 def save_curves(metrics: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> list[Path]:
-    """Draw every scalar of a `metrics.jsonl` over the steps, grouped into at most six PNGs.
+    """Draw every scalar of a `metrics.jsonl` over the steps, grouped into a few PNGs.
 
-    Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to `evaluation.png`.
+    Scalars of the phase "train" are grouped by name (see `GROUPS`); those of any other phase go to `evaluation.png`, and
+    what `machine.jsonl` beside it holds to `machine.png`.
     If there are 100 points or more, the moving average over a 25th of the run is drawn over the raw values. An axis is
     logarithmic if its values are positive and span more than a factor of 200. Loss weights and learning rates have no
     noise, so neither is done for them. NaN and infinity are shown as red marks.
@@ -60,6 +62,9 @@ def save_curves(metrics: str | os.PathLike[str], out_dir: str | os.PathLike[str]
     groups = _grouped(read_metrics(metrics))
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    machine = Path(metrics).with_name(MACHINE_FILE)
+    if machine.exists():
+        groups |= _grouped(read_metrics(machine))
     paths = []
     for name in TITLES:
         if name in groups:
@@ -76,12 +81,17 @@ def _grouped(records: list[dict]) -> dict[str, dict[str, tuple[np.ndarray, np.nd
         for name, value in record.items():
             if name not in ("step", "phase"):
                 points.setdefault((phase, name), {})[step] = value
-    several = len({phase for phase, _ in points if phase != "train"}) > 1
+    several = len({phase for phase, _ in points if phase not in ("train", "machine")}) > 1
     groups: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for (phase, name), series in points.items():
         if phase == "train":
             short = name.rpartition("/")[2]
             group, label = next(g for g, pattern in GROUPS.items() if re.match(pattern, short)), name
+        elif phase == "machine":
+            group, label = (
+                phase,
+                {"seconds_per_step": "seconds a step", "memory_gb": "peak memory (GB)"}.get(name, name),
+            )
         else:
             group, label = EVALUATION, f"{phase}: {name}" if several else name
         steps = np.array(sorted(series))
@@ -95,7 +105,7 @@ def _draw(title: str, series: dict[str, tuple[np.ndarray, np.ndarray]], path: Pa
 
     columns = min(_COLUMNS, len(series))
     rows = math.ceil(len(series) / columns)
-    figure = Figure(figsize=(4.0 * columns + 0.4, 2.5 * rows + 0.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 0.2, 1.75 * rows + 0.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)  # Agg by hand: pyplot's global backend and figure list stay the user's
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
     last = max(int(steps[-1]) for steps, _ in series.values())

@@ -48,10 +48,13 @@ def collect_environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run_folder: str | os.PathLike[str]) -> Path:
-    """Write `environment.json` into a run folder, which is created if it is missing. Returns the path of the file."""
+def write_environment(run_folder: str | os.PathLike[str], **facts: Any) -> Path:
+    """Write `environment.json` into a run folder, which is created if it is missing. Returns the path of the file.
+
+    ``facts`` are what only the run knows, such as the device and the precision in force; they come first.
+    """
     path = Path(run_folder) / "environment.json"
-    write_json(path, collect_environment())
+    write_json(path, facts | collect_environment())
     return path
 
 

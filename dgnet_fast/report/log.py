@@ -22,10 +22,13 @@ from tqdm import tqdm
 
 from dgnet_fast.report.files import atomically, naming
 from dgnet_fast.report.progress import on_terminal
+from dgnet_fast.report.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+MACHINE_FILE = "machine.jsonl"
+"""Seconds and memory, in a file of their own: `metrics.jsonl` is the same for every run of the same options."""
 TENSORBOARD_FOLDER = "tensorboard"
 MAIN_TERMS = ("total", "dis_total", "adv", "recon_x", "recon_x_cyc", "id", "teacher")
 _OWN_KEYS = ("step", "phase")
@@ -47,6 +50,7 @@ class RunLog:
             installed, one line says so, and everything else is written.
         stream: where progress lines are written, as plain lines without control characters. None means a progress
             bar on a terminal, and otherwise the log of the package (logger `dgnet_fast`).
+        trackers: further places that get the scalars of `metrics.jsonl`; see `dgnet_fast.report.trackers`.
         every: number of steps between two progress lines; calls of `progress` at other steps print nothing. The first
             step and the last step of the run always print, and so does a step half a minute after the last line.
         main_terms: the scalars that a progress line shows, in this order. If none of them is given to `progress`, it
@@ -63,6 +67,7 @@ class RunLog:
         total_steps: int,
         *,
         tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
         stream: TextIO | None = None,
         every: int = 1,
         main_terms: Sequence[str] = MAIN_TERMS,
@@ -82,6 +87,7 @@ class RunLog:
         self._clock = clock
         self._want_tensorboard = tensorboard
         self._tensorboard: Any = None
+        self._trackers = tuple(trackers)
         self._purge_step: int | None = None
         self._intervals: deque[float] = deque(maxlen=_RECENT)
         self._last = (0, clock())  # step and time of the last call of progress
@@ -111,6 +117,22 @@ class RunLog:
         if self._want_tensorboard and (writer := self._writer()):
             for name, value in values.items():
                 writer.add_scalar(f"{phase}/{name}", value, int(step))
+        for tracker in self._trackers:
+            tracker.write(int(step), {f"{phase}/{name}": value for name, value in values.items()})
+
+    def write_machine(self, step: int, memory: int) -> None:
+        """Append the seconds per step (median of the recent ones) and the peak memory (in bytes) to `machine.jsonl`."""
+        seconds = self.seconds_per_step
+        if not math.isfinite(seconds):
+            return
+        record = {
+            "step": int(step),
+            "phase": "machine",
+            "seconds_per_step": round(seconds, 6),
+            "memory_gb": memory / 1e9,
+        }
+        with (self.folder / MACHINE_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def due(self, step: int) -> bool:
         """Whether `progress` would print at this step. Ask this before you read scalars from a GPU."""
@@ -188,7 +210,9 @@ class RunLog:
         if self._tensorboard is not None:
             raise RuntimeError("truncate_after must come before the first write")
         self._file.close()
-        _keep_lines(self.path, lambda record: record["step"] <= step)
+        for path in (self.path, self.folder / MACHINE_FILE):
+            if path.exists():
+                _keep_lines(path, lambda record: record["step"] <= step)
         self._file = self.path.open("a", encoding="utf-8")
         self._purge_step = step + 1
         self._intervals.clear()
@@ -202,6 +226,9 @@ class RunLog:
             self._bar = None
         with naming(self.path):
             self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = ()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

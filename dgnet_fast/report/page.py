@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.report.curves import TITLES, save_curves
+from dgnet_fast.report.curves import EVALUATION, TITLES, save_curves
 from dgnet_fast.report.files import write_text
-from dgnet_fast.report.log import METRICS_FILE, read_metrics
+from dgnet_fast.report.log import MACHINE_FILE, METRICS_FILE, format_duration, read_metrics
 from dgnet_fast.report.style import STYLE
 from dgnet_fast.report.tables import read_tables, table_cells
 
@@ -47,9 +47,9 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
     """Write `report.html` into a run folder, from those parts of the run that are there.
 
     Reads `config.yaml`, `environment.json`, `results.json` (tables, see `dgnet_fast.report.tables`), `metrics.jsonl`,
-    `samples/step_XXXXXXXX.png` and `visual/` (of `dgnet_fast.visualize`). If there is a `metrics.jsonl`,
-    `curves/*.png` are drawn again. If a part is missing (because a run stopped early) or cannot be read, the page says
-    so. Pictures are inside the page; it loads nothing.
+    `machine.jsonl`, `samples/step_XXXXXXXX.png` and `visual/`. If there is a `metrics.jsonl`, `curves/*.png` are drawn
+    again. If a part is missing (because a run stopped early) or cannot be read, the page says
+    so, and which command makes it. Pictures are inside the page; it loads nothing and has no script.
 
     Args:
         run_folder: an existing folder.
@@ -70,6 +70,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
     parts: dict[str, Callable[[], str | None]] = {
         "Results": lambda: _results(folder),
         "Samples": lambda: _samples(folder, max_samples),
+        "Ranking": lambda: _ranking(folder),
         "Features": lambda: _features(folder),
         "Curves": lambda: _curves(folder),
         "Environment": lambda: _environment(folder),
@@ -79,7 +80,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
     for name, build in parts.items():
         anchor = name.lower()
         try:
-            body = build() or f'<p class="missing">This run has left no {anchor} so far.</p>'
+            body = build() or _missing(name, folder)
         except (
             ValueError,
             OSError,
@@ -103,7 +104,25 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
     return path
 
 
+COMMANDS = {
+    "Results": "dgnet-fast train --resume --out {run}",
+    "Samples": "dgnet-fast generate grid {run} --source DATASET:gallery --out grid.png",
+    "Ranking": "dgnet-fast visualize {run}",
+    "Features": "dgnet-fast visualize {run}",
+    "Curves": "dgnet-fast train --resume --out {run}",
+}
+"""The command that fills a section which is empty."""
+
+
+def _missing(section: str, folder: Path) -> str:
+    text = f"This run has left no {section.lower()} so far."
+    if section in COMMANDS:
+        text += f" To make them: <code>{escape(COMMANDS[section].format(run=folder))}</code>"
+    return f'<p class="missing">{text}</p>'
+
+
 def _summary(folder: Path) -> str:
+    """The line under the title: steps, time, memory, precision, device and date, as far as they are known."""
     try:
         steps = [record["step"] for record in read_metrics(folder / METRICS_FILE)]
     except (ValueError, OSError, RecursionError):
@@ -113,13 +132,29 @@ def _summary(folder: Path) -> str:
         environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError, RecursionError):
         pass  # the section on the environment says so
-    facts = [f"last logged step {max(steps)}" if steps else "no step logged"]
+    facts = [f"last logged step {max(steps)}" if steps else "no step logged", *_machine(folder)]
+    facts.append(str(environment.get("precision", "")))
+    facts += [", ".join(map(str, environment.get("gpus") or [])) or str(environment.get("cpu", ""))]
     if "date" in environment:
         facts.append(f"started {environment['date']}")
-    gpus = environment.get("gpus")
-    named = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
-    facts.append(named or str(environment.get("cpu", "")))
     return " · ".join(fact for fact in facts if fact)
+
+
+def _machine(folder: Path) -> list[str]:
+    """Seconds a step, time of all steps, and peak memory, from `machine.jsonl`."""
+    try:
+        records = read_metrics(folder / MACHINE_FILE)
+    except (ValueError, OSError):
+        return []
+    if not records:
+        return []
+    before, seconds = 0, 0.0
+    for record in records:
+        seconds += (record["step"] - before) * record["seconds_per_step"]
+        before = record["step"]
+    each = records[-1]["seconds_per_step"]
+    peak = max(record["memory_gb"] for record in records)
+    return [f"{each:.3g} s a step, {format_duration(seconds)} in all", f"peak memory {peak:.2f} GB"]
 
 
 def _results(folder: Path) -> str | None:
@@ -136,11 +171,13 @@ def _table(table: dict[str, Any]) -> str:
         row = "".join(f"<td{k}>{escape(v)}</td>" for v, k in zip(values, kinds[1:], strict=True))
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
     caption = f"<caption>{escape(cells.title)}</caption>" if cells.title else ""
+    said = f'\n<p class="verdict">{escape(cells.verdict)}</p>' if cells.verdict else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in cells.notes)
     return (
         f'<div class="scroll"><table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>'
         + "\n".join(rows)
         + "</tbody></table></div>"
+        + said
         + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
     )
 
@@ -161,25 +198,47 @@ def _samples(folder: Path, most: int) -> str | None:
         note = f"<p>{len(kept)} of {len(found)} pictures; the others are in <code>samples/</code>.</p>\n"
     else:
         kept, note = found, ""
+    if not kept:
+        return None
     words = folder / "samples" / LEGEND
     legend = f"<p>{escape(words.read_text(encoding='utf-8') if words.is_file() else SWAPS)}</p>\n"
-    figures = [_figure(path, f"Generated pictures at step {step}", f"Step {step}") for step, path in kept]
-    return legend + note + "\n".join(figures) if figures else None
+    *before, (step, newest) = kept
+    large = _figure(newest, f"Generated pictures at step {step}", f"Step {step}", "newest")
+    if not before:
+        return legend + large
+    strip = [
+        _enlarging(path, f"Generated pictures at step {step}", f"Step {step}")
+        for step, path in reversed(before)
+    ]
+    return (
+        f'{legend}<div class="samples">{large}\n<div class="before"><h3>Before</h3>\n{note}'
+        "<p>A click makes a picture large, and another makes it small.</p>\n"
+        '<div class="strip" tabindex="0" role="group" aria-label="Earlier samples">'
+        + "\n".join(strip)
+        + "</div></div></div>"
+    )
+
+
+def _ranking(folder: Path) -> str | None:
+    """Rank lists of some queries, and the scores for each camera."""
+    path = folder / "visual" / "rank_list.png"
+    caption = "Queries (left) and their nearest gallery pictures; green is right, red is wrong"
+    parts = [_enlarging(path, caption, caption)] if path.exists() else []
+    tables = [table for path in (folder / "visual").glob("cameras.json") for table in read_tables(path)]
+    parts += [f"<div>{_table(table)}</div>" for table in tables]
+    return f'<div class="pair">{" ".join(parts)}</div>' if parts else None
 
 
 def _features(folder: Path) -> str | None:
-    """The map of features, the heads' activation maps and the results for each camera, where they were made."""
-    parts = [
-        _table(table) for path in (folder / "visual").glob("cameras.json") for table in read_tables(path)
-    ]
+    """The map of features and the heads' activation maps, where they were made."""
     captions = {
         "embedding": "Features of gallery pictures; a colour a person, a marker a camera",
         "activation": "Where each head looks: class activation maps of the most likely training identity",
     }
-    for name, caption in captions.items():
-        if (path := folder / "visual" / f"{name}.png").exists():
-            parts.append(_figure(path, caption, caption))
-    return "\n".join(parts) or None
+    found = {folder / "visual" / f"{name}.png": caption for name, caption in captions.items()}
+    return (
+        "\n".join(_figure(path, caption, caption) for path, caption in found.items() if path.exists()) or None
+    )
 
 
 def _curves(folder: Path) -> str | None:
@@ -190,8 +249,19 @@ def _curves(folder: Path) -> str | None:
     figures = []
     for path in paths:
         title = TITLES.get(path.stem, path.stem)
-        figures.append(_figure(path, f"Curves over the steps: {title}", title))
-    return "\n".join(figures) or None
+        figures.append(_enlarging(path, f"Curves over the steps: {title}", title))
+    if not figures:
+        return None
+    scored = any(path.stem == EVALUATION for path in paths)
+    hint = (
+        ""
+        if scored
+        else (
+            '<p class="missing">No scores were logged over the steps. <code>dgnet-fast train --eval-iter 100</code> scores '
+            "the model every 100 steps.</p>\n"
+        )
+    )
+    return f'{hint}<div class="pair">' + "\n".join(figures) + "</div>"
 
 
 def _environment(folder: Path) -> str | None:
@@ -221,9 +291,21 @@ def _config(folder: Path) -> str | None:
     return f'<details><summary>config.yaml</summary>\n<pre tabindex="0"><code>{text}</code></pre></details>'
 
 
-def _figure(path: Path, alt: str, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+def _figure(path: Path, alt: str, caption: str, kind: str = "") -> str:
+    chosen = f' class="{kind}"' if kind else ""
     return (
-        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+        f'<figure{chosen}><img alt="{escape(alt)}" src="{_data_url(path)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def _enlarging(path: Path, alt: str, caption: str) -> str:
+    """A small figure that a click makes large, and another click small again; no script is needed."""
+    return (
+        f'<figure><label><input type="checkbox" aria-label="Enlarge: {escape(caption)}">'
+        f'<img alt="{escape(alt)}" src="{_data_url(path)}"></label><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -23,12 +23,35 @@ tbody th { font-weight: 500; }
 tbody tr:hover { background: var(--band); }
 .number { text-align: right; }
 .notes { margin: .3rem 0 1.4rem; color: var(--soft); font-size: .9rem; }
-figure { margin: 1rem 0; padding: 1rem; background: var(--band); border: 1px solid var(--rule); border-radius:
-8px; } figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; } figcaption {
-margin-top: .6rem; color: var(--soft); font-size: .9rem; } .facts { display: grid; grid-template-columns:
-max-content 1fr; gap: .25rem 1.4rem; margin: 0; } .facts dt { color: var(--soft); } .facts dd { margin: 0;
-overflow-wrap: anywhere; } summary { cursor: pointer; color: var(--accent); } pre { overflow-x: auto; padding:
-1rem; background: var(--band); border: 1px solid var(--rule); border-radius: 8px;
+figure { margin: 1rem 0; padding: 1rem; background: var(--band); border: 1px solid var(--rule); border-radius: 8px; }
+figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+figcaption { margin-top: .6rem; color: var(--soft); font-size: .9rem; }
+h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; }
+.verdict { margin: .3rem 0; color: var(--ink); font-weight: 500; }
+.samples { display: flex; flex-wrap: wrap; gap: 0 1.2rem; align-items: flex-start; }
+.newest { max-width: 100%; }
+.newest img { max-height: 46rem; width: auto; }
+.before { flex: 1 1 22rem; min-width: 0; }
+figure label { position: relative; display: block; cursor: zoom-in; }
+figure input { position: absolute; opacity: 0; width: 1px; height: 1px; }
+figure input:focus-visible + img { outline: 3px solid var(--accent); }
+.strip { display: flex; flex-wrap: wrap; gap: .6rem; overflow: auto; max-height: 42rem; align-items: flex-start; }
+.strip figure { flex: none; margin: .3rem 0; padding: .6rem; }
+.strip img { height: 12rem; width: auto; max-width: none; }
+.strip input:checked + img { height: auto; max-height: 56rem; cursor: zoom-out; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem; align-items: start; }
+.pair figure { margin: 0; overflow-x: auto; }
+.pair figure:has(input:checked) { grid-column: 1 / -1; }
+.pair input:checked + img { width: 100%; min-width: 60rem; max-width: none; cursor: zoom-out; }
+.facts { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: .25rem 1.4rem; margin: 0; }
+.facts dt { color: var(--soft); }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; color: var(--accent); }
+code { font-size: .9em; overflow-wrap: anywhere; }
+pre { overflow-x: auto; padding: 1rem; background: var(--band); border: 1px solid var(--rule); border-radius: 8px;
   font-size: .85rem; }
+@media (max-width: 60rem) { .facts { grid-template-columns: max-content 1fr; } }
+@media (max-width: 40rem) { header, main { padding: 1rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; }
+  th, td { padding: .4rem .6rem; } .strip { flex-wrap: nowrap; } .strip img { height: 10rem; } }
 .missing { padding: .7rem 1rem; border-left: 3px solid var(--rule); background: var(--band); }
 """

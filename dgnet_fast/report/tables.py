@@ -1,8 +1,9 @@
 """Result tables: read from `results.json` (and from every file of `--json`, which has the same form), and formatted as
 text.
 
-A table is `{"title": str, "columns": [str, …], "rows": [[name, value, …], …], "notes": [str, …]}`; `title`
-and `notes` may be left out. `columns` heads every entry of a row, its name included; a row may have one entry
+A table is `{"title": str, "columns": [str, …], "rows": [[name, value, …], …], "notes": [str, …], "verdict": str}`;
+`title`, `notes` and `verdict` (one sentence that says what the table shows) may be left out. `columns` heads
+every entry of a row, its name included; a row may have one entry
 more than `columns`, and its name then has no heading. Values are numbers, text, or null for "not measured".
 """
 
@@ -28,6 +29,7 @@ class Cells(NamedTuple):
     rows: list[list[str]]
     numeric: list[bool]
     notes: list[str]
+    verdict: str
 
 
 def read_tables(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -68,7 +70,11 @@ def format_table(table: Mapping[str, Any]) -> str:
         for line in lines
     ]
     text.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([cells.title] * bool(cells.title) + text + [f"  {note}" for note in cells.notes])
+    return "\n".join(
+        [cells.title] * bool(cells.title)
+        + text
+        + [f"  {note}" for note in [cells.verdict] * bool(cells.verdict) + cells.notes]
+    )
 
 
 def markdown_table(table: Mapping[str, Any]) -> str:
@@ -81,6 +87,7 @@ def markdown_table(table: Mapping[str, Any]) -> str:
     rows = [cells.columns, ["--:" if number else "---" for number in cells.numeric], *cells.rows]
     lines = [f"## {cells.title}", ""] * bool(cells.title)
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines += ["", cells.verdict] * bool(cells.verdict)
     return "\n".join([*lines, "", *(f"- {note}" for note in cells.notes)]) + "\n"
 
 
@@ -109,6 +116,7 @@ def table_cells(table: Mapping[str, Any]) -> Cells:
         [list(row) for row in zip(*text, strict=True)],
         [bool(values) and all(v is None or _is_number(v) for v in values) for values in by_column],
         [str(note) for note in table.get("notes") or []],
+        str(table.get("verdict") or ""),
     )
 
 

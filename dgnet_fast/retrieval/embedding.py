@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgnet_fast.config.choices import MAPS
 from dgnet_fast.config.extras import need
 from dgnet_fast.report.files import atomically
 
-METHODS = ("pca", "tsne")
 MARKERS = "os^Dvp*X"
 _PERPLEXITY = 30.0
 
@@ -64,8 +64,8 @@ def embedding_map(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
+    if method not in MAPS:
+        raise ValueError(f"method is {method!r}; allowed: {', '.join(MAPS)}")
     if method == "pca":
         points, share = pca(features)
         axes_names = [f"component {k + 1} ({100 * s:.1f} % of the variance)" for k, s in enumerate(share)]

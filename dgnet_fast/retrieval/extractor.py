@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dgnet_fast.checkpoints.fingerprint import digest
@@ -18,7 +16,8 @@ from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import Split, cache_folder, normalize
 from dgnet_fast.data.chunks import CHUNK, decoded_chunks
 from dgnet_fast.data.files import picture_files, unlabelled
-from dgnet_fast.data.reading import as_rgb, resized
+from dgnet_fast.data.inputs import images_of
+from dgnet_fast.data.reading import resized
 from dgnet_fast.metrics import symmetric_features
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import fold_batch_norms
@@ -51,6 +50,15 @@ class Extractor:
     Raises:
         ValueError: the checkpoint cannot be read, or a picture cannot be read, is empty or of another kind, or has a
             feature that is not finite.
+
+    Example:
+        >>> from dgnet_fast import Extractor
+        >>> extractor = Extractor("runs/a", device="cpu")
+        >>> features = extractor(["anna.png", "ben.png"])
+        >>> features.shape
+        torch.Size([2, 32])
+        >>> vectors = extractor.to_unit(features)
+        >>> similarity = float(vectors[0] @ vectors[1])  # 1 for the same picture
     """
 
     def __init__(
@@ -165,52 +173,5 @@ class Extractor:
 
     def _resized(self, pictures: Any) -> Iterator[Tensor]:
         """Each picture as uint8 (3, height, width)."""
-        for index, image in enumerate(_images(pictures)):
-            if not image.width * image.height:
-                raise ValueError(f"picture {index} is empty: {image.height}x{image.width} pixels")
+        for image in images_of(pictures):
             yield torch.from_numpy(resized(image, self.height, self.width).copy()).permute(2, 0, 1)
-
-
-def _images(pictures: Any) -> Iterator[Image.Image]:
-    """RGB pictures of any accepted input, lists of mixed kinds included."""
-    if isinstance(pictures, Image.Image):
-        yield as_rgb(pictures)
-    elif isinstance(pictures, (str, Path)):
-        split = unlabelled(picture_files([pictures]))
-        for index in range(len(split)):
-            yield Image.fromarray(split.load(index))
-    elif isinstance(pictures, np.ndarray):
-        if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or pictures.shape[-1] != 3:
-            raise ValueError(
-                f"an array of pictures is {pictures.dtype} of shape {pictures.shape}; "
-                "expected uint8 RGB of shape (H, W, 3) or (N, H, W, 3)"
-            )
-        for array in pictures if pictures.ndim == 4 else [pictures]:
-            yield Image.fromarray(np.ascontiguousarray(array)) if array.size else Image.new("RGB", (0, 0))
-    elif isinstance(pictures, Tensor):
-        yield from _images(_array_of(pictures))
-    elif isinstance(pictures, Iterable):
-        for picture in pictures:
-            yield from _images(picture)
-    else:
-        raise ValueError(
-            f"a picture is a {type(pictures).__name__}; expected a path, a PIL picture, a NumPy array or a tensor"
-        )
-
-
-def _array_of(tensor: Tensor) -> np.ndarray:
-    """A tensor of pictures as uint8 (..., H, W, 3)."""
-    tensor = tensor.detach().cpu()
-    if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3:
-        raise ValueError(
-            f"a tensor of pictures has shape {tuple(tensor.shape)}; expected (3, H, W) or (N, 3, H, W)"
-        )
-    if tensor.is_floating_point():
-        if tensor.numel() and not (0 <= float(tensor.min()) and float(tensor.max()) <= 1):
-            raise ValueError(
-                "a floating-point tensor of pictures has values outside 0..1; do not normalise it"
-            )
-        tensor = (tensor.float() * 255).round().to(torch.uint8)
-    elif tensor.dtype != torch.uint8:
-        raise ValueError(f"a tensor of pictures is {tensor.dtype}; expected uint8 or floating point in 0..1")
-    return tensor.movedim(-3, -1).numpy()

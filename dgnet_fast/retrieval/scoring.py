@@ -24,6 +24,7 @@ from dgnet_fast.metrics import (
     symmetric_features,
 )
 from dgnet_fast.metrics.ranking import match_and_junk
+from dgnet_fast.metrics.verification import Verification, evaluate_verification
 from dgnet_fast.report.progress import Progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow
 from dgnet_fast.retrieval.extractor import Extractor
@@ -146,6 +147,13 @@ def score_single_shot(
         repeats=ranking.single_shot,
         seed=ranking.seed,
     )
+
+
+def verify(query: LabelledFeatures, gallery: LabelledFeatures, ranking: Ranking) -> Verification:
+    """Every pair of a query and a gallery picture against a threshold, by the plain scores."""
+    asked, searched = (symmetric_features(x.features, ranking.weight) for x in (query, gallery))
+    rows = (part @ searched.T for part in asked.split(256))
+    return evaluate_verification(rows, query.ids, query.cameras, gallery.ids, gallery.cameras)
 
 
 def score_sets(

@@ -10,6 +10,7 @@ import torch
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.metrics import RetrievalScores, SingleShotScores, evaluate_retrieval
 from dgnet_fast.metrics.verdict import paired_difference
+from dgnet_fast.metrics.verification import Verification
 
 
 def retrieval_row(name: str, scores: RetrievalScores) -> list[Any]:
@@ -40,7 +41,7 @@ def verdict(
     difference = paired_difference(100 * scores.ap, 100 * rival.ap, dataset.query.ids)
     return (
         f"{ours} beside {theirs}: {difference.word} in mAP, by {difference.mean:+.1f} ± {difference.error:.1f} points (standard "
-        f"error over {difference.groups} people; it does not include what another seed would change)"
+        f"error over {difference.groups} people; it does not include what another seed would change)."
     )
 
 
@@ -52,6 +53,7 @@ def table(scores: dict[str, RetrievalScores]) -> dict:
         values = [*one.rank.values(), one.mAP, one.mINP, *one.rank_all.values(), one.mAP_trapezoid]
         rows.append([", ".join([f"{kind} query", *how]), *(round(100 * v, 2) for v in values)])
     first = next(iter(scores.values()))
+    found = round(first.rank[1] * first.num_valid)
     ranks = [f"Rank-{k}" for k in first.rank]
     return {
         "title": "Retrieval",
@@ -62,6 +64,7 @@ def table(scores: dict[str, RetrievalScores]) -> dict:
             "Rank, mAP (step-wise) and mINP are over valid queries, as fast-reid and torchreid report",
             "(all): divided by all queries, and mAP by the trapezoid rule, as the public DG-Net reports",
         ],
+        "verdict": f"{found} of {first.num_valid} queries have the right person first.",
     }
 
 
@@ -75,6 +78,22 @@ def single_shot_table(scores: SingleShotScores) -> dict:
             f"percent; {scores.num_valid} of {scores.num_queries} queries have a valid match",
             f"mean over {scores.repeats} galleries of one picture an identity (CUHK03's first protocol)",
         ],
+    }
+
+
+def verification_table(scores: Verification) -> dict:
+    """Verification scores as a result table, in percent."""
+    rates = [f"TAR at FAR {100 * rate:g} %" for rate in scores.tar]
+    values = [None if value != value else round(100 * value, 2) for value in scores.tar.values()]
+    return {
+        "title": "Verification: same person or not",
+        "columns": ["", *rates, "EER", "AUC"],
+        "rows": [["single query", *values, round(100 * scores.eer, 2), round(100 * scores.auc, 2)]],
+        "notes": [
+            f"percent; {scores.genuine} pairs of the same person and {scores.impostor} of different people, without junk",
+            "TAR: true accept rate; FAR: false accept rate; EER: equal error rate, less is better; AUC: area under the ROC curve",
+        ],
+        "verdict": f"A threshold that accepts as many wrong pairs as it rejects right ones errs in {100 * scores.eer:.1f} % of both.",
     }
 
 
@@ -113,9 +132,13 @@ def camera_table(
         name = "all" if camera is None else "unknown" if camera < 0 else f"camera {camera}"
         values = (round(100 * v, 1) for v in (one.rank[1], one.rank[5], one.mAP, one.mINP))
         rows.append([name, one.num_valid, *values])
-    return {
+    made = {
         "title": "Retrieval for each query camera",
         "columns": ["", "queries", "Rank-1", "Rank-5", "mAP", "mINP"],
         "rows": rows,
         "notes": ["percent, over queries with a valid match; mAP: step-wise"],
     }
+    if len(rows) > 2:
+        worst, best = (choose(rows[:-1], key=lambda row: row[4]) for choose in (min, max))
+        made["verdict"] = f"Hardest: {worst[0]} (mAP {worst[4]}); easiest: {best[0]} (mAP {best[4]})."
+    return made

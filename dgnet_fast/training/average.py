@@ -20,16 +20,16 @@ PARTS = ("structure_encoder.", "mlp.", "decoder.", "appearance_encoder.")
 
 
 class WeightAverage:
-    """Average of ``model``'s weights (`PARTS`), by name: after step n (from 0) it moves by 1 - d towards the weights,
-    d = min(decay, (1 + n) / (10 + n)), so that the first steps do not linger.
+    """Average of ``model``'s weights, those whose names begin with one of ``parts``, by name: after step n (from 0) it
+    moves by 1 - d towards the weights, d = min(decay, (1 + n) / (10 + n)), so that the first steps do not linger.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, parts: tuple[str, ...] = PARTS) -> None:
         self.decay = decay
         self._live = {
             name: tensor
             for name, tensor in model.state_dict().items()
-            if name.startswith(PARTS) and tensor.is_floating_point()
+            if name.startswith(parts) and tensor.is_floating_point()
         }
         self._average = {name: tensor.clone() for name, tensor in self._live.items()}
 
@@ -48,6 +48,10 @@ class WeightAverage:
             yield
         finally:
             self._copy(kept)
+
+    def settle(self) -> None:
+        """Give the model the averaged weights for good."""
+        self._copy(self._average)
 
     @torch.no_grad()
     def _copy(self, source: Mapping[str, Tensor]) -> None:

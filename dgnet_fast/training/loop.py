@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import signal
 import statistics
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from dgnet_fast.checkpoints.runs import keep_best, save_run
 from dgnet_fast.config import Config
@@ -21,7 +24,7 @@ from dgnet_fast.training.alarm import DivergenceAlarm
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.schedule import weights_at
+from dgnet_fast.training.schedule import learning_rates, weights_at
 from dgnet_fast.training.step import TrainingStep
 
 EVALUATION = "eval"
@@ -94,15 +97,22 @@ class StopSignal:
         self._restore()
 
 
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the tensors on a CUDA device, otherwise the largest resident set so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def scalars_of(result: StepResult, config: Config, step: int) -> dict[str, float]:
     """The values that a step writes to the log: the mean of every term over the two streams, as papers give it, and the
-    present values of the ramped weights.
+    present values of the ramped weights and of the learning rates.
 
     The totals are the values that are minimised, and in these the streams are added: ``total`` is twice the weighted
     sum of the means.
     """
     scalars = {name: statistics.fmean(v) if isinstance(v, list) else v for name, v in result.terms.items()}
-    return scalars | weights_at(config, step)._asdict()
+    return scalars | weights_at(config, step)._asdict() | learning_rates(config, step)
 
 
 def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: Path) -> None:
@@ -189,6 +199,7 @@ def train(
                 report_skips(log, skips, done, config.max_bad_steps, checkpoints)
             elif log_due:
                 log.write(done, scalars)
+                log.write_machine(done, peak_memory(precision.device))
                 for text in alarm.observe(done, scalars):
                     log.note(f"step {done}: {text}")
             log.progress(done, scalars)

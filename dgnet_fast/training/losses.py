@@ -41,6 +41,39 @@ def cross_entropy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack(terms).mean(dim=(0, 2))
 
 
+def smoothed_cross_entropy(logits: Sequence[Tensor], labels: Tensor, smoothing: float) -> Tensor:
+    """`cross_entropy` with labels of 1 - smoothing, and smoothing spread over all identities."""
+    if not smoothing:
+        return cross_entropy(logits, labels)
+    terms = [
+        F.cross_entropy(wide(one), labels.flatten(), reduction="none", label_smoothing=smoothing).view_as(
+            labels
+        )
+        for one in logits
+    ]
+    return torch.stack(terms).mean(dim=(0, 2))
+
+
+def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """The batch-hard triplet loss of Hermans et al. 2017 (eq. 5): features (N, D), labels (N,) → ().
+
+    For each picture the farthest one of its identity and the nearest one of another, in Euclidean distance:
+    max(0, margin + d_positive - d_negative), or log(1 + exp(d_positive - d_negative)) if the margin is 0. Mean over the
+    pictures that have both.
+    """
+    x = wide(features)
+    squares = x.square().sum(dim=1)
+    distance = (squares[:, None] + squares - 2 * x @ x.T).clamp(min=1e-12).sqrt()
+    same = labels[:, None] == labels
+    other_view = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = distance.masked_fill(~other_view, -torch.inf).amax(dim=1)
+    negative = distance.masked_fill(same, torch.inf).amin(dim=1)
+    usable = torch.isfinite(positive) & torch.isfinite(negative)
+    gap = torch.where(usable, positive - negative, 0.0)
+    loss = F.softplus(gap) if margin == 0 else (gap + margin).clamp(min=0)
+    return (loss * usable).sum() / usable.sum().clamp(min=1)
+
+
 def soft_label_divergence(logits: Tensor, target: Tensor) -> Tensor:
     """KL(target ‖ softmax(logits)) per stream: logits (S·B, ids), target (S, B, ids) → (S,), sum over ids,
     mean over B.

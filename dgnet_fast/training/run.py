@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.device import convolutions_tried, resolve_device
 from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.data import (
+    IdentityBatches,
     MappedPictures,
     ReidDataset,
     Split,
@@ -39,7 +39,7 @@ from dgnet_fast.data import (
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.generation.codes import swap_cells
-from dgnet_fast.generation.scores import drawn_scores, picture_table
+from dgnet_fast.generation.scores import drawn_scores
 from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size
 from dgnet_fast.models.dgnet import DGNet
@@ -57,15 +57,14 @@ from dgnet_fast.report.log import RunLog, format_duration
 from dgnet_fast.report.page import write_report
 from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
-from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.scoring import chance_scores, score_retrieval
-from dgnet_fast.retrieval.tables import retrieval_table, verdict
+from dgnet_fast.report.trackers import check_trackers, trackers_of
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.checks import check_training
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
-from dgnet_fast.training.loop import StopSignal, train
+from dgnet_fast.training.loop import StopSignal, peak_memory, train
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
+from dgnet_fast.training.results import BASELINE, final_tables, named_teachers, scores_of
 from dgnet_fast.training.resume import check_content, content_of
 from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.training.teacher_loop import train_teacher
@@ -116,11 +115,15 @@ class Run:
         """Write config.yaml and environment.json, and say in the log what the run is."""
         config, folder, precision = self.config, self.folder, self.precision
         graphs = graphs_wanted(config, precision)
+        check_trackers(config.track)
         folder.mkdir(parents=True, exist_ok=True)
         clean_temporaries(folder)
-        write_options(folder, config)
-        write_environment(folder)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
+        in_force = (
+            f"{kind} on {self.device} was in force in this run (amp {config.amp}, device {config.device})"
+        )
+        write_options(folder, config, remark=in_force)
+        write_environment(folder, device=str(self.device), precision=kind)
         logger.info(
             f"{self.dataset.name}: {config.ID_class} identities, {len(self.dataset.train)} training pictures; {self.device}, {kind}; "
             f"run folder {folder}"
@@ -130,19 +133,28 @@ class Run:
             logger.info(f"steps are not recorded as CUDA graphs: {reason}")
 
     def batches(
-        self, batch_size: int, *, pictures: Tensor | MappedPictures, purpose: str, erasing_p: float = 0.0
+        self,
+        batch_size: int,
+        *,
+        pictures: Tensor | MappedPictures,
+        purpose: str,
+        erasing_p: float = 0.0,
+        views: int = 0,
     ) -> TrainBatches:
-        """The training batches for one purpose; see `dgnet_fast.data.TrainBatches`."""
-        return TrainBatches(
-            pictures,
-            self.dataset.train_labels,
-            batch_size=batch_size,
-            seed=derive_seed(self.config.seed, purpose),
-            erasing_p=erasing_p,
-            appearance_size=appearance_input_size(self.config),
-            pad=self.config.crop_pad,
-            device=self.device,
-        )
+        """The training batches for one purpose; see `dgnet_fast.data.TrainBatches`. With ``views`` each batch has as
+        many pictures of each of its identities.
+        """
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "seed": derive_seed(self.config.seed, purpose),
+            "erasing_p": erasing_p,
+            "appearance_size": appearance_input_size(self.config),
+            "pad": self.config.crop_pad,
+            "device": self.device,
+        }
+        if views:
+            return IdentityBatches(pictures, self.dataset.train_labels, views=views, **options)
+        return TrainBatches(pictures, self.dataset.train_labels, **options)
 
     def training_pictures(self) -> Tensor | MappedPictures:
         """The decoded training split, uint8 (N, 3, H, W), on the device or the host as the options say."""
@@ -166,7 +178,12 @@ class Run:
         """
         config, state_file = self.config.replace(teacher_steps=steps), self.folder / name / "state.pt"
         names = self.dataset.class_names
-        batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
+        batches = self.batches(
+            max(1, config.teacher_batch // 2),
+            pictures=pictures,
+            purpose="teacher data",
+            views=config.reid.views,
+        )
         with RunLog(self.folder / name, steps, every=_every(steps)) as log:
             network = train_teacher(
                 config,
@@ -231,12 +248,7 @@ class Run:
 
     def scores_of(self, networks: dict[str, AppearanceEncoder]) -> dict[str, RetrievalScores]:
         """Single-query scores of several encoders on the test people."""
-        found = {}
-        for name, network in networks.items():
-            one = score_retrieval(Extractor.of(network, self.config), self.dataset)["single"]
-            assert isinstance(one, RetrievalScores)
-            found[name] = one
-        return found
+        return scores_of(networks, self.config, self.dataset)
 
     def sampler(self, model: DGNet) -> Callable[[int], None]:
         """A function that writes a grid of swaps of test people (rows: structures, columns: appearances)."""
@@ -257,13 +269,6 @@ class Run:
                 image_grid(structures, appearances, cells).save(temporary)
 
         return sample
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the tensors on a CUDA device, otherwise the largest resident set so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _drawn(split: Split) -> SyntheticSplit:
@@ -342,7 +347,8 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             batches = run.batches(
                 config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p
             )
-            with RunLog(folder, config.max_iter, every=_every(config.max_iter)) as log:
+            trackers = trackers_of(config.track, folder, config.to_dict())
+            with RunLog(folder, config.max_iter, every=_every(config.max_iter), trackers=trackers) as log:
                 log.truncate_after(first)
                 begin = time.perf_counter()
                 train(
@@ -367,11 +373,11 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
                 raise stop.stopped(last)
         logger.info("scoring on people never trained on")
         with average.in_place() if average else contextlib.nullcontext():
-            tables = final_tables(run, model, networks)
+            tables = final_tables(config, run.dataset, model, networks, folder)
         write_json(folder / "results.json", {TABLES: tables})
     else:
         logger.info(
-            f"stopped at --max-steps {last} of {config.max_iter}; python -m dgnet_fast.evaluate {folder} scores it"
+            f"stopped at --max-steps {last} of {config.max_iter}; dgnet-fast evaluate {folder} scores it"
         )
     report = write_report(folder)
     return {"folder": folder, "step": last, "tables": tables, "report": report}
@@ -382,29 +388,3 @@ def start_from_teacher(model: DGNet, teachers: list[AppearanceEncoder]) -> None:
     if not teachers:
         raise ConfigError("pretrained is 'teacher' and there is no teacher; allowed: a file, or teacher auto")
     model.appearance_encoder.backbone.load_state_dict(teachers[0].backbone.state_dict())
-
-
-BASELINE = "baseline, trained as long"
-"""Name of the row of the baseline that has as many training steps as DG-Net, which a fair comparison needs."""
-
-
-def named_teachers(teachers: list[AppearanceEncoder]) -> dict[str, AppearanceEncoder]:
-    """The teachers, by the names of their rows."""
-    if len(teachers) == 1:
-        return {"teacher (baseline)": teachers[0]}
-    return {f"teacher {k + 1}": teacher for k, teacher in enumerate(teachers)}
-
-
-def final_tables(run: Run, model: DGNet, networks: dict[str, AppearanceEncoder]) -> list[dict[str, Any]]:
-    """The tables of results: the retrieval scores of chance, of ``networks`` (by name) and of DG-Net, with a verdict
-    in words; and, for synthetic data, the pictures compared with the truth.
-    """
-    scores = {"chance": chance_scores(run.dataset)} | run.scores_of(
-        networks | {"DG-Net": model.appearance_encoder}
-    )
-    tables = [retrieval_table(run.dataset, scores)]
-    if rival := next((name for name in scores if name.startswith(BASELINE)), None):
-        tables[0]["notes"].append(verdict(run.dataset, "DG-Net", scores["DG-Net"], rival, scores[rival]))
-    if run.config.data == "synthetic":
-        tables.append(picture_table(model, _drawn(run.dataset.gallery)))
-    return tables

@@ -69,6 +69,12 @@ def decay_at(config: Config, step: int, gamma: float) -> float:
     return min(1.0, (step + 1) / (config.warm_up + 1)) * _policy(config, step, gamma)
 
 
+def learning_rates(config: Config, step: int) -> dict[str, float]:
+    """The learning rates of step ``step`` by the names of their options (for E_a that of the backbone)."""
+    generators, encoder = decay_at(config, step, config.gamma), decay_at(config, step, config.gamma2)
+    return {"lr_g": config.lr_g * generators, "lr_d": config.lr_d * generators, "lr2": config.lr2 * encoder}
+
+
 def _policy(config: Config, step: int, gamma: float) -> float:
     size = config.step_size
     match config.lr_policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dgnet_fast.config import Config
 from dgnet_fast.config.shown import shown
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.models.appearance_encoder import (
+    STRIPS,
     AppearanceEncoder,
     build_teacher,
     upsample_small,
@@ -21,14 +23,23 @@ from dgnet_fast.models.appearance_encoder import (
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
+from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.generated import GeneratedBatches
 from dgnet_fast.training.loop import StopSignal
-from dgnet_fast.training.losses import cross_entropy, soft_label_divergence
+from dgnet_fast.training.losses import batch_hard_triplet, smoothed_cross_entropy, soft_label_divergence
 from dgnet_fast.training.optim import HEAD_FACTOR, Precision, sgd_for_encoder
 from dgnet_fast.training.seeds import derive_seed
 
 DECAY_AT = 2 / 3
 """Share of the steps after which the learning rate falls to a tenth."""
+
+
+def teacher_rate(config: Config, step: int) -> float:
+    """The factor of the teacher's learning rates at ``step``, from ``reid.warm_up`` and ``reid.policy``."""
+    rise = min(1.0, (step + 1) / (config.reid.warm_up + 1))
+    if config.reid.policy == "cosine":
+        return rise * 0.5 * (1 + math.cos(math.pi * step / config.teacher_steps))
+    return rise * (0.1 if step >= DECAY_AT * config.teacher_steps else 1.0)
 
 
 def train_teacher(
@@ -63,6 +74,8 @@ def train_teacher(
     optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
     base = [group["lr"] for group in optimiser.param_groups]
     scaler = precision.scalers["gen"]
+    recipe = config.reid
+    average = WeightAverage(teacher, recipe.ema_decay, parts=("",)) if recipe.ema_decay else None
     first = 0
     if state_file.is_file():
         content = load_file(state_file, "state of a teacher")
@@ -79,22 +92,24 @@ def train_teacher(
         check_optimiser(optimiser, content["optimiser"], state_file)
         teacher.load_state_dict(state)
         optimiser.load_state_dict(content["optimiser"])
+        if average is not None:
+            average.load_state_dict(content.get("average", state))
     log.truncate_after(first)
 
     def save(step: int) -> None:
-        save_atomically(
-            {
-                "step": step,
-                "about": about or {},
-                "teacher": teacher.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            },
-            state_file,
-        )
+        content = {
+            "step": step,
+            "about": about or {},
+            "teacher": teacher.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        }
+        if average is not None:
+            content["average"] = average.state_dict()
+        save_atomically(content, state_file)
 
     for step in range(first, config.teacher_steps):
         torch.manual_seed(derive_seed(config.seed, "teacher step", step))
-        factor = 0.1 if step >= DECAY_AT * config.teacher_steps else 1.0
+        factor = teacher_rate(config, step)
         for group, lr in zip(optimiser.param_groups, base, strict=True):
             group["lr"] = lr * factor
         batch = batches.batch(step)
@@ -105,8 +120,15 @@ def train_teacher(
                 more, target = generated.batch(step)
                 pictures = torch.cat([pictures, more])
             pictures = upsample_small(pictures, config.ID_upsample)
-            logits = teacher(pictures, BatchNormMode(1, "update"), dropout=True).logits
-            loss = cross_entropy([one[:count] for one in logits], batch.labels).mean()
+            found = teacher(pictures, BatchNormMode(1, "update"), dropout=True)
+            logits = found.logits
+            loss = smoothed_cross_entropy(
+                [one[:count] for one in logits], batch.labels, recipe.smoothing
+            ).mean()
+            if recipe.triplet_w:  # on the pooled map, before the head's BatchNorm
+                pooled = found.code[:count].unflatten(1, (-1, STRIPS)).mean(dim=2)
+                triplet = batch_hard_triplet(pooled, batch.labels.flatten(), recipe.margin)
+                loss = loss + recipe.triplet_w * triplet
             if generated is not None:
                 divergence = soft_label_divergence(logits[0][count:], target[None]).mean()
                 loss = loss + generated_weight * divergence
@@ -114,6 +136,8 @@ def train_teacher(
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
+        if average is not None:
+            average.update(step)
         done = step + 1
         if done % config.log_iter == 0 or done == config.teacher_steps or log.due(done):
             value = loss.item()
@@ -125,6 +149,8 @@ def train_teacher(
             scalars = {"id": value, "accuracy": accuracy}
             if generated is not None:
                 scalars = {"total": value, "generated_kl": divergence.item(), "accuracy": accuracy}
+            if recipe.triplet_w:
+                scalars["triplet"] = triplet.item()
             log.write(done, scalars, phase="teacher")
             log.progress(done, scalars)
         if stop.requested:
@@ -132,4 +158,6 @@ def train_teacher(
             raise stop.stopped(done)
         if done % config.snapshot_save_iter == 0 and done < config.teacher_steps:
             save(done)
+    if average is not None:
+        average.settle()
     return teacher

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
 from html import escape
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from dgnet_fast.config.extras import need
 from dgnet_fast.config.shown import one_line
+from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.data.reading import read_picture, resized
-from dgnet_fast.generation.codes import appearance_codes, decode_codes, structure_codes
+from dgnet_fast.generation.codes import appearance_codes, decode_codes, interpolate, structure_codes
+from dgnet_fast.generation.pairs import spread
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.grid import to_image
 from dgnet_fast.retrieval.extractor import Extractor
@@ -34,6 +37,8 @@ LARGEST_PICTURE = 25_000_000
 """Pixels of an upload, as its header says."""
 MOST_WAITING = 8
 """Requests that are decoded and computed one after the other; more are told to come again."""
+PATH, EXAMPLES = 5, 8
+"""Number of pictures between two appearances, and of pictures to click."""
 
 
 def data_url(picture: Tensor) -> str:
@@ -64,6 +69,22 @@ class Demo:
         appearance, structure = appearance_codes(self.model, pictures), structure_codes(self.model, pictures)
         return decode_codes(self.model, appearance, structure.flip(0))
 
+    def path(self, pictures: Tensor) -> Tensor:
+        """uint8 (2, 3, H, W) → uint8 (5, 3, H, W): from the appearance of the first to that of the second, in the
+        structure of the first.
+        """
+        return interpolate(self.model, pictures[0], pictures[1], pictures[0], PATH)
+
+    def examples(self) -> list[str]:
+        """Pictures to click, as data URLs: of different people of the gallery, or synthetic ones without a gallery."""
+        if self.gallery is None:
+            drawn = SyntheticPedestrians(0)
+            views = [drawn.draw(person, person, 1, *self.size) for person in range(1, EXAMPLES + 1)]
+            pictures = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+        else:
+            pictures = self.gallery.choose(spread(self.gallery, EXAMPLES, 0)).decode(*self.size)
+        return [data_url(picture) for picture in pictures]
+
     def nearest(self, picture: Tensor) -> list[tuple[int, float]]:
         """(index, cosine-like score) of the gallery's nearest pictures of different people, nearest first."""
         assert self.gallery is not None and self.vectors is not None
@@ -87,7 +108,7 @@ class Demo:
                 for k in ("a", "b")
             ]
             pictures = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
-            made = self.swaps(pictures)
+            made, path = self.swaps(pictures), self.path(pictures)
             near = [] if self.vectors is None else [self.nearest(picture) for picture in pictures]
         captions = ("appearance of A, structure of B", "appearance of B, structure of A")
         groups = []
@@ -102,7 +123,9 @@ class Demo:
             label = "" if self.gallery is None else self.gallery.label
             groups.append({"title": f"Nearest people to {name} in {label}", "people": people})
         shown = [{"picture": data_url(x), "caption": c} for x, c in zip(made, captions, strict=True)]
-        return {"pictures": shown, "nearest": groups, "seconds": time.perf_counter() - start}
+        shares = [f"{100 * k // (PATH - 1)} % B" for k in range(PATH)]
+        between = [{"picture": data_url(x), "caption": c} for x, c in zip(path, shares, strict=True)]
+        return {"pictures": shown, "path": between, "nearest": groups, "seconds": time.perf_counter() - start}
 
 
 def create_app(demo: Demo, title: str, hosts: frozenset[str] = LOCAL) -> flask.Flask:
@@ -133,9 +156,11 @@ def create_app(demo: Demo, title: str, hosts: frozenset[str] = LOCAL) -> flask.F
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
+    examples = demo.examples()
+
     @app.get("/")
     def page() -> str:
-        return PAGE.replace("__MODEL__", escape(title))
+        return PAGE.replace("__MODEL__", escape(title)).replace("__EXAMPLES__", json.dumps(examples))
 
     @app.post("/swap")
     def swap() -> Any:

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from dgnet_fast.data import SyntheticPedestrians, decode_split, load_dataset
-from dgnet_fast.data.validate import main, validate
+from dgnet_fast.data.validate import validate
+from dgnet_fast.validate import main
 
 PEDESTRIANS = SyntheticPedestrians(0)
 
@@ -234,7 +235,7 @@ def failure(capsys, *arguments):
     assert main(list(arguments)) == 1
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and not captured.out
+    assert len(lines) == 1 and lines[0].startswith("python -m dgnet_fast.validate: ") and not captured.out
     return lines[0]
 
 

@@ -6,7 +6,8 @@ import pytest
 from dgnet_fast.data import SyntheticPedestrians, decode_split, load_dataset
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.layouts import LAYOUTS, MSMT17_PUBLISHED, Published
-from dgnet_fast.data.validate import against_published, main
+from dgnet_fast.data.validate import against_published
+from dgnet_fast.validate import main
 from tests.tiny import tiny_config
 
 PEDESTRIANS = SyntheticPedestrians(0)

@@ -24,10 +24,11 @@ TABLES = [
             ["not run", None, None, None],
         ],
         "notes": ["one seed"],
+        "verdict": "DG-Net wins.",
     },
     {"columns": ["s/step"], "rows": [["fast", 0.0123]]},
 ]
-VOID = {"meta", "img", "link", "br", "hr"}
+VOID = {"meta", "img", "input", "link", "br", "hr"}
 
 
 class Page(HTMLParser):
@@ -71,7 +72,9 @@ def run_folder(tmp_path_factory):
         log.write(300, {"total": math.nan, "seconds": 1.0})
         for step in (100, 200, 300):
             log.write(step, {"mAP": step / 400}, phase="eval")
-    write_environment(folder)
+    machine = {"step": 300, "phase": "machine", "seconds_per_step": 0.5, "memory_gb": 2.0}
+    (folder / "machine.jsonl").write_text(json.dumps(machine) + "\n")
+    write_environment(folder, device="cpu", precision="bfloat16")
     (folder / "config.yaml").write_text("seed: 1\nname: <b>bold</b>\nsource: https://example.org/data\n")
     (folder / "results.json").write_text(json.dumps(TABLES))
     (folder / "samples").mkdir()
@@ -92,13 +95,25 @@ def test_a_complete_run(run_folder):
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     text = " ".join(" ".join(page.text).split())
-    table = ("Synthetic <test>", "94.77", "86.09", "0.50", "12936", "DG-Net & all", "one seed", "0.0123")
+    table = (
+        "Synthetic <test>",
+        "94.77",
+        "86.09",
+        "0.50",
+        "12936",
+        "DG-Net & all",
+        "one seed",
+        "DG-Net wins.",
+        "0.0123",
+    )
     facts = ("name: <b>bold</b>", "seed: 1", "last logged step 300", collect_environment()["torch"])
     for part in table + facts:
         assert part in text
-    assert [pixels(s)[0, 0, 0] for s in page.sources[:3]] == [3, 10, 20]  # samples in the order of steps
-    assert page.alts[0] == "Generated pictures at step 30" and all(page.alts)
-    stems = ["adversarial", "reconstruction", "identity", "evaluation", "weights", "other"]
+    assert [pixels(s)[0, 0, 0] for s in page.sources[:3]] == [20, 10, 3]  # the newest sample first
+    assert page.alts[0] == "Generated pictures at step 2000" and all(page.alts)
+    stems = ["adversarial", "reconstruction", "identity", "evaluation", "machine", "weights", "other"]
+    for part in ("0.5 s a step, 0:02:30 in all", "peak memory 2.00 GB", "bfloat16"):
+        assert part in text
     assert len(page.sources) == 3 + len(stems)
     for source, stem in zip(page.sources[3:], stems, strict=True):
         np.testing.assert_array_equal(
@@ -111,14 +126,16 @@ def test_a_complete_run(run_folder):
 
 def test_samples_are_thinned_with_first_and_last(run_folder):
     page = Page(write_report(run_folder, max_samples=2).read_text(encoding="utf-8"))
-    assert [pixels(s)[0, 0, 0] for s in page.sources[:2]] == [3, 20]
+    assert [pixels(s)[0, 0, 0] for s in page.sources[:2]] == [20, 3]
     assert "2 of 3 pictures" in "".join(page.text)
 
 
 def test_a_run_that_left_nothing_or_broken_files(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    for part in ("results", "samples", "curves", "environment", "configuration"):
-        assert f"This run has left no {part} so far." in page.text
+    missing = "".join(page.text)
+    for part in ("results", "samples", "ranking", "features", "curves", "environment", "configuration"):
+        assert f"This run has left no {part} so far." in missing
+    assert f"To make them: dgnet-fast visualize {tmp_path}" in missing
     (tmp_path / "results.json").write_text('{"title": ')
     (tmp_path / "environment.json").write_text("{")
     (tmp_path / "metrics.jsonl").write_text("?\n")
@@ -136,6 +153,7 @@ def test_format_table():
         "baseline        0.50   0.25      10\n"
         "DG-Net & all   94.77  86.09   12936\n"
         "not run            –      –       –\n"
+        "  DG-Net wins.\n"
         "  one seed"
     )
     assert format_table(TABLES[1]) == "      s/step\n------------\nfast  0.0123"

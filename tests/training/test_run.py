@@ -118,7 +118,7 @@ def test_the_results(whole, capsys):
     names = ["chance", "teacher (baseline)", f"baseline, trained as long ({STEPS + 4} steps)", "DG-Net"]
     assert [row[0] for row in retrieval["rows"]] == names
     assert re.search(
-        r"DG-Net beside baseline.*: (better|worse|within noise) in mAP, by [-+0-9.]+ ±", retrieval["notes"][1]
+        r"DG-Net beside baseline.*: (better|worse|within noise) in mAP, by [-+0-9.]+ ±", retrieval["verdict"]
     )
     assert retrieval["columns"] == ["", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP"]
     for _, rank1, rank5, rank10, *rest in retrieval["rows"]:
@@ -211,7 +211,7 @@ def test_a_signal_saves_and_the_run_can_go_on(whole, tmp_path, capsys, monkeypat
 
 
 def test_a_signal_while_the_teacher_trains(whole, tmp_path, capsys, monkeypatch):
-    folder, plain = tmp_path / "run", teacher_loop.cross_entropy
+    folder, plain = tmp_path / "run", teacher_loop.smoothed_cross_entropy
     calls = []
 
     def loss(*arguments):
@@ -221,7 +221,7 @@ def test_a_signal_while_the_teacher_trains(whole, tmp_path, capsys, monkeypatch)
         return plain(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_loop, "cross_entropy", loss)
+        patch.setattr(teacher_loop, "smoothed_cross_entropy", loss)
         assert train.main(words(folder)) == 128 + signal.SIGTERM
     assert "stopped after step 2, saved" in capsys.readouterr().out
     assert (folder / "teacher" / "state.pt").is_file() and not (folder / "teacher.pt").exists()
