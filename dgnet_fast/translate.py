@@ -20,8 +20,8 @@ from dgnet_fast.checkpoints.unit import export_public_unit, load_unit
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.shared_options import add_device
 from dgnet_fast.config import ConfigError
+from dgnet_fast.config.choices import FILE_TYPES
 from dgnet_fast.config.device import resolve_device
-from dgnet_fast.generation.sets import SUFFIXES
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.progress import progress
 from dgnet_fast.translation.sets import ALL, domain_names, domain_of, open_parts, write_translated
@@ -46,7 +46,7 @@ def parser() -> Parser:
         help="domain to translate to, or all for every other one (default: b of two domains)",
     )
     made.add_argument(
-        "--file-type", default="png", choices=tuple(SUFFIXES),
+        "--file-type", default="png", choices=tuple(FILE_TYPES),
         help="file type of the pictures; png keeps the exact values, jpg has quality 95 (default png)",
     )  # fmt: skip
     made.add_argument(

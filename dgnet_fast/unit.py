@@ -64,7 +64,7 @@ def parser() -> Parser:
         help="stop after this many steps in total; the schedule does not change",
     )  # fmt: skip
     presets = f"{', '.join(UNIT_PRESETS)} (default: small for the built-in data, otherwise pedestrians; none with --config)"
-    add_config_options(made, tree=UnitConfig(), sections=SECTIONS, presets=presets)
+    add_config_options(made, tree=UnitConfig(), sections=SECTIONS, names={}, presets=presets)
     return made
 
 
@@ -147,10 +147,12 @@ def body(argv: list[str] | None) -> int:
     try:
         result = run_unit(config, folder, resume=args.resume, max_steps=args.max_steps, start=args.start)
     except Stopped as stopped:
-        print(f"stopped after step {stopped.step}, saved; continue with: {PROGRAM} --resume --out {folder}")
+        print(
+            f"stopped after step {stopped.step}, saved; continue with: {program('unit')} --resume --out {folder}"
+        )
         return 0
     except Diverged as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{program('unit')}: {error}", file=sys.stderr)
         return 1
     print_tables(result["tables"])
     print(f"report: {result['report']}")

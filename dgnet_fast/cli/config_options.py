@@ -57,11 +57,13 @@ def add_config_options(
     *,
     tree: Any = None,
     sections: dict[str, str] = SECTIONS,
+    names: dict[str, tuple[str, ...]] = NAMES,
     presets: str = f"{', '.join(PRESETS)} (default: small for synthetic data, otherwise paper)",
 ) -> None:
     """Add --config, --preset and one option for each entry of the configuration tree. --help shows `USUAL` alone.
 
-    ``tree``: the options with their defaults, `Config` without it; ``sections`` and ``presets`` belong to it.
+    ``tree``: the options with their defaults, `Config` without it; ``sections``, ``names`` and ``presets``
+    belong to it.
     """
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options (ours, or one of the public code)"
@@ -87,7 +89,7 @@ def add_config_options(
         if default == []:
             kind = "TEXT"
         action = (usual if name in USUAL else group).add_argument(
-            *NAMES.get(name, (f"--{name.replace('_', '-')}",)),
+            *names.get(name, (f"--{name.replace('_', '-')}",)),
             dest=f"option:{name}",
             metavar=METAVARS.get(name, kind),
             help=_description(spec, default),

@@ -21,13 +21,13 @@ import numpy as np
 
 from dgnet_fast.checkpoints.fingerprint import digest
 from dgnet_fast.config import DATASETS, Config, ConfigError
+from dgnet_fast.config.choices import FILE_TYPES
 from dgnet_fast.data import ChosenPictures, ReidDataset, Split
 from dgnet_fast.data.combine import JoinedSplit
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.files import CSV_COLUMNS, FileSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
-from dgnet_fast.generation.sets import SUFFIXES
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.report.files import write_text
 from dgnet_fast.report.progress import Progress
@@ -175,11 +175,11 @@ def write_translated(
     ``targets``: the domains; with several, every picture goes to each of them but its own, and its file name says so.
     With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything else.
     """
-    if file_type not in SUFFIXES:
-        raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(SUFFIXES)}")
+    if file_type not in FILE_TYPES:
+        raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(FILE_TYPES)}")
     height, width = model.config.picture_size
     fingerprint = digest(dict(model.state_dict()))
-    listed = rows_of(model, parts, targets, fingerprint, SUFFIXES[file_type])
+    listed = rows_of(model, parts, targets, fingerprint, FILE_TYPES[file_type])
     names = hashlib.sha256("\0".join(row.file + row.origin for row, *_ in listed).encode()).hexdigest()
     target = TranslatedSet(
         folder,
@@ -191,7 +191,7 @@ def write_translated(
             "count": len(listed),
             "height": height,
             "width": width,
-            "file_type": SUFFIXES[file_type],
+            "file_type": FILE_TYPES[file_type],
             "pictures": names[:16],
         },
         Row._fields,
