@@ -1,7 +1,7 @@
 """Score what translated pictures are worth: the baseline trained on them and tested on the target, beside direct transfer.
 
-    python -m dgnet_fast.transfer --source synthetic-a --target synthetic-b --translated DIR --seeds 0 1 2 --out DIR
-    python -m dgnet_fast.transfer --source market1501 --source-root A --target dukemtmc-reid --target-root B \\
+    python -m dgnet_fast.transfer --from-data synthetic-a --to-data synthetic-b --translated DIR --seeds 0 1 2 --out DIR
+    python -m dgnet_fast.transfer --from-data market1501 --from-root A --to-data dukemtmc-reid --to-root B \\
         --translated DIR --out DIR --preset paper
 
 Every row has the same recipe, number of steps and seeds. --unit RUN adds the checks that need no training of a baseline
@@ -26,12 +26,12 @@ logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
 def parser() -> Parser:
     made = Parser(prog=program("transfer"), description=__doc__)
-    for side, what in (
-        ("source", "labelled data set that is translated"),
-        ("target", "data set that is scored"),
+    for side, name, what in (
+        ("from", "source", "labelled data set that is translated"),
+        ("to", "target", "data set that is scored"),
     ):
-        made.add_argument(f"--{side}", required=True, metavar="NAME", help=what)
-        made.add_argument(f"--{side}-root", metavar="DIR", help=f"folder of the {side}")
+        made.add_argument(f"--{side}-data", dest=name, required=True, metavar="NAME", help=what)
+        made.add_argument(f"--{side}-root", dest=f"{name}_root", metavar="DIR", help="its folder")
     made.add_argument(
         "--translated", required=True, type=Path, metavar="DIR",
         help="the source's training pictures as dgnet_fast.translate wrote them",
@@ -42,8 +42,8 @@ def parser() -> Parser:
     )
     made.add_argument(
         "--preset",
-        choices=tuple(PRESETS),
-        help="recipe of the baseline (default: small for drawn data, otherwise paper)",
+        metavar="NAME",
+        help=f"recipe of the baseline: {', '.join(PRESETS)} (default: small for drawn data, otherwise paper)",
     )
     made.add_argument(
         "--steps", type=int, metavar="N", help="steps of the baseline (default: the preset's teacher_steps)"

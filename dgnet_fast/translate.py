@@ -1,8 +1,8 @@
 """Translate a re-identification data set with a trained UNIT; names, identities and cameras are kept.
 
     python -m dgnet_fast.translate RUN market1501:train --root DIR --out DIR          from domain a to domain b
-    python -m dgnet_fast.translate RUN synthetic-b:train --from b --to a --out DIR
-    python -m dgnet_fast.translate RUN market1501 --root DIR --to all --out DIR       a model of cameras: to every other one
+    python -m dgnet_fast.translate RUN synthetic-b:train --from-domain b --to-domain a --out DIR
+    python -m dgnet_fast.translate RUN market1501 --root DIR --to-domain all --out DIR   a model of cameras: to every other one
     python -m dgnet_fast.translate gen_00100000.pt FOLDER --out DIR                   with a public checkpoint
     python -m dgnet_fast.translate RUN --export DIR                                   files that the public code loads
 
@@ -16,32 +16,32 @@ import sys
 import time
 from pathlib import Path
 
-from dgnet_fast.checkpoints.unit import export_public_unit, load_unit
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.shared_options import add_device
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.choices import FILE_TYPES
-from dgnet_fast.config.device import resolve_device
-from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.progress import progress
-from dgnet_fast.translation.sets import ALL, domain_names, domain_of, open_parts, write_translated
 
 
 def parser() -> Parser:
     made = Parser(prog=program("translate"), description=__doc__)
     made.add_argument(
-        "run", type=Path, metavar="RUN", help="run folder, step_*.pt, or a public gen_*.pt or its folder"
+        "checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="run folder, step_*.pt, or a public gen_*.pt or its folder",
     )
     made.add_argument(
         "source", nargs="?", metavar="SOURCE", help="folder, DATASET:SPLIT, or DATASET for all its splits"
     )
     made.add_argument("--out", type=Path, metavar="DIR", help="folder of the translated data set")
     made.add_argument(
-        "--from", dest="origin", metavar="DOMAIN",
+        "--from-domain", dest="origin", metavar="DOMAIN",
         help="domain of the source: a, b, …, its number or name (default: a; in a model of cameras each picture's own)",
     )  # fmt: skip
     made.add_argument(
-        "--to",
+        "--to-domain",
+        dest="to",
         metavar="DOMAIN",
         help="domain to translate to, or all for every other one (default: b of two domains)",
     )
@@ -66,10 +66,16 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.checkpoints.unit import export_public_unit, load_unit
+    from dgnet_fast.config.device import resolve_device
+    from dgnet_fast.models.typed import in_channels_last
+    from dgnet_fast.translation.sets import ALL, domain_names, domain_of, open_parts, write_translated
+
     at_least("batch", args.batch, 1)
     if args.export is None and (args.source is None or args.out is None):
         raise ConfigError("SOURCE and --out DIR say what is translated, and where to (or --export DIR)")
-    model, known = load_unit(args.run, config_file=args.config)
+    model, known = load_unit(args.checkpoint, config_file=args.config)
     if args.export is not None:
         if args.export.exists() and any(args.export.iterdir()):
             raise ConfigError(f"--export {args.export} exists already; choose another folder")
@@ -79,18 +85,20 @@ def body(argv: list[str] | None) -> int:
         return 0
     names = domain_names(model)
     if args.to is None and len(names) > 2:
-        raise ConfigError(f"the model has {len(names)} domains: give --to ({', '.join(names)}, or all)")
+        raise ConfigError(
+            f"the model has {len(names)} domains: give --to-domain ({', '.join(names)}, or all)"
+        )
     config = model.config.data_config()
     config.data_root, config.camera_pattern = args.root or "", args.camera_pattern or ""
     origin = args.origin
     if args.to == ALL:
         targets = list(range(len(names)))
     elif args.to is not None:
-        targets = [domain_of(model, args.to, "--to")]
+        targets = [domain_of(model, args.to, "--to-domain")]
         if origin is None and len(names) == 2 and not names[0].startswith("camera "):
             origin = "ab"[1 - targets[0]]
     else:
-        first = 0 if origin is None else domain_of(model, origin, "--from")
+        first = 0 if origin is None else domain_of(model, origin, "--from-domain")
         targets = [1 - first]
     parts = open_parts(model, args.source, config, origin)
     in_channels_last(model, resolve_device(args.device))

@@ -134,7 +134,10 @@ def test_an_option_without_its_value(capsys):
         (["--gan_w", "-1"], "gan_w is -1.0; allowed: at least 0"),
         (["--preset", "huge"], "preset is 'huge'; allowed: paper, small"),
         (["--config", "nowhere.yaml"], "no such configuration file: nowhere.yaml"),
-        (["--data", "market"], "data is 'market'; allowed: synthetic, market1501, folder"),
+        (
+            ["--data", "market"],
+            "data is 'market'; allowed: synthetic, synthetic-a, synthetic-b, market1501, folder",
+        ),
         (["--data", "market1501"], "give its folder with --root DIR"),
         (["--data", "market1501", "--root", "nowhere"], "nowhere"),
         (["--device", "gpu"], "device is 'gpu'; allowed: auto, cpu, cuda or cuda:N"),

@@ -18,7 +18,16 @@ from dgnet_fast.cli.parser import Parser
 from tests.test_house import VERBS
 
 MODULES = {name: importlib.import_module(f"dgnet_fast.{name.replace('-', '_')}") for name in COMMANDS}
-RUN_FIRST = set(COMMANDS) - {"train", "teacher", "reproduce", "validate", "doctor", "quality"}
+RUN_FIRST = set(COMMANDS) - {
+    "train",
+    "teacher",
+    "reproduce",
+    "validate",
+    "doctor",
+    "quality",
+    "unit",
+    "transfer",
+}
 """Commands whose first argument is the checkpoint; the others make one, need none, or score a set first."""
 
 

@@ -41,7 +41,7 @@ def images_of(pictures: Any) -> Iterator[Image.Image]:
                 "expected uint8 RGB of shape (H, W, 3) or (N, H, W, 3)"
             )
         for array in pictures if pictures.ndim == 4 else [pictures]:
-            yield Image.fromarray(np.ascontiguousarray(array))
+            yield Image.fromarray(np.ascontiguousarray(array)) if array.size else Image.new("RGB", (0, 0))
     elif isinstance(pictures, Tensor):
         yield from images_of(_array_of(pictures))
     elif isinstance(pictures, Iterable):
@@ -61,7 +61,7 @@ def _array_of(tensor: Tensor) -> np.ndarray:
             f"a tensor of pictures has shape {tuple(tensor.shape)}; expected (3, H, W) or (N, 3, H, W)"
         )
     if tensor.is_floating_point():
-        if not (tensor.numel() and 0 <= float(tensor.min()) and float(tensor.max()) <= 1):
+        if tensor.numel() and not (0 <= float(tensor.min()) and float(tensor.max()) <= 1):
             raise ValueError(
                 "a floating-point tensor of pictures has values outside 0..1; do not normalise it"
             )

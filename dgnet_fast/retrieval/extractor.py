@@ -173,5 +173,7 @@ class Extractor:
 
     def _resized(self, pictures: Any) -> Iterator[Tensor]:
         """Each picture as uint8 (3, height, width)."""
-        for image in images_of(pictures):
+        for index, image in enumerate(images_of(pictures)):
+            if not image.width * image.height:
+                raise ValueError(f"picture {index} is empty: {image.height}x{image.width} pixels")
             yield torch.from_numpy(resized(image, self.height, self.width).copy()).permute(2, 0, 1)

@@ -112,7 +112,9 @@ def open_parts(model: Unit, source: str, config: Config, origin: str | None) -> 
                 )
             origins = np.array([names.index(camera) for camera in cameras], dtype=np.int64)
         else:
-            origins = np.full(len(pictures), 0 if origin is None else domain_of(model, origin, "--from"))
+            origins = np.full(
+                len(pictures), 0 if origin is None else domain_of(model, origin, "--from-domain")
+            )
         found.append(Part(split, pictures, origins))
     return found
 

@@ -160,7 +160,7 @@ def test_c_a_part_that_cannot_be_scored_is_named_and_the_rest_stays(tmp_path, st
 @pytest.mark.parametrize("option", ["--json", "--rank-list"])
 def test_c_outputs_are_tried_before_the_work(stopped, tmp_path, capsys, monkeypatch, option):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("dgnet_fast.evaluate.load_encoder", None)
+    monkeypatch.setattr("dgnet_fast.checkpoints.loading.load_encoder", None)
     assert "file" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path / "file" / "x.png"])
     assert "is a folder; allowed" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path])
 
@@ -207,7 +207,7 @@ def test_6_two_in_one_folder_are_refused(again, tmp_path, capsys):
 def test_6_two_additions_to_an_index(stopped, tmp_path, capsys):
     pytest.importorskip("faiss")
     pictures = sorted((stopped / "data" / "gallery").rglob("*.png"))
-    common = ["-q", "--checkpoint", stopped / "run", "--device", "cpu"]
+    common = [stopped / "run", "-q", "--device", "cpu"]
     given = [*common, "--gallery", *pictures[:2], "--save", tmp_path / "index"]
     assert run_main(search.main, given) == 0
     with locked(tmp_path / "index"):

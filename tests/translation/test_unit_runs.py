@@ -101,7 +101,17 @@ def test_a_model_of_cameras_translates_to_every_other_one(tmp_path):
     model, _ = load_unit(folder)
     cameras = len(model.encoders)
     assert cameras == len(model.decoders) > 2
-    argv = [str(folder), "synthetic:train", "--to", "all", "--out", str(out), "--device", "cpu", "--quiet"]
+    argv = [
+        str(folder),
+        "synthetic:train",
+        "--to-domain",
+        "all",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     assert translate.main(argv) == 0
     made = read_translated(out)
     assert len(made) == 12 * (cameras - 1)
@@ -160,7 +170,7 @@ def test_the_transfer_table_has_direct_transfer_beside_it(finished, tmp_path, mo
         translate.main([str(finished), "synthetic-a:train", "--out", str(out), "--device", "cpu", "--quiet"])
         == 0
     )
-    argv = ["--source", "synthetic-a", "--target", "synthetic-b", "--translated", str(out), "--out", str(tmp_path / "t"),
+    argv = ["--from-data", "synthetic-a", "--to-data", "synthetic-b", "--translated", str(out), "--out", str(tmp_path / "t"),
             "--seeds", "0", "1", "--steps", "2", "--unit", str(finished), "--device", "cpu", "--quiet"]  # fmt: skip
     assert transfer.main(argv) == 0
     table, checks = json.loads((tmp_path / "t" / "results.json").read_text())["tables"]
@@ -204,7 +214,10 @@ def test_bad_input_is_one_line(argv, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["synthetic-a:train", "--to", "c"], "--to is 'c'; allowed: a (synthetic-a), b (synthetic-b)"),
+        (
+            ["synthetic-a:train", "--to-domain", "c"],
+            "--to-domain is 'c'; allowed: a (synthetic-a), b (synthetic-b)",
+        ),
         ([], "SOURCE and --out DIR say what is translated"),
         (["synthetic-a:train", "--batch", "0"], "--batch is 0; allowed: at least 1"),
     ],
