@@ -36,7 +36,7 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
-from dgnet_fast.training.generator_loop import TRAINED, appearance_codes
+from dgnet_fast.training.generator_loop import TRAINED, appearance_codes, deviation_of
 from dgnet_fast.training.optim import Optimisers, Precision, sgd_for_encoder
 from dgnet_fast.training.parts import Settings, encode_appearance, identity_part, split_streams
 from dgnet_fast.training.run import start_from_teacher
@@ -45,6 +45,12 @@ from dgnet_fast.training.seeds import derive_seed
 from dgnet_fast.training.step import TrainingStep
 
 PAIRS = 64
+FIRST_RECIPE = {
+    "generator_steps": 0, "generator_code_w": 0.0, "gray_jitter": 0.0, "ema_decay": 0.0, "lr_policy": "step",
+    "step_size": 380, "gamma": 0.3, "gamma2": 0.3, "lr_g": 0.001, "lr2": 0.005, "recon_id_w": 0.1,
+    "warm_iter": 420, "warm_teacher_iter": 420,
+}  # fmt: skip
+"""Options of the preset small as it was when these experiments were made; they led to those that it has now."""
 CPU = torch.device("cpu")
 
 
@@ -61,7 +67,9 @@ class Scene:
     @classmethod
     def of(cls, args: argparse.Namespace, **options: Any) -> Scene:
         data = load_dataset("synthetic", seed=0, train_identities=args.ids, height=64, width=32)
-        tree = preset("small") | {"ID_class": args.ids, "seed": args.seed, "generator_steps": 0}
+        tree = preset("small") | FIRST_RECIPE | {"ID_class": args.ids, "seed": args.seed}
+        if getattr(args, "dim", None):
+            tree["gen"]["dim"] = args.dim
         config = from_dict(tree).replace(data="synthetic", amp="off", **options)
         teachers = load_teachers(config.replace(teacher=str(args.teacher)), data.class_names)
         model = DGNet(config, teachers)
@@ -139,11 +147,12 @@ def generator(args: argparse.Namespace) -> dict[str, Any]:
     """E_s and G alone, E_a standing still, with the choices that `generator_loop` does not leave."""
     scene = Scene.of(args, gray_jitter=args.jitter, batch_size=args.batch // 2)
     model, config = scene.model, scene.config
-    if args.fitted:
-        with torch.no_grad():
-            model.mlp.fit_to(
-                torch.cat([appearance_codes(model, scene.batches.batch(k).x) for k in range(16)])
-            )
+    model.appearance_encoder.requires_grad_(False)
+    with torch.no_grad():
+        codes = torch.cat([appearance_codes(model, scene.batches.batch(k).x) for k in range(16)])
+        if args.fitted:
+            model.mlp.fit_to(codes)
+    deviation = deviation_of(codes)
     parameters = [p for name in TRAINED for p in getattr(model, name).parameters()]
     optimiser = torch.optim.Adam(
         parameters, betas=(args.beta1, config.beta2), weight_decay=config.weight_decay
@@ -160,8 +169,13 @@ def generator(args: argparse.Namespace) -> dict[str, Any]:
         structure = model.structure_encoder(structure_input(batch.x.flatten(0, 1), "gray", args.jitter))
         difference = split_streams(model.decode(structure, code)) - batch.x
         error = difference.square() if args.error == "squared" else difference.abs()
+        total = 2 * config.recon_x_w * error.mean()
+        if args.code:
+            wanted = split_streams(code).flip(0).flatten(0, 1)
+            again = appearance_codes(model, split_streams(model.decode(structure, wanted)))
+            total = total + 2 * args.code * ((again - wanted) / deviation).square().mean()
         optimiser.zero_grad(set_to_none=True)
-        (2 * config.recon_x_w * error.mean()).backward()
+        total.backward()
         optimiser.step()
         curve.append(difference.abs().mean().item())
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
@@ -257,6 +271,8 @@ def main(argv: list[str] | None = None) -> int:
     parsers["generator"].add_argument("--beta1", type=float, default=0.5)
     parsers["generator"].add_argument("--batch", type=int, default=16, help="pictures a step")
     parsers["generator"].add_argument("--jitter", type=float, default=0.0, help="gray_jitter")
+    parsers["generator"].add_argument("--code", type=float, default=0.0, help="generator_code_w")
+    parsers["generator"].add_argument("--dim", type=int, help="gen.dim (8 in the preset)")
     for flag in ("cosine", "fitted"):
         parsers["generator"].add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=True)
     parsers["encoder"].add_argument("--lr2", type=float, default=0.005)

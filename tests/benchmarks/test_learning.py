@@ -41,6 +41,8 @@ def test_generator_and_encoder(teacher, tmp_path, capsys):
     assert squared["recon_x"][0] == absolute["recon_x"][0]  # the same weights, pictures and codes
     assert squared["recon_x"][1] != absolute["recon_x"][1]
     assert squared["scores"][0]["copy"] == absolute["scores"][0]["copy"]
+    asked = run(tmp_path, "generator", *options, "--code", "1")
+    assert squared["recon_x"][0] == asked["recon_x"][0] and squared["recon_x"][1] != asked["recon_x"][1]
     plain = run(tmp_path, "generator", *options, "--no-fitted")
     assert plain["recon_x"][0] != squared["recon_x"][0]
     found = run(tmp_path, "encoder", *options, "--lr2", "0.001")
