@@ -161,7 +161,7 @@ class Config:
         choices=(0, 1, 2, 3, 4),
     )
     teacher_steps: int = option(24000, "length of the teacher's training (teacher auto)", low=1, unit="steps")
-    teacher_batch: int = option(32, "batch size in the training of the teacher", low=2)
+    teacher_batch: int = option(32, "batch size in the training of the teacher, for each process", low=2)
     teacher_lr: float = option(0.05, "learning rate of the teacher's head; its backbone has a tenth", low=0)
     teacher_stride: int = option(2, "stride of the last stage of a teacher trained here", choices=(1, 2))
     baseline: bool = option(
@@ -201,7 +201,7 @@ class Config:
     )
 
     # --- optimisation
-    batch_size: int = option(8, "batch size: pictures in each of the two streams", low=1)
+    batch_size: int = option(8, "batch size: pictures in each of the two streams, for each process", low=1)
     max_iter: int = option(100000, "length of the training", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
@@ -224,6 +224,19 @@ class Config:
         0.0, "decay of the averaged weights that samples and scores use; 0 means none", low=0, high=0.99999
     )
     accumulate: int = option(1, "number of batches whose gradients are added up before each update", low=1)
+    bn_parts: int = option(
+        1,
+        "number of equal parts of each batch that have BatchNorm statistics of their own, as if each were a process's batch",
+        low=1,
+    )
+    sync_bn: bool = option(
+        False, "several processes: BatchNorm statistics over the batches of all of them, and not of each"
+    )
+    send_gradients: str = option(
+        "as-is",
+        "several processes: dtype in which gradients are summed over them; bf16 sends half as much",
+        choices=("as-is", "bf16"),
+    )
     amp: str = option(
         "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
     )
@@ -285,6 +298,16 @@ class Config:
             raise ConfigError(
                 "compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn"
             )
+        if self.sync_bn and self.compile:
+            raise ConfigError("sync_bn is True; with compile allowed: False")
+        for name, default in (("sync_bn", False), ("bn_parts", 1)):
+            if self.dis.norm == "bn" and getattr(self, name) != default:
+                raise ConfigError(f"{name} is {getattr(self, name)}; with dis.norm bn allowed: {default}")
+        for name in ("batch_size", "teacher_batch"):
+            if getattr(self, name) % self.bn_parts:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; with bn_parts {self.bn_parts} it must be a multiple of {self.bn_parts}"
+                )
         if self.gen.id_dim != 32 * self.ID_width:
             raise ConfigError(
                 f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"

@@ -1,0 +1,66 @@
+"""Starts processes as a launcher does, on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int, **more: str) -> dict[str, str]:
+    """What torchrun would set for a process, one thread, and a patience of seconds."""
+    return os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DGNET_FAST_TIMEOUT": "60",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    } | more  # fmt: skip
+
+
+def start(words: list[str], size: int = 2, **more: str) -> list[subprocess.Popen]:
+    """``python WORDS`` in ``size`` processes that are one run."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            env=environment(rank, size, port, **more),
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]
+
+
+def finish(started: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """(status, standard output, standard error) of each process."""
+    try:
+        ended = [(one, one.communicate(timeout=timeout)) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [(one.returncode, *texts) for one, texts in ended]
+
+
+def together(words: list[str], size: int = 2, **more: str) -> list[tuple[int, str, str]]:
+    """`start` and `finish`; all processes must succeed."""
+    ended = finish(start(words, size, **more))
+    for status, _, error in ended:
+        assert status == 0, error[-2000:]
+    return ended
