@@ -229,7 +229,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.generate")
+    return run_command(lambda: body(argv), "python -m dgnet_fast.generate", together=True)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), "python -m dgnet_fast.quality")
+    return run_command(lambda: body(argv), "python -m dgnet_fast.quality", together=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_fast.cli.output import show_log
+from dgnet_fast.cli.together import in_processes
 from dgnet_fast.config import ConfigError
+from dgnet_fast.distributed.launch import rank_said
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -57,6 +59,10 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {word!r}{self._closest(word)} (--help lists all)"
         self.exit(2, f"{self.prog}: {message}\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if rank_said() == 0:  # all processes of a run have the same words
+            super()._print_message(message, file)
+
     def _closest(self, word: str) -> str:
         import difflib
 
@@ -65,8 +71,12 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def run_command(body: Callable[[], int | None], prog: str) -> int:
-    """Run the body of a command; a mistake of the user becomes one line on standard error and exit status 1."""
+def run_command(body: Callable[[], int | None], prog: str, *, together: bool = False) -> int:
+    """Run the body of a command; a mistake of the user becomes one line on standard error and exit status 1.
+
+    ``together``: the command can run in several processes (`in_processes`).
+    """
+    body = in_processes(body, together=together)
     try:
         return body() or 0
     except USER_ERRORS as error:

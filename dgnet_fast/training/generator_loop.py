@@ -21,6 +21,8 @@ from torch import Tensor
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, TrainBatches
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
@@ -28,9 +30,9 @@ from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.loop import Stopped, StopSignal
 from dgnet_fast.training.losses import wide
-from dgnet_fast.training.optim import Precision
+from dgnet_fast.training.optim import SENT, Precision
 from dgnet_fast.training.parts import split_streams
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.seeds import seed_step
 
 FORMAT = "dgnet_fast.generator.1"
 BATCHES_OF_CODES = 16
@@ -71,8 +73,7 @@ def train_generator(
     folder: Path,
     precision: Precision,
     stop: StopSignal,
-    *,
-    every: int = 1,
+    log: RunLog,
 ) -> None:
     """Train the networks `TRAINED` of ``model`` for ``generator_steps`` steps of ``batch_size`` pictures a stream, and
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
@@ -85,7 +86,7 @@ def train_generator(
     """
     config, finished, unfinished = model.config, folder / "generator.pt", folder / "generator" / "state.pt"
     networks = {name: getattr(model, name) for name in TRAINED}
-    if finished.is_file():
+    if processes.agreed(finished.is_file()):
         _load(networks, load_file(finished), finished)
         return
     betas = (config.beta1, config.beta2)
@@ -93,50 +94,55 @@ def train_generator(
     optimiser = torch.optim.Adam(parameters, config.generator_lr, betas, weight_decay=config.weight_decay)
     scaler = precision.scalers["gen"]
     first = 0
-    with RunLog(folder / "generator", config.generator_steps, every=every) as log:
-        if unfinished.is_file():
-            content = load_file(unfinished)
-            _load(networks, content, unfinished)
-            optimiser.load_state_dict(content["optimiser"])
-            first = content["step"]
-            log.truncate_after(first)
+    if processes.agreed(unfinished.is_file()):
+        content = load_file(unfinished)
+        _load(networks, content, unfinished)
+        optimiser.load_state_dict(content["optimiser"])
+        first = content["step"]
+        log.truncate_after(first)
 
-        def content_at(step: int) -> dict:
-            return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
+    def content_at(step: int) -> dict:
+        return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
 
-        if first == 0:
-            with torch.no_grad():
-                model.mlp.fit_to(
-                    torch.cat([appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
+    if first == 0:
+        with torch.no_grad():
+            codes = [appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)]
+            model.mlp.fit_to(processes.stacked(torch.cat(codes)).flatten(0, 1))
+    processes.broadcast_(model.state_dict().values())
+    sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
+
+    for step in range(first, config.generator_steps):
+        seed_step(config.seed, "generator step", step)
+        for group in optimiser.param_groups:
+            group["lr"] = rate_at(config, step)
+        with precision.autocast():
+            squared, absolute = reconstruction(model, batches.batch(step))
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(config.recon_x_w / processes.size() * squared.sum()).backward()
+        sums.wait("gen")
+        scaler.step(optimiser)
+        scaler.update()
+        seen = processes.mean_(torch.stack([squared.detach().mean(), absolute.mean()]))
+        done = step + 1
+        if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
+            scalars = dict(zip(("squared", "recon_x"), seen.tolist(), strict=True))
+            if not math.isfinite(scalars["squared"]):
+                raise FloatingPointError(
+                    f"the squared error is {scalars['squared']} at step {done} of E_s and G alone; "
+                    f"lower --generator_lr (now {config.generator_lr})"
                 )
-
-        for step in range(first, config.generator_steps):
-            torch.manual_seed(derive_seed(config.seed, "generator step", step))
-            for group in optimiser.param_groups:
-                group["lr"] = rate_at(config, step)
-            with precision.autocast():
-                squared, absolute = reconstruction(model, batches.batch(step))
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(config.recon_x_w * squared.sum()).backward()
-            scaler.step(optimiser)
-            scaler.update()
-            done = step + 1
-            if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
-                scalars = {"squared": squared.mean().item(), "recon_x": absolute.mean().item()}
-                if not math.isfinite(scalars["squared"]):
-                    raise FloatingPointError(
-                        f"the squared error is {scalars['squared']} at step {done} of E_s and G alone; "
-                        f"lower --generator_lr (now {config.generator_lr})"
-                    )
-                log.write(done, scalars, phase="generator")
-                log.progress(done, scalars)
-            if stop.requested or (done % config.snapshot_save_iter == 0 and done < config.generator_steps):
-                save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
-            if stop.requested:
-                raise Stopped(done)
+            log.write(done, scalars, phase="generator")
+            log.progress(done, scalars)
+        ending = stop.due()
+        due = done % config.snapshot_save_iter == 0 and done < config.generator_steps
+        if not log.silent and (ending or due):
+            save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
+        if ending:
+            raise Stopped(done)
     optimiser.zero_grad(set_to_none=True)
-    save_atomically(content_at(config.generator_steps), finished)
-    unfinished.unlink(missing_ok=True)
+    if not log.silent:
+        save_atomically(content_at(config.generator_steps), finished)
+        unfinished.unlink(missing_ok=True)
 
 
 def _load(networks: dict[str, torch.nn.Module], content: object, source: Path) -> None:

@@ -31,6 +31,7 @@ from dgnet_fast.data import (
 )
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
+from dgnet_fast.distributed import processes
 from dgnet_fast.generation.codes import swap_cells
 from dgnet_fast.generation.scores import drawn_scores, picture_table
 from dgnet_fast.metrics import RetrievalScores
@@ -52,6 +53,7 @@ from dgnet_fast.training.generated import load_generated
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, train
+from dgnet_fast.training.one_run import check_one_run
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
 from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.training.teacher_loop import train_teacher
@@ -92,13 +94,20 @@ class Run:
         config = with_classes(config, dataset)
         precision = Precision(resolve_amp(config, device), device)
         graphs = graphs_wanted(config, precision)
+        check_one_run(config, dataset)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", config.to_yaml())
-        write_environment(folder)
+        if processes.is_first():
+            write_text(folder / "config.yaml", config.to_yaml())
+            write_environment(folder)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
         logger.info(
             f"{dataset.name}: {config.ID_class} identities, {len(dataset.train)} training pictures; {device}, {kind}; run folder {folder}"
         )
+        if processes.size() > 1:
+            logger.info(
+                f"{processes.size()} processes with a batch size of {config.batch_size} each: {processes.size() * config.batch_size} "
+                "pictures a stream in each step; the learning rates are as given"
+            )
         if device.type == "cuda" and not graphs:
             reason = "as asked" if config.cuda_graphs == "off" else graphs_refused(config, precision)
             logger.info(f"steps are not recorded as CUDA graphs: {reason}")
@@ -117,18 +126,27 @@ class Run:
             appearance_size=appearance_input_size(self.config),
             pad=self.config.crop_pad,
             device=self.device,
+            part=processes.part(),
         )
+
+    def log(self, name: str, steps: int) -> RunLog:
+        """The log of a training of ``steps`` steps in the folder ``name`` of the run; only the first process writes it."""
+        every = max(
+            1, min(100, steps // 50)
+        )  # about fifty progress lines, and at least one in a hundred steps
+        return RunLog(self.folder / name, steps, every=every, silent=not processes.is_first())
 
     def training_pictures(self) -> Tensor | MappedPictures:
         """The decoded training split, uint8 (N, 3, H, W), on the device or the host as the options say."""
         config, start = self.config, time.perf_counter()
-        pictures = load_pictures(
-            self.dataset.train,
-            *config.picture_size,
-            cache_folder(config.data_cache),
-            workers=config.num_workers or 1,
-            progress=progress("decoding training pictures"),
-        )
+        with processes.first_on_node("training pictures"):  # it makes the cache, which the others then map
+            pictures = load_pictures(
+                self.dataset.train,
+                *config.picture_size,
+                cache_folder(config.data_cache),
+                workers=config.num_workers or 1,
+                progress=progress("decoding training pictures"),
+            )
         pictures = place(pictures, self.device, config.pictures_on)
         logger.info(f"{len(pictures)} training pictures ready in {time.perf_counter() - start:.1f} s")
         return pictures
@@ -141,7 +159,7 @@ class Run:
         """
         config = self.config.replace(teacher_steps=steps)
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
-        with RunLog(self.folder / name, steps, every=_every(steps)) as log:
+        with self.log(name, steps) as log:
             network = train_teacher(
                 config,
                 batches,
@@ -152,13 +170,14 @@ class Run:
                 **extra,
             )
         names = self.dataset.class_names
-        save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
+        if processes.is_first():
+            save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
         return network
 
     def teachers(self, pictures: Tensor | MappedPictures, stop: StopSignal) -> list[AppearanceEncoder]:
         """The teachers that the options name; ``auto`` trains one, only once for each run folder."""
         config = self.config
-        if config.teacher == "auto" and not (self.folder / TEACHER).is_file():
+        if config.teacher == "auto" and not processes.agreed((self.folder / TEACHER).is_file()):
             logger.info("training the teacher (the paper's baseline) first")
             return [self.train_baseline("teacher", config.teacher_steps, pictures, stop)]
         name = str(self.folder / TEACHER) if config.teacher == "auto" else config.teacher
@@ -173,7 +192,7 @@ class Run:
         config = self.config
         steps = config.max_iter + (config.teacher_steps if config.teacher else 0)
         own = self.folder / "baseline.pt"
-        if own.is_file():
+        if processes.agreed(own.is_file()):
             (found,) = load_teachers(config.replace(teacher=str(own)), self.dataset.class_names)
             return found.to(self.device), steps
         logger.info(
@@ -193,7 +212,7 @@ class Run:
             with generators_kept(self.device):
                 one = self.scores_of({"": model.appearance_encoder})[""]
                 scores = {"mAP": 100 * one.mAP, "Rank-1": 100 * one.rank[1]}
-                if self.config.data == "synthetic":
+                if self.config.data == "synthetic" and processes.is_first():
                     pictures, _ = drawn_scores(model, _drawn(self.dataset.gallery))
                     scores["recon_psnr"] = pictures["recon"]["psnr"]
                     scores["swap_clothes_colour"] = pictures["swap"]["clothes_colour"]
@@ -243,11 +262,6 @@ def _drawn(split: Split) -> SyntheticSplit:
     return split
 
 
-def _every(steps: int) -> int:
-    """Number of steps between two progress lines: about fifty lines in a run, and at least one in a hundred steps."""
-    return max(1, min(100, steps // 50))
-
-
 def run_training(
     config: Config, folder: Path, *, resume: bool = False, max_steps: int | None = None
 ) -> dict[str, Any]:
@@ -258,7 +272,7 @@ def run_training(
     """
     run = Run.open(config, folder)
     config = run.config
-    checkpoint = latest_checkpoint(folder) if resume else None
+    checkpoint = processes.agreed(latest_checkpoint(folder) if resume else None)
     content = read_run(checkpoint) if checkpoint else None
     first = content["step"] if content else 0
     last = min(config.max_iter, max_steps or config.max_iter)
@@ -278,8 +292,8 @@ def run_training(
         if config.generator_steps and first == 0 and len(pictures):
             logger.info("training E_s and G alone first")
             batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
-            every = _every(config.generator_steps)
-            train_generator(model, batches, folder, run.precision, stop, every=every)
+            with run.log("generator", config.generator_steps) as log:
+                train_generator(model, batches, folder, run.precision, stop, log)
         optimisers = Optimisers(model, config)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         if content and checkpoint:
@@ -290,11 +304,12 @@ def run_training(
             if average is not None:
                 average.load_state_dict(content.get("average", model.state_dict()))
             logger.info(f"resuming {checkpoint} at step {first}")
+        processes.broadcast_(model.state_dict().values())
         if first < last:
             batches = run.batches(
                 config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p
             )
-            with RunLog(folder, config.max_iter, every=_every(config.max_iter)) as log:
+            with run.log("", config.max_iter) as log:
                 log.truncate_after(first)
                 begin = time.perf_counter()
                 train(
@@ -318,12 +333,13 @@ def run_training(
         logger.info("scoring on people never trained on")
         with average.in_place() if average else contextlib.nullcontext():
             tables = final_tables(run, model, networks)
-        write_json(folder / "results.json", {TABLES: tables})
+        if processes.is_first():
+            write_json(folder / "results.json", {TABLES: tables})
     else:
         logger.info(
             f"stopped at --max-steps {last} of {config.max_iter}; python -m dgnet_fast.evaluate {folder} scores it"
         )
-    report = write_report(folder)
+    report = write_report(folder) if processes.is_first() else None
     return {"folder": folder, "step": last, "tables": tables, "report": report}
 
 
@@ -345,8 +361,9 @@ def run_teacher(
         teacher = run.train_baseline(
             "teacher", run.config.teacher_steps, run.training_pictures(), stop, **extra
         )
-    export_public_teacher(teacher, folder / "net_last.pth")
-    write_text(folder / "opts.yaml", f"stride: {run.config.teacher_stride}\n")
+    if processes.is_first():
+        export_public_teacher(teacher, folder / "net_last.pth")
+        write_text(folder / "opts.yaml", f"stride: {run.config.teacher_stride}\n")
     return [
         retrieval_table(
             run.dataset,
@@ -383,6 +400,6 @@ def final_tables(run: Run, model: DGNet, networks: dict[str, AppearanceEncoder])
     tables = [retrieval_table(run.dataset, scores)]
     if rival := next((name for name in scores if name.startswith(BASELINE)), None):
         tables[0]["notes"].append(verdict(run.dataset, "DG-Net", scores["DG-Net"], rival, scores[rival]))
-    if run.config.data == "synthetic":
+    if run.config.data == "synthetic" and processes.is_first():
         tables.append(picture_table(model, _drawn(run.dataset.gallery)))
     return tables

@@ -24,7 +24,7 @@ from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.training.graphs import Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
 
 Terms = dict[str, Tensor]
@@ -146,10 +146,10 @@ class Runner(ABC):
 
     def __call__(self, batches: list[Any], step: int) -> StepResult:
         """One update from one or, with gradient accumulation, several batches."""
-        torch.manual_seed(derive_seed(self.seed, "step", step))
-        plan = self.plan(step)  # the same in all processes
+        seed_step(self.seed, "step", step, drawn_alike=True)
+        plan = self.plan(step)
         if not processes.is_first():
-            torch.manual_seed(derive_seed(self.seed, f"step of process {processes.rank()}", step))
+            seed_step(self.seed, "step", step)
         self.optimisers.set_learning_rates(step)
         self.guard.steps += 1
         if self.graphs is not None and len(batches) == 1:

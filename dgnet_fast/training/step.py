@@ -11,7 +11,7 @@ import torch
 from dgnet_fast.data import Batch
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
-from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.optim import SENT, Optimisers, Precision
 from dgnet_fast.training.parts import (
     GENERATOR_PARTS,
     STREAMS,
@@ -25,9 +25,6 @@ from dgnet_fast.training.parts import (
 )
 from dgnet_fast.training.runner import Phase, Runner, Step
 from dgnet_fast.training.schedule import WeightTensors, is_present, weights_at
-
-SENT = {"as-is": None, "bf16": torch.bfloat16}
-"""What `send_gradients` allows, as the dtype of the sums."""
 
 
 class TrainingStep(Runner):

@@ -10,19 +10,21 @@ from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.pretrained import load_imagenet
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import (
     AppearanceEncoder,
     build_teacher,
     upsample_small,
 )
-from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.batch_norm import BatchNormMode, set_batch_norms
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.generated import GeneratedBatches
 from dgnet_fast.training.loop import Stopped, StopSignal
 from dgnet_fast.training.losses import cross_entropy, soft_label_divergence
-from dgnet_fast.training.optim import HEAD_FACTOR, Precision, sgd_for_encoder
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.optim import HEAD_FACTOR, SENT, Precision, sgd_for_encoder
+from dgnet_fast.training.seeds import derive_seed, seed_step
 
 DECAY_AT = 2 / 3
 """Share of the steps after which the learning rate falls to a tenth."""
@@ -46,7 +48,8 @@ def train_teacher(
     soft labels is added to the loss with ``generated_weight``.
 
     Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when
-    stopped, and removes it at the end. Raises Stopped after a signal, and FloatingPointError when a loss is
+    stopped, and removes it at the end. Where several processes are one run, each has batches of its own, and the first
+    one writes. Raises Stopped after a signal, and FloatingPointError when a loss is
     not finite.
     """
     device = precision.device
@@ -55,24 +58,30 @@ def train_teacher(
     if config.pretrained not in ("", "teacher"):
         load_imagenet(teacher, config.pretrained)
     in_channels_last(teacher, device)
+    set_batch_norms(teacher, parts=config.bn_parts, synced=config.sync_bn)
     optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
     base = [group["lr"] for group in optimiser.param_groups]
     scaler = precision.scalers["gen"]
     first = 0
-    if state_file.is_file():
+    if processes.agreed(state_file.is_file()):
         content = load_file(state_file)
         teacher.load_state_dict(content["teacher"])
         optimiser.load_state_dict(content["optimiser"])
         first = content["step"]
         log.truncate_after(first)
 
+    processes.broadcast_(teacher.state_dict().values())
+    sums = GradientSums({"id": list(teacher.parameters())}, SENT[config.send_gradients])
+
     def save(step: int) -> None:
+        if log.silent:
+            return
         save_atomically(
             {"step": step, "teacher": teacher.state_dict(), "optimiser": optimiser.state_dict()}, state_file
         )
 
     for step in range(first, config.teacher_steps):
-        torch.manual_seed(derive_seed(config.seed, "teacher step", step))
+        seed_step(config.seed, "teacher step", step)
         factor = 0.1 if step >= DECAY_AT * config.teacher_steps else 1.0
         for group, lr in zip(optimiser.param_groups, base, strict=True):
             group["lr"] = lr * factor
@@ -90,26 +99,32 @@ def train_teacher(
                 divergence = soft_label_divergence(logits[0][count:], target[None]).mean()
                 loss = loss + generated_weight * divergence
         optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss / processes.size()).backward()
+        sums.wait("id")
         scaler.step(optimiser)
         scaler.update()
+        processes.mean_all_(b for b in teacher.buffers() if b.is_floating_point())
+        right = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean()
+        seen = processes.mean_(
+            torch.stack([loss.detach(), right] + ([] if generated is None else [divergence.detach()]))
+        )
         done = step + 1
         if done % config.log_iter == 0 or done == config.teacher_steps or log.due(done):
-            value = loss.item()
+            value, accuracy, *rest = seen.tolist()
             if value != value or value in (float("inf"), float("-inf")):
                 raise FloatingPointError(
                     f"the teacher's loss is {value} at step {done}; lower --teacher-lr (now {config.teacher_lr})"
                 )
-            accuracy = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
             scalars = {"id": value, "accuracy": accuracy}
             if generated is not None:
-                scalars = {"total": value, "generated_kl": divergence.item(), "accuracy": accuracy}
+                scalars = {"total": value, "generated_kl": rest[0], "accuracy": accuracy}
             log.write(done, scalars, phase="teacher")
             log.progress(done, scalars)
-        if stop.requested:
+        if stop.due():
             save(done)
             raise Stopped(done)
         if done % config.snapshot_save_iter == 0 and done < config.teacher_steps:
             save(done)
-    state_file.unlink(missing_ok=True)
+    if not log.silent:
+        state_file.unlink(missing_ok=True)
     return teacher

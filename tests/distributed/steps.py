@@ -42,7 +42,12 @@ def train(case: str, size: int) -> dict[str, Any]:
     accumulate, options = CASES[case]
     rank, here = processes.part()
     parts = 1 if here > 1 or options.get("sync_bn") else size
-    options = {"teacher": "auto", "batch_size": MINE * size // here, "bn_parts": parts, "accumulate": accumulate} | options
+    options = {
+        "teacher": "auto",
+        "batch_size": MINE * size // here,
+        "bn_parts": parts,
+        "accumulate": accumulate,
+    } | options
     config = tiny_config(**options)
     whole = tiny_config(**options | {"batch_size": MINE * size, "bn_parts": 1})
     model = tiny_model(config, teachers=1, dtype=torch.float64)
@@ -89,7 +94,9 @@ def skip() -> dict[str, Any]:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     bad = mine._replace(x=mine.x.clone().fill_(float("nan"))) if rank else mine
     result = step([bad], 0)
-    same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if not k.startswith("teachers."))
+    same = all(
+        torch.equal(v, before[k]) for k, v in model.state_dict().items() if not k.startswith("teachers.")
+    )
     after = step([mine], 1)
     return {"non_finite": result.non_finite, "unchanged": same, "then": after.non_finite}
 
