@@ -30,6 +30,7 @@ from dgnet_fast.cli.shared_options import (
 )
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.distributed.processes import is_first
 from dgnet_fast.metrics import RetrievalScores, SingleShotScores
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
@@ -95,6 +96,8 @@ def body(argv: list[str] | None) -> int:
         max_queries=args.max_queries,
         progress=progress("features"),
     )
+    if not is_first():
+        return 0
     scores = score_sets(sets, ranking)
     tables = [table({name: one for name, one in scores.items() if isinstance(one, RetrievalScores)})]
     tables += [single_shot_table(one) for one in scores.values() if isinstance(one, SingleShotScores)]

@@ -30,6 +30,7 @@ from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.pictures import Pictures, open_pictures
+from dgnet_fast.distributed.launch import launched
 from dgnet_fast.generation.codes import Swapper, appearance_codes, decode_codes, interpolate, structure_codes
 from dgnet_fast.generation.figures import FIGURES, draw_figure
 from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
@@ -151,6 +152,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; allowed: at least 1")
+    if args.mode not in ("cross", "set") and (place := launched()):
+        raise ConfigError(f"torchrun started {place.size} processes, and only cross and set run in several")
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}; allowed: at least 0")
     if args.mode not in ("cross", "set"):

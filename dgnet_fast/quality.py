@@ -28,6 +28,7 @@ from dgnet_fast.cli.shared_options import (
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.distributed.processes import is_first
 from dgnet_fast.generation.scores import (
     Comparison,
     open_generated,
@@ -115,7 +116,7 @@ def body(argv: list[str] | None) -> int:
     generated = sample(generated, args.limit, args.seed)
     tables.insert(0, set_table(real, generated, model, how))
     print_tables(tables)
-    if args.json:
+    if args.json and is_first():
         write_tables(args.json, tables)
     return 0
 

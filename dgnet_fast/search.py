@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dgnet_fast.cli.parser import Parser, at_least, check_new, run_command
@@ -34,6 +35,8 @@ from dgnet_fast.report.progress import progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.index import Entry, PictureIndex, faiss_library, is_index
+from dgnet_fast.retrieval.large_index import EXACT_UP_TO
+from dgnet_fast.retrieval.parts import extract_parts, remove
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
@@ -193,19 +196,50 @@ def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path:
 
 
 def extend(
-    index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels
+    index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels, place: Path | None
 ) -> PictureIndex:
-    """Add the pictures that are not yet in the index; a new index is made if there is none."""
+    """Add the pictures that are not yet in the index; a new index is made if there is none. ``place`` is the folder
+    where it is saved, or None.
+    """
     known = {entry.path for entry in index.entries} if index else set()
     entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
     if index and len(entries) < len(paths):
         logger.info(f"{len(paths) - len(entries)} pictures are in the index already")
+    if len(known) + len(entries) > EXACT_UP_TO:
+        return extend_large(index, entries, extractor, place)
     if entries:
         features = extractor.files([entry.path for entry in entries], progress=progress("gallery"))
         vectors = extractor.to_unit(features)
         index = index or PictureIndex(extractor, vectors.shape[1])
         index.add(vectors, entries)
     assert index is not None
+    return index
+
+
+def extend_large(
+    index: PictureIndex | None, entries: list[Entry], extractor: Extractor, place: Path | None
+) -> PictureIndex:
+    """`extend` beyond what is searched exactly: features go to the disk in parts, and on to lists on the disk."""
+    if place is None:
+        raise ConfigError(
+            f"a gallery of {len(entries)} pictures is searched on the disk; save it with --save INDEX (up to {EXACT_UP_TO} "
+            "none is needed)"
+        )
+    parts = place.with_name(f"{place.name}.parts")
+    paths = [Path(entry.path) for entry in entries]
+    files = extract_parts(extractor, paths, parts, progress=progress("gallery"))
+    for file in files:  # in place: a second time changes nothing
+        unit = extractor.to_unit(torch.from_numpy(np.load(file))).numpy()
+        with atomically(file, sync=False) as temporary:
+            np.save(temporary, unit)
+    sources = [np.load(file, mmap_mode="r") for file in files]
+    index = index or PictureIndex(extractor, sources[0].shape[1])
+    index.grow(place, sources, entries)
+    index.save(place)
+    remove(parts)
+    logger.info(
+        f"{place}: searched in lists, which find {100 * index.recall:.1f} % of the 10 nearest neighbours"
+    )
     return index
 
 
@@ -249,7 +283,7 @@ def body(argv: list[str] | None) -> int:
     extractor = extractor_of(args, second_half_weight=weight)
     index = PictureIndex.open(folder, extractor) if folder else None
     before = len(index) if index else 0
-    index = extend(index, pictures, extractor, labels)
+    index = extend(index, pictures, extractor, labels, args.save or folder)
     if (args.save or args.add) and len(index) > before:
         place = args.save or folder
         assert place is not None  # `check` wants one for --add

@@ -18,6 +18,7 @@ from dgnet_fast.data import ChosenPictures, decode_split, denormalize, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
+from dgnet_fast.distributed.sharing import shared_out
 from dgnet_fast.generation.codes import reconstructions
 from dgnet_fast.generation.sets import read_description, read_manifest
 from dgnet_fast.metrics import colour_error, psnr, ssim
@@ -181,9 +182,14 @@ def sample(pictures: Pictures, most: int | None, seed: int) -> Pictures:
     return pictures.choose(np.sort(np.random.default_rng(seed).permutation(len(pictures))[:most]))
 
 
-def _batches(pictures: Pictures, size: tuple[int, int], batch: int) -> Iterator[Tensor]:
-    for first in range(0, len(pictures), batch):
-        yield pictures.choose(range(first, min(first + batch, len(pictures)))).decode(*size)
+def _features(pictures: Pictures, features: Features, how: Comparison) -> Iterator[Tensor]:
+    """Features of pictures, batch by batch, which all processes of a run compute together."""
+
+    def of(rows: range) -> Tensor:
+        return features(pictures.choose(rows).decode(*how.size)).cpu()
+
+    count = len(pictures)
+    return shared_out(of, [range(k, min(k + how.batch, count)) for k in range(0, count, how.batch)])
 
 
 def floor_count(real: Pictures, generated: Pictures) -> int:
@@ -205,7 +211,7 @@ def frechet_row(
     count = floor_count(real, generated)
     order = np.random.default_rng(how.seed).permutation(len(real))
     parts = real, generated, real.choose(order[:count]), real.choose(order[count:])
-    whole, made, some, rest = (gaussian_of(_batches(part, how.size, how.batch), features) for part in parts)
+    whole, made, some, rest = (gaussian_of(_features(part, features, how), lambda x: x) for part in parts)
     return [title, round(frechet_distance(made, whole), 3), round(frechet_distance(some, rest), 3)]
 
 

@@ -25,6 +25,8 @@ import numpy as np
 from torch import Tensor
 
 from dgnet_fast.data.pictures import NOBODY, Pictures
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.sharing import shared_out
 from dgnet_fast.generation.codes import Swapper
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.grid import to_image
@@ -164,12 +166,16 @@ class GeneratedSet:
             k for k, file in enumerate(files) if file not in self.listed or not (self.folder / file).is_file()
         ]
 
-    def add(self, rows: Sequence[Row], pictures: Tensor) -> None:
-        """Write pictures uint8 (N, 3, H, W), and then their lines."""
+    def write(self, rows: Sequence[Row], pictures: Tensor) -> None:
+        """Write pictures uint8 (N, 3, H, W); `record` them then."""
         for parent in {(self.folder / row.file).parent for row in rows}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(self._write, rows, pictures))
+            for _ in pool.map(self._write, rows, pictures):
+                pass
+
+    def record(self, rows: Sequence[Row]) -> None:
+        """Add the lines of pictures that are written."""
         new = [row for row in rows if row.file not in self.listed]
         if not new:
             return
@@ -233,7 +239,8 @@ def write_set(
     """Generate ``pairs`` (int64 (K, 2) of appearance and structure) into ``folder``. Returns the number of pictures
     that were made now, and of those that were there before.
 
-    With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything
+    With the same arguments again it makes only the missing pictures. Where several processes are one run, all of them
+    call this, each makes a share, and the first one writes the manifest. Raises ValueError if the folder holds anything
     else.
     """
     if file_type not in SUFFIXES:
@@ -241,12 +248,22 @@ def write_set(
     config = swapper.model.config
     common = {"seed": seed, "checkpoint": checkpoint, "suffix": SUFFIXES[file_type]}
     size = config.picture_size
-    target = GeneratedSet(folder, describe(appearances, structures, pairs, size=size, **common))
+    description = describe(appearances, structures, pairs, size=size, **common)
+    target = GeneratedSet(folder, description) if processes.is_first() else None
+    processes.barrier()
+    target = target or GeneratedSet(folder, description)
     rows = rows_of(appearances, structures, pairs, **common)
-    todo = target.missing([row.file for row in rows])
-    for first in range(0, len(todo), batch):
-        part = todo[first : first + batch]
-        target.add([rows[k] for k in part], swapper(pairs[part]))
+    todo = processes.agreed(target.missing([row.file for row in rows]))
+    parts = [todo[first : first + batch] for first in range(0, len(todo), batch)]
+
+    def make(part: list[int]) -> None:
+        target.write([rows[k] for k in part], swapper(pairs[part]))
+
+    done = len(rows) - len(todo)
+    for part, _ in zip(parts, shared_out(make, parts), strict=True):
+        if processes.is_first():
+            target.record([rows[k] for k in part])
+        done += len(part)
         if progress is not None:
-            progress(len(rows) - len(todo) + first + len(part), len(rows))
+            progress(done, len(rows))
     return len(todo), len(rows) - len(todo)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.config.extras import need
 from dgnet_fast.report.files import atomically
 from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.large_index import EXACT_UP_TO, LargeVectors, faiss_library
 
 FORMAT = "dgnet_fast.index.1"
 ENTRIES = "index.json"
-
-
-def faiss_library() -> Any:
-    """The faiss module. Raises ValueError, in one line, if it is not installed."""
-    need("faiss", "search", "searching")
-    return importlib.import_module("faiss")
+FILES = ("vectors-*.faiss", "shard-*.faiss", "lists-*.faiss", "measured-*.npz")
+"""Files with vectors in the folder of an index, of which `index.json` names those that count."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,8 @@ class Entry:
 
 
 class PictureIndex:
-    """Features of a gallery and the pictures they are of, searched exactly by dot product (faiss IndexFlatIP).
+    """Features of a gallery and the pictures they are of, searched by dot product: exactly (faiss IndexFlatIP) up to
+    `EXACT_UP_TO` pictures, else in lists on the disk (`LargeVectors`), which `grow` makes in the folder of the index.
 
     The features are `Extractor.to_unit`'s, of unit length, so scores are at most 1. What the features were
     made by (`Extractor.fingerprint`), how they were normalised and the weight of their second half are stored
@@ -53,7 +50,7 @@ class PictureIndex:
             "second_half_weight": extractor.second_half_weight,
             "dimension": dimension,
         }
-        self.vectors = faiss_library().IndexFlatIP(dimension)
+        self.vectors: Any = faiss_library().IndexFlatIP(dimension)
         self.entries: list[Entry] = []
 
     def __len__(self) -> int:
@@ -61,13 +58,33 @@ class PictureIndex:
 
     def add(self, vectors: Tensor, entries: list[Entry]) -> None:
         """Append pictures; those already in the index do not change. ``vectors``: float32 (N, dimension), of unit
-        length.
+        length. All together at most `EXACT_UP_TO`: use `grow` beyond.
         """
+        assert len(self) + len(entries) <= EXACT_UP_TO or isinstance(self.vectors, LargeVectors)
         array = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         assert array.shape == (len(entries), self.made_by["dimension"])
         assert np.allclose(np.linalg.norm(array, axis=1), 1, atol=1e-3)
-        self.vectors.add(array)
+        self.vectors.add([array] if isinstance(self.vectors, LargeVectors) else array)
         self.entries += entries
+
+    def grow(self, folder: Path, sources: Sequence[np.ndarray], entries: list[Entry]) -> None:
+        """Append many pictures, in lists on the disk in ``folder``, where the index is or will be saved. ``sources``: arrays
+        (n, dimension) of vectors of unit length, one after the other, which may be mapped files.
+        """
+        assert sum(map(len, sources)) == len(entries)
+        if not isinstance(self.vectors, LargeVectors):
+            exact = self.vectors
+            before = [exact.reconstruct_n(0, exact.ntotal)] if exact.ntotal else []
+            self.vectors = LargeVectors(folder, exact.d)
+            self.vectors.train([*before, *sources])
+            self.vectors.add(before)
+        self.vectors.add(sources)
+        self.entries += entries
+
+    @property
+    def recall(self) -> float:
+        """Share of the 10 exact nearest neighbours that a search finds, measured on 100 of the pictures; 1 if exact."""
+        return self.vectors.recall if isinstance(self.vectors, LargeVectors) else 1.0
 
     def search(self, vectors: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 (Q, K) and positions int64 (Q, K) of the ``count`` best pictures, or of all."""
@@ -76,14 +93,20 @@ class PictureIndex:
 
     def save(self, folder: Path) -> None:
         """Write the index to ``folder``. It replaces an index that is there."""
-        name = f"vectors-{len(self):08d}.faiss"
-        with atomically(folder / name) as temporary:
-            faiss_library().write_index(self.vectors, str(temporary))
-        content = self.made_by | {"vectors": name, "pictures": [asdict(entry) for entry in self.entries]}
+        if isinstance(self.vectors, LargeVectors):
+            assert self.vectors.folder == folder
+            vectors: Any = self.vectors.state()
+            kept = {vectors["trained"], vectors["measured"], *(shard["file"] for shard in vectors["shards"])}
+        else:
+            vectors = f"vectors-{len(self):08d}.faiss"
+            kept = {vectors}
+            with atomically(folder / vectors) as temporary:
+                faiss_library().write_index(self.vectors, str(temporary))
+        content = self.made_by | {"vectors": vectors, "pictures": [asdict(entry) for entry in self.entries]}
         with atomically(folder / ENTRIES) as temporary:
             temporary.write_text(json.dumps(content, indent=0), encoding="utf-8")
-        for old in folder.glob("vectors-*.faiss"):
-            if old.name != name:
+        for old in [path for pattern in FILES for path in folder.glob(pattern)]:
+            if old.name not in kept:
                 old.unlink(missing_ok=True)
 
     @classmethod
@@ -99,12 +122,15 @@ class PictureIndex:
                 raise ValueError(
                     f"{folder} was made with {what} {content.get(name)}, and this one has {ours}; make a new index"
                 )
-        faiss = faiss_library()
-        path = folder / content["vectors"]
-        try:
-            index.vectors = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise ValueError(f"{path} is missing or not a faiss index") from error
+        faiss, path = faiss_library(), folder
+        if isinstance(content["vectors"], dict):
+            index.vectors = LargeVectors.of(folder, content["dimension"], content["vectors"])
+        else:
+            path = folder / content["vectors"]
+            try:
+                index.vectors = faiss.read_index(str(path))
+            except RuntimeError as error:
+                raise ValueError(f"{path} is missing or not a faiss index") from error
         index.entries = [Entry(**entry) for entry in content["pictures"]]
         if index.vectors.ntotal != len(index.entries) or index.vectors.d != content["dimension"]:
             raise ValueError(

@@ -70,14 +70,17 @@ def retrieval_sets(
     max_queries: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LabelledFeatures]:
-    """The features and labels from which the scores of a data set are computed: 'gallery', 'single' (the queries), and
+    """The features and labels from which the scores of a data set are computed, which all processes of a run compute
+    together: 'gallery', 'single' (the queries), and
     'multi' (the multi-query features), if this is asked for and the data set has it.
 
     ``max_queries`` takes only the first queries, and only their pictures of the multi-query set.
     """
 
     def labelled(split: Split) -> LabelledFeatures:
-        return LabelledFeatures(extractor.split(split, progress=progress), split.ids, split.cameras)
+        return LabelledFeatures(
+            extractor.split(split, together=True, progress=progress), split.ids, split.cameras
+        )
 
     asked, more = dataset.query, dataset.multi_query
     if max_queries is not None and max_queries < len(asked):
