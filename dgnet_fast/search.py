@@ -216,6 +216,11 @@ def extend(
     return index
 
 
+def parts_of(place: Path) -> Path:
+    """Where the features of a large gallery are until its index is saved."""
+    return place.with_name(f"{place.name}.parts")
+
+
 def extend_large(
     index: PictureIndex | None, entries: list[Entry], extractor: Extractor, place: Path | None
 ) -> PictureIndex:
@@ -225,18 +230,17 @@ def extend_large(
             f"a gallery of {len(entries)} pictures is searched on the disk; save it with --save INDEX (up to {EXACT_UP_TO} "
             "none is needed)"
         )
-    parts = place.with_name(f"{place.name}.parts")
+    parts = parts_of(place)
     paths = [Path(entry.path) for entry in entries]
     files = extract_parts(extractor, paths, parts, progress=progress("gallery"))
-    for file in files:  # in place: a second time changes nothing
-        unit = extractor.to_unit(torch.from_numpy(np.load(file))).numpy()
-        with atomically(file, sync=False) as temporary:
-            np.save(temporary, unit)
-    sources = [np.load(file, mmap_mode="r") for file in files]
+    sources = []
+    for file in files:
+        unit = file.with_name(file.name.replace("part", "unit"))
+        with atomically(unit, sync=False) as temporary:
+            np.save(temporary, extractor.to_unit(torch.from_numpy(np.load(file))).numpy())
+        sources.append(np.load(unit, mmap_mode="r"))
     index = index or PictureIndex(extractor, sources[0].shape[1])
     index.grow(place, sources, entries)
-    index.save(place)
-    remove(parts)
     logger.info(
         f"{place}: searched in lists, which find {100 * index.recall:.1f} % of the 10 nearest neighbours"
     )
@@ -288,6 +292,7 @@ def body(argv: list[str] | None) -> int:
         place = args.save or folder
         assert place is not None  # `check` wants one for --add
         index.save(place)
+        remove(parts_of(place))
         logger.info(f"{place}: {len(index)} pictures, model {extractor.fingerprint}")
     if not queries:
         return 0
