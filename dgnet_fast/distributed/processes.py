@@ -8,6 +8,7 @@ on the host go by Gloo and tensors on a CUDA device by NCCL, where they can be r
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -93,7 +94,9 @@ def joined() -> Iterator[None]:
 def _meet(place: Place, backend: str) -> None:
     limit = timedelta(seconds=place.timeout)
     try:
-        _World.store, _, _ = next(iter(dist.rendezvous("env://", timeout=limit)))
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=limit)))
+        # torchrun's own store outlives a restart, with the addresses of the processes before it
+        _World.store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
             backend, store=_World.store, rank=place.rank, world_size=place.size, timeout=limit
         )

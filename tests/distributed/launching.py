@@ -48,7 +48,7 @@ def start(words: list[str], size: int = 2, **more: str) -> list[subprocess.Popen
     ]
 
 
-def finish(started: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+def finish(started: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
     """(status, standard output, standard error) of each process."""
     try:
         ended = [(one, one.communicate(timeout=timeout)) for one in started]

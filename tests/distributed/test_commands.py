@@ -34,7 +34,7 @@ def words(places, out):
         ["evaluate", run, "--json", str(to / "scores.json"), *OPTIONS],
         ["generate", "set", run, "--source", "synthetic:gallery", "--count", "9", "--out", str(to / "set"), "--device", "cpu",
          "--batch", "2"],
-        ["quality", str(to / "set"), "--real", "synthetic:gallery", "--checkpoint", run, "--pairs", "4",
+        ["quality", str(to / "set"), "--real", "synthetic:gallery", "--checkpoint", run, "--pairs", "40",
          "--json", str(to / "quality.json"), *OPTIONS],
     ]  # fmt: skip
 
