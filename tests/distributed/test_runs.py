@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -80,7 +81,8 @@ def test_torchrun_goes_on_after_a_kill_with_the_same_losses(whole, tmp_path):
         [*launcher, *words(folder)], env=space, cwd=ROOT, capture_output=True, text=True, timeout=180
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "resuming" in ended.stderr and "at step 2" in ended.stderr
+    # the first process may have saved step 4 before it noticed
+    assert re.search(r"resuming .* at step [24]", ended.stderr), ended.stderr[-3000:]
     assert metrics(folder) == metrics(whole[0])
     theirs = weights(whole[0])
     assert all(torch.equal(value, theirs[name]) for name, value in weights(folder).items())
