@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Where there is no package index, a dgnet_fast installed in python3 itself serves `make gpu`.
 RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install pip test train gpu sanitize lint types format
+.PHONY: install pip test thorough train gpu sanitize lint types format
 
 # pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
 install: pip
@@ -25,6 +25,11 @@ test: EXTRAS = [test]
 test: install
 	$(BIN)/python -c "import dgnet_fast; assert dgnet_fast.allocator_installed or not dgnet_fast.malloc_kept, 'dgnet_fast._allocator was not built for this torch'"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Also what takes minutes: more compiled steps, the C++ bodies under sanitizers.
+thorough: EXTRAS = [test]
+thorough: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --thorough
 
 train: install
 	$(BIN)/python -m dgnet_fast.train

@@ -1,4 +1,4 @@
-"""Tests marked `gpu` skip, with a reason, where there is no CUDA device."""
+"""Tests marked `gpu` skip, with a reason, where there is no CUDA device; those marked `thorough` without `--thorough`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ import torch
 os.environ["DGNET_FAST_CACHE"] = "off"
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = {}
+    if not torch.cuda.is_available():
+        left_out["gpu"] = "no CUDA device"
+    if not config.getoption("--thorough"):
+        left_out["thorough"] = "takes minutes: --thorough"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        for mark, reason in left_out.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -172,7 +172,10 @@ class Config:
     generator_steps: int = option(
         0, "length of a first phase that trains E_s and G alone", low=0, unit="steps"
     )
-    generator_lr: float = option(0.002, "learning rate of this first phase (Adam); it falls to 0", low=0)
+    generator_lr: float = option(0.001, "learning rate of this first phase (Adam); it falls to 0", low=0)
+    generator_code_w: float = option(
+        0.0, "weight, in this first phase, of the appearance code that E_a finds in swapped pictures", low=0
+    )
 
     # --- objective
     gan_w: float = option(1.0, "weight of the adversarial loss", low=0)

@@ -7,7 +7,7 @@ attached; also the teacher) and ``PCB`` (one head per horizontal strip).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,22 +106,38 @@ class AppearanceEncoder(nn.Module):
             raise ValueError(f"style is {style!r}; allowed: AB, normal, PCB")
         self.heads = ModuleList(Head(channels, n, ids, p, generator) for n, p in sizes)
 
-    def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
+    def code_of(self, x: Tensor, mode: BatchNormMode) -> Tensor:
+        """The appearance code alone, (N, 4·C), through which gradients flow to the pictures whatever the style."""
+        code = self._strips(self._trunk(x, mode)).flatten(1)
+        return self._scaled(code)
+
+    def _trunk(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         found: list[Found] = []
         x = self.backbone(x, mode._replace(found=found))
         update_running_statistics(found)
+        return x
+
+    @property
+    def _pool(self) -> Callable[..., Tensor]:
         average = self.style == "PCB" or self.pool == "avg"
-        pool = F.adaptive_avg_pool2d if average else F.adaptive_max_pool2d
-        strips = pool(x, (STRIPS, 1))
-        code = strips.flatten(1)
+        return F.adaptive_avg_pool2d if average else F.adaptive_max_pool2d
+
+    def _strips(self, x: Tensor) -> Tensor:
+        return self._pool(x, (STRIPS, 1))
+
+    def _scaled(self, code: Tensor) -> Tensor:
+        return code / (code.norm(dim=1, keepdim=True) + 1e-8) if self.normalise_code else code
+
+    def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
+        x = self._trunk(x, mode)
+        strips = self._strips(x)
+        code = self._scaled(strips.flatten(1))
         if self.style == "AB":
             code = code.detach()
-        elif self.normalise_code:
-            code = code / (code.norm(dim=1, keepdim=True) + 1e-8)
         if self.style == "PCB":
             inputs = F.dropout(strips, HEAD_DROPOUT[0], dropout).squeeze(3).unbind(2)
         else:
-            inputs = [pool(x, (1, 1)).flatten(1)] * len(self.heads)
+            inputs = [self._pool(x, (1, 1)).flatten(1)] * len(self.heads)
         features, logits = zip(
             *(head(i, mode, dropout) for head, i in zip(self.heads, inputs, strict=True)), strict=True
         )

@@ -7,16 +7,24 @@ step decodes each picture once, with its own code or with that of its positive, 
 
 The error is squared, and not absolute as in the terms of the paper. While G cannot tell a colour, the absolute error is
 smallest for grey, and G stays grey for a thousand steps; the squared error gives the most weight to exactly these
-pixels. docs/learning.md gives the figures.
+pixels.
+
+With ``generator_code_w``, each picture is also decoded with the code of another person, and E_a has to find this code in
+the result: the paper's reconstruction of the appearance code (section 3.1), with its gradient. (In style AB the public
+code detaches the codes, so that its term `recon_f` trains nothing.) Reconstructions alone let G read from the structure
+how light clothes are, which is wrong for every swap. docs/learning.md gives the figures.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.config import Config
@@ -40,10 +48,23 @@ BATCHES_OF_CODES = 16
 TRAINED = ("structure_encoder", "mlp", "decoder")
 
 
-def reconstruction(model: DGNet, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean squared and mean absolute error (S,) of both streams' pictures, each decoded from its own structure with its
-    own or its positive's code, either with probability one half. E_a is constant; its BatchNorms take each batch's
-    statistics, as in the whole step, and keep their running ones.
+class Errors(NamedTuple):
+    """Errors (S,) of both streams, each a mean over pictures."""
+
+    squared: Tensor
+    """of pictures decoded from their own structure with their own or their positive's code"""
+    absolute: Tensor
+    """of the same pictures, without a gradient"""
+    code: Tensor | None
+    """squared error of the codes of swaps, in standard deviations of codes; None if it has no weight"""
+
+
+def errors(model: DGNet, batch: Batch, deviation: Tensor | None = None) -> Errors:
+    """What one step makes small. E_a is constant; its BatchNorms take each batch's statistics, as in the whole step, and
+    keep their running ones.
+
+    Own and positive's code come with probability one half. ``deviation`` (4·id_dim,) is how far codes of different
+    pictures lie apart; with it each structure is decoded with the code of the other stream too.
     """
     config = model.config
     pictures = batch.x.flatten(0, 1)
@@ -53,13 +74,40 @@ def reconstruction(model: DGNet, batch: Batch) -> tuple[Tensor, Tensor]:
         code = appearance_codes(model, split_streams(shown))
     structure = model.structure_encoder(structure_input(pictures, config.single, config.gray_jitter))
     difference = wide(split_streams(model.decode(structure, code))) - batch.x
-    return difference.square().flatten(1).mean(dim=1), difference.detach().abs().flatten(1).mean(dim=1)
+    found = None
+    if deviation is not None:
+        wanted = split_streams(code).flip(0)
+        swaps = split_streams(model.decode(structure, wanted.flatten(0, 1)))
+        again = split_streams(appearance_codes(model, swaps))
+        found = (wide(again - wanted) / deviation).square().flatten(1).mean(dim=1)
+    return Errors(difference.square().flatten(1).mean(dim=1), _mean_absolute(difference), found)
+
+
+def _mean_absolute(difference: Tensor) -> Tensor:
+    return difference.detach().abs().flatten(1).mean(dim=1)
 
 
 def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
     """Appearance codes (S·B, 4·id_dim) of pictures (S, B, 3, H, W), each stream a batch of its own to BatchNorm."""
     upsampled = upsample_small(pictures.flatten(0, 1), model.config.ID_upsample)
-    return model.appearance_encoder(upsampled, BatchNormMode(len(pictures), "batch")).code
+    return model.appearance_encoder.code_of(upsampled, BatchNormMode(len(pictures), "batch"))
+
+
+@contextmanager
+def held_constant(module: nn.Module) -> Iterator[None]:
+    """Within it no parameter of the module asks for a gradient."""
+    asked = {p: p.requires_grad for p in module.parameters()}
+    try:
+        yield module.requires_grad_(False)
+    finally:
+        for p, before in asked.items():
+            p.requires_grad_(before)
+
+
+def deviation_of(codes: Tensor) -> Tensor:
+    """Standard deviation (4·id_dim,) of codes (N, 4·id_dim), at least a tenth of its mean: some entries hardly vary."""
+    deviation = codes.std(dim=0)
+    return deviation.clamp(min=0.1 * deviation.mean())
 
 
 def rate_at(config: Config, step: int) -> float:
@@ -79,10 +127,10 @@ def train_generator(
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
     (`AppearanceMlp.fit_to`).
 
-    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times the squared error, added up
-    over the streams as in the whole step. Resumes from ``folder/generator/state.pt``, which is written every
-    ``snapshot_save_iter`` steps and when stopped (Stopped), and removed at the end. FloatingPointError when the loss is
-    not finite.
+    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times the squared error of the pictures
+    plus ``generator_code_w`` times that of the codes, added up over the streams as in the whole step. Resumes from
+    ``folder/generator/state.pt``, which is written every ``snapshot_save_iter`` steps and when stopped (Stopped), and
+    removed at the end. FloatingPointError when the loss is not finite.
     """
     config, finished, unfinished = model.config, folder / "generator.pt", folder / "generator" / "state.pt"
     networks = {name: getattr(model, name) for name in TRAINED}
@@ -94,51 +142,61 @@ def train_generator(
     optimiser = torch.optim.Adam(parameters, config.generator_lr, betas, weight_decay=config.weight_decay)
     scaler = precision.scalers["gen"]
     first = 0
-    if processes.agreed(unfinished.is_file()):
-        content = load_file(unfinished)
-        _load(networks, content, unfinished)
-        optimiser.load_state_dict(content["optimiser"])
-        first = content["step"]
-        log.truncate_after(first)
+    with held_constant(model.appearance_encoder):
+        if processes.agreed(unfinished.is_file()):
+            content = load_file(unfinished)
+            _load(networks, content, unfinished)
+            optimiser.load_state_dict(content["optimiser"])
+            first = content["step"]
+            log.truncate_after(first)
 
-    def content_at(step: int) -> dict:
-        return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
+        def content_at(step: int) -> dict:
+            return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
 
-    if first == 0:
-        with torch.no_grad():
-            codes = [appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)]
-            model.mlp.fit_to(processes.stacked(torch.cat(codes)).flatten(0, 1))
-    processes.broadcast_(model.state_dict().values())
-    sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
+        with torch.no_grad():  # the same at every start: E_a and these batches do not change
+            codes = torch.cat([appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
+            codes = processes.stacked(codes).flatten(0, 1)
+            if first == 0:
+                model.mlp.fit_to(codes)
+        deviation = deviation_of(codes) if config.generator_code_w else None
+        processes.broadcast_(model.state_dict().values())
+        sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
 
-    for step in range(first, config.generator_steps):
-        seed_step(config.seed, "generator step", step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(config, step)
-        with precision.autocast():
-            squared, absolute = reconstruction(model, batches.batch(step))
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(config.recon_x_w / processes.size() * squared.sum()).backward()
-        sums.wait("gen")
-        scaler.step(optimiser)
-        scaler.update()
-        seen = processes.mean_(torch.stack([squared.detach().mean(), absolute.mean()]))
-        done = step + 1
-        if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
-            scalars = dict(zip(("squared", "recon_x"), seen.tolist(), strict=True))
-            if not math.isfinite(scalars["squared"]):
-                raise FloatingPointError(
-                    f"the squared error is {scalars['squared']} at step {done} of E_s and G alone; "
-                    f"lower --generator_lr (now {config.generator_lr})"
-                )
-            log.write(done, scalars, phase="generator")
-            log.progress(done, scalars)
-        ending = stop.due()
-        due = done % config.snapshot_save_iter == 0 and done < config.generator_steps
-        if not log.silent and (ending or due):
-            save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
-        if ending:
-            raise Stopped(done)
+        for step in range(first, config.generator_steps):
+            seed_step(config.seed, "generator step", step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at(config, step)
+            with precision.autocast():
+                found = errors(model, batches.batch(step), deviation)
+                total = config.recon_x_w * found.squared.sum()
+                if found.code is not None:
+                    total = total + config.generator_code_w * found.code.sum()
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(total / processes.size()).backward()
+            sums.wait("gen")
+            scaler.step(optimiser)
+            scaler.update()
+            named = {"squared": found.squared, "recon_x": found.absolute}
+            if found.code is not None:
+                named["code"] = found.code
+            seen = processes.mean_(torch.stack([one.detach().mean() for one in named.values()]))
+            done = step + 1
+            if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
+                scalars = dict(zip(named, seen.tolist(), strict=True))
+                for name, value in scalars.items():
+                    if not math.isfinite(value):
+                        raise FloatingPointError(
+                            f"{name} is {value} at step {done} of E_s and G alone; "
+                            f"lower --generator-lr (now {config.generator_lr})"
+                        )
+                log.write(done, scalars, phase="generator")
+                log.progress(done, scalars)
+            ending = stop.due()
+            due = done % config.snapshot_save_iter == 0 and done < config.generator_steps
+            if not log.silent and (ending or due):
+                save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
+            if ending:
+                raise Stopped(done)
     optimiser.zero_grad(set_to_none=True)
     if not log.silent:
         save_atomically(content_at(config.generator_steps), finished)

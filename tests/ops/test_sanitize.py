@@ -23,6 +23,7 @@ def has_sanitizers(folder: Path) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not (COMPILER and shutil.which("make")), reason="no make or no C++ compiler")
 def test_bodies_are_clean(tmp_path):
     if not has_sanitizers(tmp_path):

@@ -65,7 +65,9 @@ def test_parts_compile_whole_and_static():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "amp", [None, pytest.param(torch.bfloat16, marks=pytest.mark.thorough)], ids=["fp32", "bf16"]
+)
 def test_no_recompilation_after_warm_up(compiled_with, amp):
     """Before the ramps, along them, through both branches: eleven graphs in all, then none."""
     counter = compiled_with("eager")
@@ -115,7 +117,7 @@ VARIANTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["paper", pytest.param("others", marks=pytest.mark.thorough)])
 def test_the_compiled_step_equals_the_eager_one(compiled_with, name):
     """Through AOTAutograd, which takes the step apart as Inductor has it: penalty, buffers, frozen views."""
     compiled_with("aot_eager")
@@ -137,7 +139,7 @@ def test_the_compiled_step_equals_the_eager_one(compiled_with, name):
         torch.testing.assert_close(state[entry], value, rtol=1e-3, atol=4e-4, msg=entry)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_compiled_step_in_bf16(compiled_with):
     """As autocast has it, with copies in the weights' place: the terms of a first step and every network's gradients,
     which are summed up in another order, far nearer to the eager ones than these are to float32's (E_s: 0.01 and 0.42).

@@ -16,12 +16,13 @@ from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.report.log import read_metrics
 from dgnet_fast.training import generator_loop
-from dgnet_fast.training.generator_loop import rate_at, reconstruction
+from dgnet_fast.training.generator_loop import deviation_of, errors, held_constant, rate_at
 from tests.tiny import tiny_batch, tiny_config, tiny_model
 from tests.training.test_run import STEPS, assert_same_outcome, words
 
 OPTIONS = {
     "generator_steps": 5,
+    "generator_code_w": 0.5,
     "gray_jitter": 0.3,
     "lr_policy": "cosine",
     "warm_up": 2,
@@ -42,7 +43,7 @@ def test_own_and_positive_codes_are_mixed(monkeypatch):
     model, batch = tiny_model(config), tiny_batch(config)
     drawn = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.7, 0.3])
     monkeypatch.setattr(torch, "rand", lambda *size, device: drawn.view(size))
-    squared, absolute = reconstruction(model, batch)
+    squared, absolute, _ = errors(model, batch)
     for k in range(2):
         x, seen = (
             batch.x[k],
@@ -53,13 +54,36 @@ def test_own_and_positive_codes_are_mixed(monkeypatch):
         torch.testing.assert_close(absolute[k], (rebuilt - x).abs().mean(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(squared[k], (rebuilt - x).square().mean(), rtol=1e-4, atol=1e-5)
     before = {name: b.clone() for name, b in model.appearance_encoder.named_buffers()}
-    squared.sum().backward()
+    with held_constant(model.appearance_encoder):
+        errors(model, batch)[0].sum().backward()
+    assert all(p.requires_grad for p in model.appearance_encoder.parameters())
     assert all(torch.equal(b, before[name]) for name, b in model.appearance_encoder.named_buffers())
     assert all(p.grad is None for p in model.appearance_encoder.parameters())
     for name in generator_loop.TRAINED:
         assert sum(p.grad.abs().sum() for p in getattr(model, name).parameters() if p.grad is not None) > 0, (
             name
         )
+
+
+def test_codes_of_swaps():
+    config = tiny_config(generator_steps=1)
+    model, batch = tiny_model(config), tiny_batch(config)
+    batch = batch._replace(xp=batch.x)  # one code, whichever is drawn
+    deviation = torch.linspace(0.5, 2, 4 * config.gen.id_dim)
+    with held_constant(model.appearance_encoder):
+        code = errors(model, batch, deviation).code
+        gradient = torch.autograd.grad(code.sum(), list(model.decoder.parameters()), allow_unused=True)
+    codes, again = [], []
+    for k in range(2):
+        codes.append(model.appearance_encoder(upsample_small(batch.x[k]), BatchNormMode(1, "batch")).code)
+    for k in range(2):
+        swap = model.decode(model.structure_encoder(batch.x[k].mean(dim=1, keepdim=True)), codes[1 - k])
+        again.append(model.appearance_encoder(upsample_small(swap), BatchNormMode(1, "batch")).code)
+        wanted = ((again[k] - codes[1 - k]) / deviation).square().mean()
+        torch.testing.assert_close(code[k], wanted, rtol=1e-4, atol=1e-5)
+    assert sum(g.abs().sum() for g in gradient if g is not None) > 0
+    rows = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    torch.testing.assert_close(deviation_of(rows), torch.tensor([2**0.5, 0.05 * 2**0.5]))
 
 
 def test_the_rate_falls_from_full_to_nothing():
@@ -91,7 +115,7 @@ def test_stopping_and_resuming_gives_the_same(whole, tmp_path, capsys):
 
 
 def test_a_signal_while_e_s_and_g_learn_alone(whole, tmp_path, capsys, monkeypatch):
-    folder, plain = tmp_path / "run", generator_loop.reconstruction
+    folder, plain = tmp_path / "run", generator_loop.errors
     calls = []
 
     def loss(*arguments):
@@ -101,7 +125,7 @@ def test_a_signal_while_e_s_and_g_learn_alone(whole, tmp_path, capsys, monkeypat
         return plain(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generator_loop, "reconstruction", loss)
+        patch.setattr(generator_loop, "errors", loss)
         assert train.main(words(folder, **OPTIONS)) == 0
     assert "stopped after step 2, saved" in capsys.readouterr().out
     assert (folder / "generator" / "state.pt").is_file() and not (folder / "generator.pt").exists()
@@ -112,12 +136,10 @@ def test_a_signal_while_e_s_and_g_learn_alone(whole, tmp_path, capsys, monkeypat
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
     bad = torch.full((2,), math.nan, requires_grad=True)
-    monkeypatch.setattr(generator_loop, "reconstruction", lambda *a: (bad, bad))
+    monkeypatch.setattr(generator_loop, "errors", lambda *a: generator_loop.Errors(bad, bad, None))
     assert train.main(words(tmp_path / "run", **OPTIONS)) == 1
     err = capsys.readouterr().err.splitlines()
-    assert err[-1].endswith(
-        "the squared error is nan at step 1 of E_s and G alone; lower --generator_lr (now 0.002)"
-    )
+    assert err[-1].endswith("squared is nan at step 1 of E_s and G alone; lower --generator-lr (now 0.001)")
 
 
 def test_another_networks_file_is_refused(whole, tmp_path):
