@@ -205,7 +205,7 @@ def extend(
     entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
     if index and len(entries) < len(paths):
         logger.info(f"{len(paths) - len(entries)} pictures are in the index already")
-    if len(known) + len(entries) > EXACT_UP_TO:
+    if entries and len(known) + len(entries) > EXACT_UP_TO:
         return extend_large(index, entries, extractor, place)
     if entries:
         features = extractor.files([entry.path for entry in entries], progress=progress("gallery"))
