@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Where there is no package index, a dgnet_fast installed in python3 itself serves `make gpu`.
 RUN = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install pip test thorough train gpu sanitize lint types format
+.PHONY: install pip test thorough train gpu gpu-ready gpu-tests gpu-shards gpu-bench stress sanitize lint types format
 
 # pip rebuilds the extensions when called, so C++ changes are always in; one of them needs torch to be there.
 install: pip
@@ -34,15 +34,46 @@ thorough: install
 train: install
 	$(BIN)/python -m dgnet_fast.train
 
-# Everything that needs a GPU, in ten minutes: its tests, then operators, modules, steps and their memory, named by
-# GPU and date in benchmarks/results/. A failed test does not keep the benchmarks from running, and no package
-# index is asked.
+# Everything that needs a GPU, in two parts of under nine minutes each (a machine may be lent for ten): `make gpu-tests`
+# and `make gpu-bench`. Both write as they go, so that what was found is there when one is cut short, and a failed test
+# does not keep the benchmarks from running. No package index is asked.
 gpu:
+	status=0; $(MAKE) gpu-tests || status=$$?; $(MAKE) gpu-bench || status=$$?; exit $$status
+
+# Seconds of each part.
+LIMIT = 540
+# Most of the tests' time is Triton's compiler, one core a process.
+PROCESSES = 8
+GPU_LOGS = build/gpu
+
+gpu-ready:
 	@$(RUN) -c "import torch; assert torch.cuda.is_available()" 2>/dev/null || \
 	{ echo "make gpu: $(RUN) has no PyTorch that sees a CUDA device" >&2; exit 1; }
 	$(RUN) -c "import dgnet_fast.extension" || $(RUN) -m pip install --no-build-isolation --no-deps -e .
-	status=0; $(RUN) -m pytest -m gpu --continue-on-collection-errors || status=$$?; \
-	$(RUN) -m pytest benchmarks/ || status=$$?; exit $$status
+
+gpu-tests: gpu-ready
+	$(MAKE) gpu-shards
+
+# The tests in $(PROCESSES) processes, each with a log in $(GPU_LOGS); TESTS=... is for trying it without a GPU.
+TESTS = -m gpu
+gpu-shards:
+	mkdir -p $(GPU_LOGS)
+	@status=0; pids=; for k in $$(seq $(PROCESSES)); do \
+	    OMP_NUM_THREADS=1 timeout --signal=INT $(LIMIT) $(RUN) -m pytest -v $(TESTS) --continue-on-collection-errors \
+	        --shard $$k/$(PROCESSES) >$(GPU_LOGS)/tests-$$k.log 2>&1 & pids="$$pids $$!"; done; \
+	for pid in $$pids; do wait $$pid || { code=$$?; test $$code -eq 5 || status=$$code; }; done; \
+	grep -hE '^(FAILED|ERROR) ' $(GPU_LOGS)/tests-*.log; tail -qn 1 $(GPU_LOGS)/tests-*.log; exit $$status
+
+# Steps first, and among them what everybody asks for: milliseconds, speed-up and memory.
+gpu-bench: gpu-ready
+	timeout --signal=INT $(LIMIT) $(RUN) -m pytest benchmarks/
+
+# Kills, full disks, flipped bits, two of anything at once and hostile input, for MINUTES minutes (docs/reliability.md).
+MINUTES = 30
+SEED = 0
+stress: EXTRAS = [test]
+stress: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.campaign --minutes $(MINUTES) --seed $(SEED)
 
 # The C++ bodies under AddressSanitizer and UndefinedBehaviorSanitizer, in a build folder of its own; the CUDA ones
 # too, on the CPU, with tests/ops/cuda_on_cpu/ as CUDA's headers.

@@ -54,6 +54,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "measured" in item.fixturenames:
             item.add_marker(pytest.mark.benchmark(timer=measure.STOPWATCH.read))
+    order = [
+        "test_plain.py",
+        "test_step.py",
+        "test_modules.py",
+    ]  # agreement with the plain networks, then what is asked first
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
     chosen = config.getoption("--op")
     if chosen:
         kept = [item for item in items if getattr(_case(item), "op", None) in chosen]
@@ -105,6 +111,7 @@ def measured(request, benchmark, device, full, ceilings):
         request.config.stash[ROWS].append(row)
         path, found = results(request.config)  # after every row: a session cut short keeps what it measured
         report.write_json(found, path)
+        report.write_markdown(found, path)
         return row
 
     return measure_row

@@ -135,6 +135,7 @@ def markdown(results: dict[str, Any], figure: str | None = None) -> str:
         "Ceilings measured in this run: " + "; ".join(_ceiling(n, v) for n, v in ceilings.items()) + ".",
     ]
     lines += ["", *(f"- {note}" for note in results["notes"])]
+    lines += headline(results["rows"])
     if figure:
         lines += ["", f"![Speed-ups and roofline]({figure})"]
     sections = dict.fromkeys([*SECTIONS, *(row["section"] for row in results["rows"])])
@@ -144,6 +145,20 @@ def markdown(results: dict[str, Any], figure: str | None = None) -> str:
             title = SECTIONS.get(section, section.capitalize())
             lines += ["", f"## {title}", "", *section_table(rows, ceilings)]
     return "\n".join(lines) + "\n"
+
+
+def headline(rows: list[Row]) -> list[str]:
+    """What is asked first, where steps were measured: milliseconds, speed-up over each baseline, and peak memory."""
+    steps = [row for row in rows if row["section"] == "step"]
+    lines = []
+    for row, gains in zip(steps, speedups(steps), strict=True):
+        if not row["baseline"]:
+            faster = "".join(f", {gain:.2f} times as fast as {name}" for name, gain in gains.items())
+            memory = f", {row['peak_bytes'] / 1e9:.2f} GB" if row.get("peak_bytes") else ""
+            lines.append(
+                f"- {row['name']}, {row['dtype']} ({row['group']}): {_number(1e3 * median(row), 4)} ms a step{faster}{memory}"
+            )
+    return ["", "## In short", "", *lines] if lines else []
 
 
 def _ceiling(name: str, value: float) -> str:
@@ -161,6 +176,13 @@ def write_json(results: dict[str, Any], path: Path) -> Path:
     return file
 
 
+def write_markdown(results: dict[str, Any], path: Path, figure: str | None = None) -> Path:
+    """Write `path`.md (`path` has no suffix)."""
+    file = path.with_name(path.name + ".md")
+    file.write_text(markdown(results, figure), encoding="utf-8")
+    return file
+
+
 def write(results: dict[str, Any], path: Path) -> list[Path]:
     """Write `path`.json, .md and .png; the files written, without .png where matplotlib is not installed."""
     files = [write_json(results, path), *(path.with_name(path.name + suffix) for suffix in (".md", ".png"))]
@@ -173,7 +195,7 @@ def write(results: dict[str, Any], path: Path) -> list[Path]:
             raise
         print("no figure: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         del files[2]
-    files[1].write_text(markdown(results, files[2].name if len(files) > 2 else None), encoding="utf-8")
+    write_markdown(results, path, files[2].name if len(files) > 2 else None)
     return files
 
 

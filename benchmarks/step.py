@@ -99,6 +99,9 @@ class Ours:
     def __init__(self, model: DGNet, device: str) -> None:
         model.to(memory_format=torch.channels_last)
         where = torch.device(device)
+        torch.backends.cudnn.benchmark = (
+            where.type == "cuda"
+        )  # as the trainer has it; the process is this side's alone
         precision = Precision(resolve_amp(model.config, where), where)
         self.training_step = TrainingStep(model, Optimisers(model, model.config), precision)
         # both branches warm up and are recorded before a step is like the next
@@ -121,6 +124,7 @@ class Plain:
 
     def __init__(self, model: DGNet, device: str) -> None:
         self.plain = PlainStep(model)
+        torch.backends.cudnn.benchmark = device == "cuda"  # as the public code's training script
         self.precision = Precision(resolve_amp(model.config, torch.device(device)), torch.device(device))
         if model.config.compile:
             for net in (self.plain.E_s, self.plain.G, self.plain.E_a):  # D is differentiated twice

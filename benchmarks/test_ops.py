@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc):
             if emulated and case.products and dtype == "bf16" and (layout == "NCHW" or not case.quick):
                 continue  # minutes a call
             for how in case.implementations("cuda" if cuda else "cpu", DTYPES[dtype]):
-                for which in PASSES:
+                for which in PASSES if full else ("forward", "both"):
                     name = f"{case.op}-{case.name}-{dtype}-{layout}-{how}-{which}".replace(" ", "_")
                     rows.append(pytest.param(case, dtype, layout, how, which, id=name))
     metafunc.parametrize(("case", "dtype", "layout", "how", "which"), rows)

@@ -318,7 +318,7 @@ int64_t adain_act_workspace(const ImageShape& shape) {
 void adain_act_forward_cuda(const AdainActForward& a, float* workspace, int device, void* stream_address) {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
     check_sizes(kName, a.shape);
-    check(kName, cudaSetDevice(device));
+    const OnDevice here(kName, device);
     const Reflection image(a.shape);
     dispatch(a.element, [&](auto zero) {
         using T = typename Device<decltype(zero)>::type;
@@ -343,7 +343,7 @@ void adain_act_forward_cuda(const AdainActForward& a, float* workspace, int devi
 void adain_act_backward_cuda(const AdainActBackward& a, float* workspace, int device, void* stream_address) {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
     check_sizes(kName, a.shape);
-    check(kName, cudaSetDevice(device));
+    const OnDevice here(kName, device);
     const Reflection image(a.shape);
     dispatch(a.element, [&](auto zero) {
         using T = typename Device<decltype(zero)>::type;

@@ -385,7 +385,7 @@ void batch_norm_act_forward_cuda(const BatchNormActForward& a, float* workspace,
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
     const Cut cut(a.shape, a.groups);
     check_cut(a.shape, cut);
-    check(kName, cudaSetDevice(device));
+    const OnDevice here(kName, device);
     const Workspace space(workspace, cut);
     const dim3 merge(unsigned((cut.channels + 31) / 32), unsigned(cut.groups));
     dispatch(a.element, [&](auto zero) {
@@ -407,7 +407,7 @@ void batch_norm_act_backward_cuda(const BatchNormActBackward& a, float* workspac
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
     const Cut cut(a.shape, a.groups);
     check_cut(a.shape, cut);
-    check(kName, cudaSetDevice(device));
+    const OnDevice here(kName, device);
     const Workspace space(workspace, cut);
     const dim3 merge(unsigned((cut.channels + 31) / 32), unsigned(cut.groups));
     dispatch(a.element, [&](auto zero) {

@@ -169,6 +169,26 @@ inline void check(const char* op, cudaError_t error) {
         throw std::runtime_error(std::string(op) + " on CUDA: " + cudaGetErrorString(error));
 }
 
+// While it lives, launches go to `device`; then to the one before, which belongs to the caller.
+class OnDevice {
+  public:
+    OnDevice(const char* op, int device) {
+        check(op, cudaGetDevice(&before_));
+        if (before_ == device) return;
+        check(op, cudaSetDevice(device));
+        moved_ = true;
+    }
+    ~OnDevice() {
+        if (moved_) cudaSetDevice(before_);
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+
+  private:
+    int before_ = 0;
+    bool moved_ = false;
+};
+
 // Kernels count pixels in 32 bits and samples and blocks of channels along the grid's smaller dimensions.
 inline void check_sizes(const char* op, const ImageShape& s) {
     if (s.batch > 65535 || (s.channels + 31) / 32 > 65535 || s.padded_pixels > 0x7fffffff)

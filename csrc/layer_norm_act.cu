@@ -264,7 +264,7 @@ void layer_norm_act_forward_cuda(const LayerNormActForward& a, float* workspace,
                                  void* stream_address) {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
     check_sizes(kName, a.shape);
-    check(kName, cudaSetDevice(device));
+    const OnDevice here(kName, device);
     const Reflection image(a.shape);
     const Cut cut(a.shape);
     const Workspace parts(workspace, a.shape, cut);
@@ -286,7 +286,7 @@ void layer_norm_act_backward_cuda(const LayerNormActBackward& a, float* workspac
                                   void* stream_address) {
     const cudaStream_t stream = static_cast<cudaStream_t>(stream_address);
     check_sizes(kName, a.shape);
-    check(kName, cudaSetDevice(device));
+    const OnDevice here(kName, device);
     const Reflection image(a.shape);
     const Cut cut(a.shape);
     const Workspace parts(workspace, a.shape, cut);

@@ -21,6 +21,7 @@ from dgnet_fast.checkpoints.safetensors import save_safetensors
 from dgnet_fast.cli.parser import Parser, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint
 from dgnet_fast.config import ConfigError
+from dgnet_fast.report.files import atomic_folder, check_writable
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
@@ -49,18 +50,22 @@ def body(argv: list[str] | None) -> int:
         )
     if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
         raise ConfigError(f"{args.out} exists already; choose another --out")
+    check_writable(args.out, "--out")
     model, known = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     absent = missing_networks(known)
     if "gen" in absent:
         raise ConfigError(f"{known['source']} has no gen_*.pt beside it; a checkpoint needs E_s, G and E_a")
     if "dis" in absent:
         logger.warning("no dis_*.pt in the source: D is written with its fresh weights")
-    if args.to == "public":
-        written = save_public(model, known, args.out)
-    elif args.to == "run":
-        written = [save_run_folder(model, known, args.out)]
-    else:
+    if args.to == "safetensors":
         written = [save_safetensors(model, known, args.out)]
+    else:
+        with atomic_folder(args.out) as folder:
+            if args.to == "public":
+                written = save_public(model, known, folder)
+            else:
+                written = [save_run_folder(model, known, folder)]
+        written = [args.out / path.relative_to(folder) for path in written]
     again, _ = load_for_use(args.out)
     ours, theirs = model_state(model), model_state(again)
     different = [name for name in ours if not ours[name].equal(theirs[name])]

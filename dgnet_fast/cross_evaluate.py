@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.loading import load_encoder
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint_details,
     add_device,
@@ -28,6 +28,7 @@ from dgnet_fast.config import DATASETS, Config, ConfigError
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.data.rules import check_scorable
 from dgnet_fast.report.progress import progress
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import Ranking, ranking_for, score_retrieval
@@ -77,6 +78,10 @@ def targets_of(words: list[str], camera_pattern: str, skip_unreadable: bool) -> 
         if label in found:
             raise ConfigError(f"--target {word} is given twice")
         found[label] = dataset_of(Config().replace(**options))
+        try:
+            check_scorable(found[label].query, found[label].gallery)
+        except ValueError as error:
+            raise ConfigError(f"--target {word}: {error}") from error
     return found
 
 
@@ -90,9 +95,8 @@ def score_source(
     path: Path, targets: dict[str, ReidDataset], ranking: Ranking, args: Any
 ) -> dict[str, dict[str, Any]]:
     """The scores of one checkpoint on every target."""
-    model, known = load_for_use(path, config_file=args.config, allow_extra=args.allow_extra)
-    encoder = model.appearance_encoder.to(resolve_device(args.device))
-    extractor = Extractor.of(encoder, model.config, batch=args.batch)
+    encoder, config, known = load_encoder(path, config_file=args.config, allow_extra=args.allow_extra)
+    extractor = Extractor.of(encoder.to(resolve_device(args.device)), config, batch=args.batch)
     scores = {}
     for label, dataset in targets.items():
         logger.info(f"{known['source']}, {known['step']} steps, on {label}")
@@ -111,6 +115,8 @@ def body(argv: list[str] | None) -> int:
     for name in ("max_queries", "batch"):
         at_least(name, getattr(args, name), 1)
     ranking = ranking_of(args)
+    resolve_device(args.device)
+    check_output("--json", args.json)
     for source in args.source:
         if not source.exists():
             raise ConfigError(f"no such checkpoint: {source}")

@@ -20,6 +20,7 @@ from dgnet_fast.config.extras import need
 from dgnet_fast.data.pictures import open_pictures
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.progress import progress
+from dgnet_fast.web.protection import check_free, make_server, names_of
 from dgnet_fast.web.server import Demo, create_app
 
 
@@ -56,6 +57,7 @@ def body(argv: list[str] | None) -> int:
     if not 0 <= args.port < 65536:
         raise ConfigError(f"--port is {args.port}; allowed: 0 to 65535")
     need("flask", "demo", "the demo")
+    check_free(args.host, args.port)
     device = resolve_device(args.device)
     model, known = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     source = args.gallery or f"{model.config.data}:gallery"
@@ -68,11 +70,9 @@ def body(argv: list[str] | None) -> int:
         nearest=args.nearest,
         progress=progress("gallery"),
     )
-    app = create_app(demo, f"{known['source']}, step {known['step']}")
-    from werkzeug.serving import make_server  # comes with Flask
-
+    app = create_app(demo, f"{known['source']}, step {known['step']}", names_of(args.host))
     try:
-        server = make_server(args.host, args.port, app, threaded=True)
+        server = make_server(args.host, args.port, app)
     except SystemExit:  # werkzeug's answer to a port in use
         raise ConfigError(
             f"--port is {args.port}, which is in use or not allowed; choose another, or 0"

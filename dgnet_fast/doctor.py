@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 import dgnet_fast
 from dgnet_fast import _C, extension
+from dgnet_fast.cli.parser import run_command
 from dgnet_fast.extension.cpu_level import cpu_level, is_x86_64
 from dgnet_fast.ops import registry
 
@@ -42,8 +44,12 @@ def _cuda_devices() -> list[dict[str, Any]]:
 
 
 def _cache_folders() -> dict[str, str]:
-    inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-    triton = Path.home() / ".triton" / "cache"
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a number without a name, as in containers
+        user = str(os.getuid())
+    inductor = Path(tempfile.gettempdir()) / f"torchinductor_{user}"
+    triton = Path(os.path.expanduser("~")) / ".triton" / "cache"
     return {
         "inductor": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(inductor)),
         "triton": os.environ.get("TRITON_CACHE_DIR", str(triton)),
@@ -105,7 +111,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> None:
+def body(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dgnet_fast.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     facts = report()
@@ -113,7 +119,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(facts, indent=2))
     else:
         print("\n".join(_lines(facts)))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(lambda: body(arguments), "python -m dgnet_fast.doctor")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,9 +16,9 @@ import logging
 import sys
 from pathlib import Path
 
-from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.loading import load_encoder
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
     add_data_set,
@@ -83,11 +83,15 @@ def body(argv: list[str] | None) -> int:
         at_least(name, getattr(args, name), 1)
     ranking = ranking_of(args)
     device = resolve_device(args.device)
-    model, known = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
-    config = data_set_config(model.config, args, data_cache=args.data_cache)
+    for option, path in (("--json", args.json), ("--rank-list", args.rank_list)):
+        check_output(option, path)
+    encoder, config, known = load_encoder(
+        args.checkpoint, config_file=args.config, allow_extra=args.allow_extra
+    )
+    config = data_set_config(config, args, data_cache=args.data_cache)
     dataset = dataset_of(config)
     logger.info(f"{known['source']}, {known['step']} steps, on {dataset.name}")
-    extractor = Extractor.of(model.appearance_encoder.to(device), config, batch=args.batch)
+    extractor = Extractor.of(encoder.to(device), config, batch=args.batch)
     ranking = ranking_for(extractor, ranking)
     sets = retrieval_sets(
         extractor,
@@ -101,6 +105,9 @@ def body(argv: list[str] | None) -> int:
     scores = score_sets(sets, ranking)
     tables = [table({name: one for name, one in scores.items() if isinstance(one, RetrievalScores)})]
     tables += [single_shot_table(one) for one in scores.values() if isinstance(one, SingleShotScores)]
+    if args.multi_query and dataset.multi_query is not None and "multi" not in sets:
+        tables[0]["rows"].append(["multi query", *[None] * (len(tables[0]["columns"]) - 1)])
+        tables[0]["notes"].append("multi query: not scored, its set lacks some queries' identity and camera")
     print_tables(tables)
     if args.json:
         write_tables(args.json, tables)

@@ -17,7 +17,7 @@ from pathlib import Path
 from dgnet_fast.checkpoints.fingerprint import fingerprint
 from dgnet_fast.checkpoints.graphs import INPUTS, NETWORKS, metadata_of, save_archive, save_onnx
 from dgnet_fast.checkpoints.loading import load_for_use, load_generator
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, check_output, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.extras import need
@@ -48,6 +48,7 @@ def body(argv: list[str] | None) -> int:
     if args.out.suffix == ".onnx":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             need(package, "export", "ONNX export")
+    check_output("--out", args.out)
     load = load_generator if args.network == "generator" else load_for_use
     model, known = load(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     metadata = metadata_of(model, args.network, args.input, known, fingerprint(model))

@@ -11,6 +11,7 @@ concatenation of the features of all heads, each of unit length. If it is interr
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def write_features(out: Path, features: Tensor, paths: list[Path], fingerprint: 
             arrow = importlib.import_module("pyarrow")
             parquet = importlib.import_module("pyarrow.parquet")
             column = arrow.FixedSizeListArray.from_arrays(features.numpy().ravel(), features.shape[1])
-            table = arrow.table({"path": names, "feature": column})
+            shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
+            table = arrow.table({"path": shown, "feature": column})
             parquet.write_table(table.replace_schema_metadata({"fingerprint": fingerprint}), temporary)
 
 

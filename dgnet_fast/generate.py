@@ -15,6 +15,7 @@ the same command again to generate the pictures that are missing. Existing files
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ from dgnet_fast.generation.pairs import all_pairs, random_pairs, spread
 from dgnet_fast.generation.sets import SUFFIXES, write_set
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.typed import in_channels_last
+from dgnet_fast.report.files import check_writable, write_new
 from dgnet_fast.report.grid import image_grid, picture_rows, to_image
 from dgnet_fast.report.progress import progress
 
@@ -163,6 +165,7 @@ def _check(args: argparse.Namespace) -> None:
             )
         if args.out.exists():
             raise ConfigError(f"{args.out} exists already; choose another --out")
+    check_writable(args.out, "--out")
 
 
 def _one(source: str, size: tuple[int, int]) -> torch.Tensor:
@@ -223,9 +226,9 @@ def body(argv: list[str] | None) -> int:
         )
         return 0
     picture = _picture(args, model)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "xb") as file:  # x: never over a file that appeared meanwhile
-        picture.save(file, "PNG" if args.out.suffix.lower() == ".png" else "JPEG", quality=95)
+    data = io.BytesIO()
+    picture.save(data, "PNG" if args.out.suffix.lower() == ".png" else "JPEG", quality=95)
+    write_new(args.out, data.getvalue())
     print(args.out)
     return 0
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, run_command
+from dgnet_fast.cli.parser import Parser, check_output, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint_details,
     add_device,
@@ -37,7 +37,9 @@ from dgnet_fast.generation.scores import (
     set_table,
     truth_table,
 )
+from dgnet_fast.metrics.generation import INCEPTION_HINT, LPIPS_HINT, check_script
 from dgnet_fast.models.typed import in_channels_last
+from dgnet_fast.report.progress import progress
 
 
 def parser() -> Parser:
@@ -58,6 +60,11 @@ def parser() -> Parser:
         type=Path,
         metavar="FILE",
         help="TorchScript file of VGG-16 with LPIPS weights, for diversity",
+    )
+    made.add_argument(
+        "--trust-scripts",
+        action="store_true",
+        help="run the files of --inception and --lpips even if they are not the published ones; TorchScript is a program",
     )
     made.add_argument(
         "--checkpoint", type=Path, help="checkpoint that made the set, for the scores that need a model"
@@ -88,6 +95,10 @@ def body(argv: list[str] | None) -> int:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; allowed: at least 1")
     device = resolve_device(args.device)
+    check_output("--json", args.json)
+    for path, hint in ((args.inception, INCEPTION_HINT), (args.lpips, LPIPS_HINT)):
+        if path is not None:
+            check_script(path, hint, args.trust_scripts)
     model = None
     if args.checkpoint:
         model = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)[0]
@@ -104,6 +115,8 @@ def body(argv: list[str] | None) -> int:
         seed=args.seed,
         inception=args.inception,
         lpips=args.lpips,
+        trusted=args.trust_scripts,
+        progress=progress,
     )
     tables = []
     if model is not None:

@@ -26,8 +26,9 @@ from dgnet_fast.checkpoints.teachers import load_teachers
 from dgnet_fast.cli.config_options import add_config_options, config_from
 from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, run_command
-from dgnet_fast.config import Config, ConfigError, from_dict
+from dgnet_fast.config import Config, ConfigError, differing, from_dict
 from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.report.files import write_json, write_text
 from dgnet_fast.report.tables import markdown_table
@@ -91,26 +92,23 @@ def score_run(folder: Path) -> dict[str, list[float]]:
 def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
     """The rows of one seed. If they are not finished, the run is trained or resumed first."""
     if (folder / CELLS).is_file():
-        content = json.loads((folder / CELLS).read_text(encoding="utf-8"))
-        return content["rows"]
+        try:
+            content = json.loads((folder / CELLS).read_text(encoding="utf-8"))
+            return {name: [float(value) for value in cells] for name, cells in content["rows"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{folder / CELLS} is damaged; remove it, and the run is scored again"
+            ) from error
     resume = (folder / "config.yaml").is_file()
     if resume:
         there = from_dict(saved_options(folder)).replace(ID_class=0)
-        if (wrong := differing(there, config.replace(ID_class=0))) is not None:
+        here = with_absolute_paths(config.replace(ID_class=0))
+        if (wrong := differing(with_absolute_paths(there), here)) is not None:
             raise ConfigError(f"{folder} holds a run with {wrong}; choose another --out")
     run_training(config, folder, resume=resume)
     rows = score_run(folder)
     write_json(folder / CELLS, {"rows": rows})
     return rows
-
-
-def differing(there: Config, here: Config) -> str | None:
-    """The first option that differs, in words; None if all options are the same."""
-    ours, theirs = here.to_dict(), there.to_dict()
-    for name, value in theirs.items():
-        if ours[name] != value:
-            return f"{name} {value!r}, and not {ours[name]!r}"
-    return None
 
 
 def cell(values: list[float]) -> str:
@@ -158,7 +156,7 @@ def body(argv: list[str] | None) -> int:
             found.append(seed_cells(config.replace(seed=seed), args.out / f"seed_{seed}"))
         except Stopped as stopped:
             print(f"stopped after step {stopped.step} of seed {seed}, saved; the same command goes on")
-            return 0
+            return 128 + stopped.signal
         except Diverged as error:
             raise ValueError(f"seed {seed}: {error}") from error
         table = ablation_table(found, config)

@@ -13,10 +13,12 @@ wrong results are marked.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -30,7 +32,7 @@ from dgnet_fast.cli.parser import Parser, at_least, check_new, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files, weight_of
 from dgnet_fast.config import ConfigError
 from dgnet_fast.data.files import unlabelled
-from dgnet_fast.report.files import atomically, write_text
+from dgnet_fast.report.files import atomically, check_writable, locked, write_text
 from dgnet_fast.report.progress import progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow, rank_list
 from dgnet_fast.retrieval.extractor import Extractor
@@ -105,7 +107,7 @@ class Labels:
         path = path.resolve()
         identity = self._find("id_pattern", f"{path.parent.name}/{path.name}")
         camera = self._find("camera_pattern", path.name)
-        if camera is not None and not camera.isdecimal():
+        if camera is not None and not (camera.isdecimal() and len(camera) <= 12):
             raise ConfigError(
                 f"--camera-pattern finds {camera!r}, which is no number, in {path.name!r} ({path})"
             )
@@ -252,6 +254,7 @@ def check(args: argparse.Namespace) -> Path | None:
     None.
     """
     at_least("top", args.top, 1)
+    args.gallery = [os.path.expanduser(place) for place in args.gallery]
     saved = [Path(place) for place in args.gallery if is_index(Path(place))]
     if saved and len(args.gallery) > 1:
         raise ConfigError(f"--gallery names the index {saved[0]} and more; add pictures to it with --add")
@@ -259,8 +262,10 @@ def check(args: argparse.Namespace) -> Path | None:
         raise ConfigError("--add needs a saved index as --gallery; make one with --save INDEX")
     if args.save and saved:
         raise ConfigError(f"{saved[0]} is an index already; add pictures to it with --add")
-    if args.save and args.save.exists():
+    if args.save and args.save.exists() and (args.save.is_file() or any(args.save.iterdir())):
         raise ConfigError(f"--save {args.save} exists; give the name of a new folder")
+    if args.save:
+        check_writable(args.save, "--save")
     if not (args.query or args.save or args.add):
         raise ConfigError("nothing to do; give --query, --save or --add")
     if (args.out or args.picture) and not args.query:
@@ -279,7 +284,14 @@ def check(args: argparse.Namespace) -> Path | None:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
-    folder, labels, weight = check(args), Labels(args), weight_of(args.second_half_weight)
+    folder = check(args)
+    with locked(folder) if folder and args.add else contextlib.nullcontext():
+        return work(args, folder)
+
+
+def work(args: argparse.Namespace, folder: Path | None) -> int:
+    """Search, save and add as the checked options say; ``folder`` is that of a saved index."""
+    labels, weight = Labels(args), weight_of(args.second_half_weight)
     faiss_library()
     skip = args.skip_unreadable
     queries = [labels.entry(path) for path in readable_files(args.query, skip=skip)]

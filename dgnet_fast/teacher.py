@@ -55,7 +55,7 @@ def body(argv: list[str] | None) -> int:
     # After the options were read: they bring torch along, and --help does not need it.
     from dgnet_fast.distributed.processes import agreed, is_first
     from dgnet_fast.training.loop import Stopped
-    from dgnet_fast.training.run import run_teacher
+    from dgnet_fast.training.teacher_run import run_teacher
 
     config, _ = config_from(args)
     if args.generated and not args.labeller:
@@ -64,7 +64,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"--generated-weight is {args.generated_weight}; allowed: at least 0")
     stamp = agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     folder = args.out or Path("runs") / f"{stamp}-{config.data}-teacher"
-    if agreed((folder / "teacher.pt").exists()):
+    if agreed((folder / "teacher.pt").exists() and (folder / "results.json").exists()):
         raise ConfigError(f"{folder} already holds a finished teacher; choose another --out")
     try:
         tables = run_teacher(
@@ -72,7 +72,7 @@ def body(argv: list[str] | None) -> int:
         )
     except Stopped as stopped:
         print(f"stopped after step {stopped.step}, saved; the same command with --out {folder} continues")
-        return 0
+        return 128 + stopped.signal
     if is_first():
         write_tables(folder / "results.json", tables)
     print_tables(tables)

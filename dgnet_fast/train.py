@@ -75,12 +75,18 @@ def body(argv: list[str] | None) -> int:
                 f"{folder} already holds a run; continue it with --resume or choose another --out"
             )
     try:
-        result = run_training(config, folder, resume=args.resume or again, max_steps=args.max_steps)
+        result = run_training(
+            config,
+            folder,
+            resume=args.resume or again,
+            max_steps=args.max_steps,
+            given=set(given_options(args)),
+        )
     except Stopped as stopped:
         print(
             f"stopped after step {stopped.step}, saved; continue with: python -m dgnet_fast.train --resume --out {folder}"
         )
-        return 0
+        return 128 + stopped.signal
     except Diverged as error:
         print(f"python -m dgnet_fast.train: {error}", file=sys.stderr)
         return 1

@@ -27,7 +27,7 @@ from dgnet_fast.data.pictures import Pictures
 from dgnet_fast.generation.pairs import spread
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.typed import in_channels_last
-from dgnet_fast.report.files import write_json
+from dgnet_fast.report.files import atomically, check_writable, write_json
 from dgnet_fast.report.page import write_report
 from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
@@ -92,9 +92,8 @@ def draw(model: DGNet, dataset: ReidDataset, folder: Path, args: argparse.Namesp
     maps, _ = activation_maps(
         model.appearance_encoder, normalize(pictures.to(device)), upsample=config.ID_upsample
     )
-    activation_page(pictures, maps, HEAD_NAMES[model.appearance_encoder.style]).save(
-        folder / "activation.png"
-    )
+    with atomically(folder / "activation.png", sync=False) as temporary:
+        activation_page(pictures, maps, HEAD_NAMES[model.appearance_encoder.style]).save(temporary)
     table = camera_table(dataset, features["query"], features["gallery"], extractor.second_half_weight)
     write_json(folder / "cameras.json", {TABLES: [table]})
     return table
@@ -113,6 +112,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another --out")
     if args.method == "tsne":
         need("sklearn", "visualize", "t-SNE")
+    check_writable(folder, "--out")
     device = resolve_device(args.device)
     model, _ = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)
     dataset = dataset_of(data_set_config(model.config, args))

@@ -13,9 +13,18 @@ os.environ["DGNET_FAST_CACHE"] = "off"
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--shard", metavar="K/N", help="run only part K (from 1) of N; needs no pytest-xdist")
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
+    if shard := config.getoption("--shard"):
+        part, parts = map(int, shard.split("/"))
+        if not 1 <= part <= parts:
+            raise pytest.UsageError(f"--shard is {shard}; allowed: 1/N to N/N")
+        kept = items[part - 1 :: parts]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
     left_out = {}
     if not torch.cuda.is_available():
         left_out["gpu"] = "no CUDA device"

@@ -7,7 +7,7 @@ import pytest
 from dgnet_fast import evaluate, teacher, train
 from dgnet_fast.cli.config_options import config_from, given_options
 from dgnet_fast.config import Config, walk
-from dgnet_fast.config.presets import preset
+from dgnet_fast.config.presets import PRESETS, preset
 from tests.tiny import NETWORK, arguments
 from tests.tiny_run import fails
 
@@ -86,6 +86,16 @@ def test_preset_then_file_then_options(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "words, steps",
+    [(["--max-iter", "70"], 20), (["--max-iter", "70", "--generator-steps", "3"], 3), ([], 200)],
+)
+def test_the_first_phase_follows_the_length_of_the_run(monkeypatch, words, steps):
+    monkeypatch.setitem(PRESETS["small"], "generator_steps", 200)
+    monkeypatch.setitem(PRESETS["small"], "max_iter", 700)
+    assert config_from(train.parser().parse_args(words))[0].generator_steps == steps
+
+
+@pytest.mark.parametrize(
     "words, name",
     [([], "small"), (["--data", "folder"], "paper"), (["--data", "folder", "--preset", "small"], "small")],
 )
@@ -147,7 +157,8 @@ def test_an_existing_run_is_not_overwritten(capsys, tmp_path):
 
 
 def test_a_finished_teacher_is_not_overwritten(capsys, tmp_path):
-    (tmp_path / "teacher.pt").write_bytes(b"")
+    for name in ("teacher.pt", "results.json"):
+        (tmp_path / name).write_bytes(b"")
     assert "already holds a finished teacher" in fails(capsys, teacher.main, ["--out", tmp_path])
 
 
@@ -156,7 +167,7 @@ def test_a_finished_teacher_is_not_overwritten(capsys, tmp_path):
     [
         (["nowhere"], "no such checkpoint: nowhere"),
         (["."], "holds no checkpoint"),
-        (["note.txt"], "note.txt is neither a checkpoint of ours"),
+        (["note.txt"], "note.txt is not a readable checkpoint"),
         (["step_00000001.pt"], "step_00000001.pt is not a readable checkpoint"),
         ([".", "--second-half-weight", "-1"], "--second-half-weight is '-1'; allowed"),
         ([".", "--second-half-weight", "nan"], "--second-half-weight is 'nan'; allowed"),
@@ -194,4 +205,4 @@ def test_more_pictures_a_batch_than_there_are(capsys, tmp_path):
     }
     assert train.main([*arguments(few), "--out", str(tmp_path / "run")]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(PROG) and "batch_size must be 1 to 8" in last
+    assert last.startswith(PROG) and "batch_size is 9; allowed: 2" in last and "to 8, the number" in last

@@ -117,5 +117,5 @@ def test_a_file_that_misses_a_tensor(run, tmp_path):
     state = load_file(file)
     del state["decoder.to_rgb.conv.bias"]
     save_file(state, file, metadata)
-    with pytest.raises(ValueError, match="missing .*decoder.to_rgb.conv.bias"):
+    with pytest.raises(ValueError, match="m.safetensors is damaged"):
         load_safetensors(file)

@@ -170,7 +170,7 @@ def test_sources_and_targets(run, veri, tmp_path, capsys):
         (["--target", "veri"], "--target is 'veri'; allowed: NAME=DIR, NAME one of synthetic"),
         (["--target", "veri776"], "--target is 'veri776'; allowed: synthetic alone, or NAME=DIR"),
         (["--target", "synthetic=x"], "allowed: synthetic alone"),
-        (["--target", "veri776=/nowhere"], "missing folder /nowhere/image_train"),
+        (["--target", "veri776=/nowhere"], "missing folder /nowhere"),
         (["--target", "synthetic", "--target", "synthetic"], "given twice"),
         (["--target", "synthetic", "--source", "nowhere"], "no such checkpoint: nowhere"),
         (["--target", "synthetic", "--k1", "0"], "--k1 is 0; allowed: at least 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import socket
 import sys
 import threading
 
@@ -14,8 +15,11 @@ import torch
 from PIL import Image
 
 from dgnet_fast import demo
+from dgnet_fast.config import ConfigError
 from dgnet_fast.data import denormalize, normalize
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.web import protection
+from dgnet_fast.web.protection import is_allowed, names_of
 from dgnet_fast.web.server import Demo, create_app, data_url
 from tests.tiny_run import fails, tiny_run
 
@@ -86,6 +90,63 @@ def test_mistakes_are_told(client):
     files = {"a": (io.BytesIO(picture), "a.png"), "b": (io.BytesIO(b"0" * (33 * 2**20)), "b.png")}
     answer = client.post("/swap", data=files)
     assert answer.status_code == 413 and "larger than 32 MB" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize(
+    "host, status", [("evil.example", 403), ("127.0.0.1.evil.example", 403), ("[::1]:80", 200)]
+)
+def test_5_only_the_names_of_this_machine_are_answered(client, host, status):
+    assert client.get("/", headers={"Host": host}).status_code == status
+    answer = client.post("/swap", headers={"Host": "localhost", "Origin": "http://evil.example"})
+    assert answer.status_code == 403 and "only from this page" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize(
+    "bound, host, allowed",
+    [("192.168.0.3", "192.168.0.3:8000", True), ("192.168.0.3", "localhost", False), ("0.0.0.0", "10.1.2.3", True),
+     ("0.0.0.0", "evil.example", False), ("localhost", "127.0.0.1", True), ("gpu-1", "GPU-1:80", True)],
+)  # fmt: skip
+def test_5_the_names_of_an_address(bound, host, allowed):
+    assert is_allowed(host, names_of(bound)) == allowed
+
+
+def test_5_what_is_too_much_is_said_as_it_is(client):
+    data = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(data, "PNG")
+    picture = png(torch.zeros(3, *SIZE, dtype=torch.uint8))
+    files = {"a": (io.BytesIO(picture), "a.png"), "b": (io.BytesIO(data.getvalue()), "b.png")}
+    answer = client.post("/swap", data=files)
+    assert answer.status_code == 400
+    assert answer.get_json()["error"].endswith("B: it has 6000x6000 pixels; allowed: at most 25 million")
+    files = {f"p{k}": (io.BytesIO(b"x"), "x") for k in range(50)}
+    answer = client.post("/swap", data=files)
+    assert answer.status_code == 413 and "more parts than the pictures A and B" in answer.get_json()["error"]
+
+
+def test_5_silent_clients_are_closed(made, monkeypatch):
+    pytest.importorskip("flask")
+    monkeypatch.setattr(protection, "SILENCE", 0.3)
+    monkeypatch.setattr(protection, "DEADLINE", 0.6)
+    server = protection.make_server("127.0.0.1", 0, create_app(made[0], "tiny"))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        silent, slow = (
+            socket.create_connection(("127.0.0.1", server.server_port), timeout=5) for _ in range(2)
+        )
+        slow.sendall(b"POST /swap HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n")
+        assert silent.recv(10) == b""
+        while slow.recv(4096):  # an error page at the most
+            pass
+        silent.close()
+        slow.close()
+        with pytest.raises(ConfigError, match="in use or not allowed"):
+            protection.check_free("127.0.0.1", server.server_port)
+    finally:
+        server.shutdown()
+        thread.join()
+    with pytest.raises(ConfigError, match="no.such.host.* is no address"):
+        protection.check_free("no.such.host.invalid", 0)
 
 
 def test_without_a_gallery_there_are_swaps_alone(made):

@@ -16,6 +16,7 @@ from dgnet_fast.checkpoints.public_layout import (
     generator_layout,
     import_state,
 )
+from dgnet_fast.checkpoints.schema import check_tensors
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.files import write_text
 
@@ -28,7 +29,7 @@ def public_entries(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is not a public DG-Net checkpoint: expected a dictionary with the entry 'a'"
         )
-    return content["a"]
+    return check_tensors(content["a"], path, "a")
 
 
 def public_set(path: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +13,12 @@ from torch import Tensor
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.fingerprint import model_state
-from dgnet_fast.config import ConfigError, read_yaml
+from dgnet_fast.checkpoints.schema import check_fit, check_names, check_options, check_step, check_tensors
+from dgnet_fast.config import Config, ConfigError, from_dict, option_names, read_yaml, walk
+from dgnet_fast.config.places import with_absolute_paths
+from dgnet_fast.config.shown import shown
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.size import check_size
 from dgnet_fast.report.files import atomically, write_text
 
 FORMAT = "dgnet_fast.run.1"
@@ -38,11 +43,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """The newest of our checkpoints in a run folder or in its ``checkpoints`` folder; or the file itself, if ``path``
-    is one of our checkpoints with any name. None if there is none.
+    """The newest of our checkpoints in a run folder or in its ``checkpoints`` folder; a file is itself. None if there
+    is none.
     """
     if path.is_file():
-        return path if PATTERN.search(path.name) or is_run(path) else None
+        return path
     found = checkpoints_in(path / "checkpoints") or checkpoints_in(path)
     return found[-1] if found else None
 
@@ -84,20 +89,35 @@ def save_run(
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """The content of one of our checkpoints. Raises ValueError for any other file."""
+    """The content of one of our checkpoints, as `run_content` checks it. Raises ValueError for any other file."""
     content = load_file(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not is_run(content):
         raise ValueError(f"{path} is not a checkpoint of a dgnet_fast run (expected format {FORMAT!r})")
+    return run_content(content, path)
+
+
+def is_run(content: Any) -> bool:
+    """Whether the content of a torch file is one of our checkpoints."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def run_content(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, whose entries are what they must be: nothing larger than the file can be built from
+    it. Raises ValueError that names the file and the entry.
+    """
+    config = check_options(content.get("config"), path)
+    check_step(content.get("step"), path)
+    check_names(content.get("class_names"), path)
+    model = check_tensors(content.get("model"), path, "model")
+    if "average" in content:
+        check_tensors(content["average"], path, "average")
+        own = {name: model[name] for name in content["average"] if name in model}
+        check_fit(own, content["average"], path)
+    for name in ("optimisers", "precision"):
+        if name in content and not isinstance(content[name], dict):
+            raise ValueError(f"{path}: {name} is {shown(content[name])}; expected a mapping")
+    check_size(config, sum(tensor.numel() for tensor in model.values()), f"{path} holds")
     return content
-
-
-def is_run(path: Path) -> bool:
-    """Whether a file is one of our checkpoints, by its content."""
-    try:
-        read_run(path)
-    except ValueError:
-        return False
-    return True
 
 
 def keep_best(checkpoint: Path) -> Path:
@@ -113,17 +133,9 @@ def keep_best(checkpoint: Path) -> Path:
 
 def restore_model(model: DGNet, content: dict[str, Any], source: Path) -> None:
     """Load the networks of a checkpoint strictly; the teachers of the model do not change."""
-    own = {k for k in model.state_dict() if not k.startswith("teachers.")}
-    state = content["model"]
-    missing, extra = sorted(own - state.keys()), sorted(state.keys() - own)
-    if missing or extra:
-        raise ValueError(f"{source} does not fit the options: missing {missing[:4]}, extra {extra[:4]}")
-    try:
-        model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{source} does not fit the options: {str(error).splitlines()[1].strip()}"
-        ) from error
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("teachers.")}
+    check_fit(own, content["model"], source)
+    model.load_state_dict(content["model"], strict=False)
 
 
 def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
@@ -141,13 +153,58 @@ def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
         "model": model_state(model),
     }
     save_atomically(content, path)
-    write_text(folder / "config.yaml", model.config.to_yaml())
+    write_options(folder, model.config)
     return path
 
 
+_MARK = "# checksum of the lines above (remove this line after a change by hand): "
+
+
+def write_options(folder: Path, config: Config) -> None:
+    """Write ``folder/config.yaml``: all options, and a last line by which `saved_options` sees whether it is whole."""
+    text = config.to_yaml()
+    write_text(folder / "config.yaml", f"{text}{_MARK}{zlib.crc32(text.encode()):08x}\n")
+
+
 def saved_options(folder: Path) -> dict[str, Any]:
-    """The options of a run folder, for resuming it."""
+    """The options of a run folder, for resuming it.
+
+    Raises ConfigError if the file is missing, or was damaged: its checksum differs, or it has none and lacks options.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
-    return read_yaml(path)
+    tree = read_yaml(path)
+    text, mark, checksum = path.read_text(encoding="utf-8").partition(_MARK)
+    if mark:
+        if checksum.strip() != f"{zlib.crc32(text.encode()):08x}":
+            raise ConfigError(
+                f"{path} is damaged, or was changed by hand; if you changed it, remove its last line"
+            )
+        return tree
+    if text.rstrip().rpartition("\n")[2].startswith("#"):  # the last line was damaged itself
+        raise ConfigError(
+            f"{path} is damaged, or was changed by hand; if you changed it, remove its last line"
+        )
+    there = {f"{k}.{n}" if n else k for k, v in tree.items() for n in (v if isinstance(v, dict) else [""])}
+    lacking = [name for name in option_names() if name not in there]
+    if lacking and not (folder / "checkpoints").is_dir():
+        raise ConfigError(f"{path} is not whole, or of another version: it lacks {', '.join(lacking[:4])}")
+    return tree
+
+
+def check_same_options(config: Config, content: dict[str, Any], given: set[str], source: Path) -> None:
+    """Raise ConfigError if the options of a run folder are not those inside its checkpoint, apart from those that the
+    command line gives (``given``, dotted).
+    """
+    theirs = _flat(with_absolute_paths(from_dict(content["config"])))
+    for name, ours in _flat(with_absolute_paths(config)).items():
+        saved = theirs[name]
+        if ours != saved and name not in given and name != "ID_class":
+            raise ConfigError(
+                f"{name} is {shown(ours)} in config.yaml, and {source} was trained with {shown(saved)}; give --{name} to say which"
+            )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {name: getattr(owner, spec.name) for name, spec, owner in walk(config)}

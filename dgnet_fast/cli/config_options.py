@@ -75,7 +75,8 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
 
     Later values replace earlier ones: first the preset, then ``base`` or --config, then single options. The default
     preset is small for synthetic data and paper for other data. With a configuration file or ``base``, and without
-    --preset, no preset is used.
+    --preset, no preset is used. Where ``max_iter`` is given and ``generator_steps`` is not, the preset's first phase
+    becomes longer or shorter with it.
     """
     overrides = given_options(args)
     values = dict(base) if base is not None else read_yaml(args.config) if args.config else {}
@@ -91,7 +92,15 @@ def config_from(args: argparse.Namespace, base: dict[str, Any] | None = None) ->
             tree[key] = value
     for key, value in overrides.items():
         set_in_tree(tree, key, value)
+    if name and "generator_steps" not in values.keys() | overrides.keys():
+        _scale_first_phase(tree, preset(name))
     return from_dict(tree), name or "config"
+
+
+def _scale_first_phase(tree: dict[str, Any], shipped: dict[str, Any]) -> None:
+    """A preset's first phase keeps its share of the run when the run is made longer or shorter."""
+    if shipped.get("generator_steps") and isinstance(tree["max_iter"], int):
+        tree["generator_steps"] = round(shipped["generator_steps"] * tree["max_iter"] / shipped["max_iter"])
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import io
 import logging
+import os
+import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -13,7 +18,9 @@ from typing import Any
 from dgnet_fast.cli.output import show_log
 from dgnet_fast.cli.together import in_processes
 from dgnet_fast.config import ConfigError
+from dgnet_fast.config.shown import one_line
 from dgnet_fast.distributed.launch import rank_said
+from dgnet_fast.report.files import check_writable
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -47,6 +54,9 @@ class Parser(argparse.ArgumentParser):
         given = vars(found[0])
         if given.get("quiet") and given.get("verbose"):
             self.error("--quiet and --verbose exclude each other")
+        for name, value in given.items():  # the shell does not expand --out=~/runs
+            if isinstance(value, Path):
+                setattr(found[0], name, Path(os.path.expanduser(value)))
         show_log(
             logging.WARNING if "quiet" in given else logging.DEBUG if "verbose" in given else logging.INFO
         )
@@ -55,9 +65,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         unknown = "unrecognized arguments: "
         if message.startswith(unknown):
-            word = message[len(unknown) :].split()[0].split("=")[0]
+            word = message[len(unknown) :].split(" ")[0].split("=")[0]
             message = f"unknown option {word!r}{self._closest(word)} (--help lists all)"
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {one_line(message)[:LONGEST_LINE]}\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if rank_said() == 0:  # all processes of a run have the same words
@@ -72,19 +82,56 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(body: Callable[[], int | None], prog: str, *, together: bool = False) -> int:
-    """Run the body of a command; a mistake of the user becomes one line on standard error and exit status 1.
+    """Run the body of a command. A mistake of the user, a full disk, and too little memory become one line on standard
+    error and exit status 1. A signal that ends the command gives 128 plus its number; so does a reader of the output
+    that went away, quietly.
 
     ``together``: the command can run in several processes (`in_processes`).
     """
     body = in_processes(body, together=together)
+    for stream in (sys.stdout, sys.stderr):  # names of files that are no UTF-8 are printed as their bytes
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower() == "utf-8":
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="surrogateescape")
     try:
-        return body() or 0
+        status = body() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # what is left in the buffer cannot be written, and Python would say so at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {explanation(error)}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        said = explanation(error)
+        if not isinstance(error, MemoryError) and not any(text in said for text in OUT_OF_MEMORY):
+            raise
+        print(f"{prog}: there is not enough memory: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size")
+"""What PyTorch says in a RuntimeError when an allocation failed."""
+
+
+def explanation(error: BaseException) -> str:
+    """An error as one line that a terminal shows as it is. That of an OSError begins with the file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text += " (nothing that was there before is lost)"
+    else:
+        text = str(error) or type(error).__name__
+    text = one_line(text)
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+
+
+LONGEST_LINE = 2000
 
 
 def at_least(name: str, value: float | None, low: int) -> None:
@@ -94,8 +141,22 @@ def at_least(name: str, value: float | None, low: int) -> None:
 
 
 def check_new(option: str, path: Path, overwrite: bool) -> None:
-    """Raise ConfigError if a file exists and --overwrite is not given, or if its folder does not exist."""
+    """Raise ConfigError if a file exists and --overwrite is not given, or if its folder does not exist; OSError if it
+    cannot be written.
+    """
     if path.exists() and not overwrite:
         raise ConfigError(f"{option} {path} exists; give another name, or --overwrite")
     if not path.parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}")
+    check_output(option, path)
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Raise ConfigError if ``path`` is a folder, and OSError if it cannot be written. None means that the option was
+    not given.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; allowed: the name of a file")
+    check_writable(path, option)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from dgnet_fast.config.fields import ConfigError
@@ -31,3 +34,17 @@ def resolve_device(name: str) -> torch.device:
             )
         device = torch.device("cuda", place.local_rank)
     return device
+
+
+@contextlib.contextmanager
+def convolutions_tried(device: torch.device) -> Iterator[None]:
+    """Within, cuDNN tries its algorithms on each convolution that it meets for the first time, and keeps the fastest;
+    afterwards as the caller had it. For work whose shapes repeat. On another device than CUDA nothing changes.
+    """
+    before = torch.backends.cudnn.benchmark
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -11,6 +11,11 @@ import typing
 from dataclasses import field
 from typing import Any
 
+from dgnet_fast.config.shown import shown
+
+LARGEST = 2**62
+"""Whole numbers of options are at most this."""
+
 
 class ConfigError(ValueError):
     """An option has an unknown name or a value that is not allowed."""
@@ -51,21 +56,23 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
             return bool(value)
         if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
             return value.lower() in ("true", "yes", "on", "1")
-        raise ConfigError(f"{name} is {value!r}; allowed: true or false")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: true or false")
     if kind in (int, float):
         if isinstance(value, bool):
             value = int(value) if name.endswith("non_local") else value
         if isinstance(value, str):
             try:
-                value = float(value)
+                value = float(value) if kind is float or not value.strip().isdecimal() else int(value)
             except ValueError:
                 pass
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(
-                f"{name} is {value!r}; allowed: {'a whole number' if kind is int else 'a number'}"
+                f"{name} is {shown(value)}; allowed: {'a whole number' if kind is int else 'a number'}"
             )
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ConfigError(f"{name} is {shown(value)}; allowed: at most {LARGEST}")
         if kind is int and (not math.isfinite(value) or value != int(value)):
-            raise ConfigError(f"{name} is {value!r}; allowed: a whole number")
+            raise ConfigError(f"{name} is {shown(value)}; allowed: a whole number")
         return kind(value)
     if kind is str:
         if value is None:
@@ -73,13 +80,15 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, bool) and name == "amp":  # YAML reads a bare `off` as false
             return "auto" if value else "off"
         if isinstance(value, str):
+            if "\0" in value:
+                raise ConfigError(f"{name} is {shown(value)}; allowed: text without NUL")
             return value
-        raise ConfigError(f"{name} is {value!r}; allowed: text")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: text")
     if isinstance(kind, types.GenericAlias) and typing.get_origin(kind) is list:
         if isinstance(value, str):
             value = value.replace(",", " ").split()
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{name} is {value!r}; allowed: a list")
+            raise ConfigError(f"{name} is {shown(value)}; allowed: a list")
         return [coerce(name, v, typing.get_args(kind)[0]) for v in value]
     raise AssertionError(f"no rule for {kind}")
 
@@ -89,10 +98,12 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> None:
     parts = value.split(meta["several"]) if meta["several"] else [value]
     if meta["choices"] is not None and any(part not in meta["choices"] for part in parts):
         allowed = ", ".join(str(c) for c in dict.fromkeys(meta["choices"]))
-        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: {allowed}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}; allowed: a finite number")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{name} is {shown(value)}; allowed: at most {LARGEST}")
     if meta["low"] is not None and value < meta["low"]:
-        raise ConfigError(f"{name} is {value!r}; allowed: at least {meta['low']}")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: at least {meta['low']}")
     if meta["high"] is not None and value > meta["high"]:
-        raise ConfigError(f"{name} is {value!r}; allowed: at most {meta['high']}")
+        raise ConfigError(f"{name} is {shown(value)}; allowed: at most {meta['high']}")

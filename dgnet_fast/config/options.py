@@ -21,54 +21,18 @@ from typing import Any
 import yaml
 
 from dgnet_fast.config.fields import ConfigError, check_value, coerce, option
+from dgnet_fast.config.networks import DiscriminatorConfig, GeneratorConfig
+from dgnet_fast.config.shown import shown
+from dgnet_fast.config.yaml_files import read_mapping
 
-ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh")
-PADDINGS = ("zero", "reflect", "replicate")
 DATASETS = (
     "synthetic", "market1501", "folder", "csv",
     "dukemtmc-reid", "msmt17", "cuhk03-np-labelled", "cuhk03-np-detected", "veri776",
 )  # fmt: skip
+MOST_DRAWN = 4_000_000
+"""Synthetic pictures of a data set; a list of their names takes 0.4 GB."""
 SEVERAL = "+"
 """The sign between the names of several data sets."""
-
-
-@dataclass
-class GeneratorConfig:
-    """Options of the structure encoder E_s, the decoder G, and the MLPs between appearance code and AdaIN."""
-
-    activ: str = option("lrelu", "activation function of E_s, G and the MLPs", choices=ACTIVATIONS)
-    dec: str = option("basic", "residual block of the decoder", choices=("basic", "series", "parallel"))
-    dim: int = option(16, "channels of the first convolution of E_s; all widths scale with it", low=1)
-    dropout: float = option(0.0, "dropout of the structure code in the decoder", low=0.0, high=0.999)
-    id_dim: int = option(
-        2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1
-    )
-    mlp_dim: int = option(512, "width of the hidden layers of the AdaIN MLPs", low=1)
-    mlp_norm: str = option("none", "normalisation inside the AdaIN MLPs", choices=("none", "in"))
-    n_downsample: int = option(2, "stride-2 convolutions in E_s, and upsampling layers in G", low=1, high=6)
-    n_res: int = option(4, "number of residual blocks in E_s, and in G", low=1)
-    non_local: int = option(0, "1 adds a self-attention block after the residual blocks of G", choices=(0, 1))
-    pad_type: str = option("reflect", "padding of the convolutions of E_s and G", choices=PADDINGS)
-    tanh: bool = option(False, "apply tanh to the structure code")
-    init: str = option("kaiming", "initialisation", choices=("gaussian", "kaiming", "xavier", "orthogonal"))
-
-
-@dataclass
-class DiscriminatorConfig:
-    """Options of the multi-scale discriminator D."""
-
-    LAMBDA: float = option(0.01, "weight of the gradient penalty on real pictures", low=0.0)
-    activ: str = option("lrelu", "activation function of D", choices=ACTIVATIONS)
-    dim: int = option(32, "channels of the first convolution of D", low=1)
-    gan_type: str = option("lsgan", "kind of adversarial loss", choices=("lsgan", "nsgan", "wgan"))
-    n_layer: int = option(2, "number of stride-2 convolutions at each scale", low=1)
-    n_res: int = option(4, "number of residual blocks at each scale", low=0)
-    non_local: int = option(
-        0, "self-attention blocks: 1 after the residual blocks, 2 also before them", choices=(0, 1, 2)
-    )
-    norm: str = option("none", "normalisation in D", choices=("none", "in", "ln", "bn"))
-    num_scales: int = option(3, "number of picture scales; each has half the size of the one before", low=1)
-    pad_type: str = option("reflect", "padding of the convolutions of D", choices=PADDINGS)
 
 
 @dataclass
@@ -95,18 +59,24 @@ class Config:
         "change them, and the cameras differ more",
         choices=("plain", "hard"),
     )
-    synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2)
-    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=2)
-    synthetic_test_ids: int = option(32, "number of synthetic identities kept for the test", low=2)
-    crop_image_height: int = option(256, "height of the pictures in the networks", low=16, unit="pixels")
-    crop_image_width: int = option(128, "width of the pictures in the networks", low=8, unit="pixels")
-    crop_pad: int = option(10, "padding at each edge before the random crop", low=0, unit="pixels")
+    synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2, high=100000)
+    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=4, high=10000)
+    synthetic_test_ids: int = option(
+        32, "number of synthetic identities kept for the test", low=2, high=100000
+    )
+    crop_image_height: int = option(
+        256, "height of the pictures in the networks", low=16, high=4096, unit="pixels"
+    )
+    crop_image_width: int = option(
+        128, "width of the pictures in the networks", low=8, high=4096, unit="pixels"
+    )
+    crop_pad: int = option(10, "padding at each edge before the random crop", low=0, high=1024, unit="pixels")
     erasing_p: float = option(0.5, "probability of random erasing in the identity losses", low=0, high=1)
     single: str = option("gray", "input of E_s: the grey picture, or its edges", choices=("gray", "edge"))
     gray_jitter: float = option(
         0.0, "standard deviation of the random channel weights of the grey picture, in training", low=0
     )
-    num_workers: int = option(8, "number of threads that decode pictures", low=0)
+    num_workers: int = option(8, "number of threads that decode pictures", low=0, high=1024)
     data_cache: str = option(
         "auto",
         "folder of the cache of decoded pictures, or off; auto means $DGNET_FAST_CACHE, otherwise dgnet_fast in $XDG_CACHE_HOME "
@@ -120,7 +90,9 @@ class Config:
     )
 
     # --- appearance encoder and teacher
-    ID_class: int = option(0, "identities of the training set; 0 means counted from the data", low=0)
+    ID_class: int = option(
+        0, "identities of the training set; 0 means counted from the data", low=0, high=10000000
+    )
     ID_style: str = option(
         "AB",
         "kind of re-identification network: AB is the paper's, with two heads; normal has one head; PCB has one for each strip",
@@ -130,12 +102,17 @@ class Config:
         2, "stride of the last stage of E_a in style AB (always 2 in normal, always 1 in PCB)", choices=(1, 2)
     )
     ID_width: int = option(
-        64, "channels of the first stage of E_a (64 is ResNet-50); the last has 32 times as many", low=1
+        64,
+        "channels of the first stage of E_a (64 is ResNet-50); the last has 32 times as many",
+        low=1,
+        high=2048,
     )
     ID_blocks: list[int] = option(
         [3, 4, 6, 3], "bottleneck blocks in the four stages of E_a (3 4 6 3 is ResNet-50)"
     )
-    ID_features: int = option(512, "length of the feature of each head in styles AB and normal", low=1)
+    ID_features: int = option(
+        512, "length of the feature of each head in styles AB and normal", low=1, high=65536
+    )
     ID_upsample: bool = option(
         True, "double pictures of at most 128 pixels in height before E_a, the teacher and erasing"
     )
@@ -161,7 +138,9 @@ class Config:
         choices=(0, 1, 2, 3, 4),
     )
     teacher_steps: int = option(24000, "length of the teacher's training (teacher auto)", low=1, unit="steps")
-    teacher_batch: int = option(32, "batch size in the training of the teacher, for each process", low=2)
+    teacher_batch: int = option(
+        32, "batch size in the training of the teacher, for each process", low=2, high=65536
+    )
     teacher_lr: float = option(0.05, "learning rate of the teacher's head; its backbone has a tenth", low=0)
     teacher_stride: int = option(2, "stride of the last stage of a teacher trained here", choices=(1, 2))
     baseline: bool = option(
@@ -204,7 +183,9 @@ class Config:
     )
 
     # --- optimisation
-    batch_size: int = option(8, "batch size: pictures in each of the two streams, for each process", low=1)
+    batch_size: int = option(
+        8, "batch size: pictures in each of the two streams, for each process", low=1, high=65536
+    )
     max_iter: int = option(100000, "length of the training", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
@@ -226,11 +207,14 @@ class Config:
     ema_decay: float = option(
         0.0, "decay of the averaged weights that samples and scores use; 0 means none", low=0, high=0.99999
     )
-    accumulate: int = option(1, "number of batches whose gradients are added up before each update", low=1)
+    accumulate: int = option(
+        1, "number of batches whose gradients are added up before each update", low=1, high=65536
+    )
     bn_parts: int = option(
         1,
         "number of equal parts of each batch that have BatchNorm statistics of their own, as if each were a process's batch",
         low=1,
+        high=65536,
     )
     sync_bn: bool = option(
         False, "several processes: BatchNorm statistics over the batches of all of them, and not of each"
@@ -245,12 +229,16 @@ class Config:
     )
     compile: bool = option(False, "compile the passes and parts of the step with torch.compile")
     cuda_graphs: str = option(
-        "auto", "record the steps as CUDA graphs; auto means where possible", choices=("auto", "on", "off")
+        "auto",
+        "record the steps as CUDA graphs; auto means where possible, and goes on without where it fails",
+        choices=("auto", "on", "off"),
     )
     checkpoint_activations: bool = option(
         False, "compute activations of E_a and G again in the backward pass: less memory, same numbers"
     )
-    seed: int = option(0, "seed of weights, data order, augmentation and dropout", low=0)
+    seed: int = option(
+        0, "seed of weights, data order, augmentation and dropout", low=0, high=4611686018427387904
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA if there is one")
     max_bad_steps: int = option(
         10, "consecutive steps with non-finite losses that end the run (on CUDA up to as many later)", low=1
@@ -271,7 +259,7 @@ class Config:
     )
     snapshot_save_iter: int = option(10000, "interval between two checkpoints", low=1, unit="steps")
     keep_checkpoints: int = option(3, "number of newest checkpoints that are kept", low=1)
-    display_size: int = option(16, "number of pictures in a row of a sample grid", low=1)
+    display_size: int = option(16, "number of pictures in a row of a sample grid", low=1, high=256)
 
     # --- accepted for old files, without effect or in one value only
     apex: bool = option(False, "old name of amp; true means amp fp16")
@@ -315,8 +303,14 @@ class Config:
             raise ConfigError(
                 f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"
             )
-        if len(self.ID_blocks) != 4 or min(self.ID_blocks) < 1:
-            raise ConfigError(f"ID_blocks is {self.ID_blocks}; allowed: four numbers of at least 1")
+        if len(self.ID_blocks) != 4 or min(self.ID_blocks) < 1 or max(self.ID_blocks) > 128:
+            raise ConfigError(f"ID_blocks is {shown(self.ID_blocks)}; allowed: four numbers from 1 to 128")
+        drawn = (self.synthetic_ids + self.synthetic_test_ids) * self.synthetic_views
+        if drawn > MOST_DRAWN:
+            raise ConfigError(
+                f"synthetic_views is {self.synthetic_views} for {self.synthetic_ids} + {self.synthetic_test_ids} identities, "
+                f"which makes {drawn} pictures; allowed: at most {MOST_DRAWN}"
+            )
         multiple = 2**self.gen.n_downsample
         for name in ("crop_image_height", "crop_image_width"):
             if getattr(self, name) % multiple:
@@ -364,6 +358,15 @@ def option_names() -> list[str]:
     return [name for name, _, _ in walk(Config())]
 
 
+def differing(there: Config, here: Config) -> str | None:
+    """The first option that differs, in words; None if all options are the same."""
+    ours, theirs = here.to_dict(), there.to_dict()
+    for name, value in theirs.items():
+        if ours[name] != value:
+            return f"{name} {value!r}, and not {ours[name]!r}"
+    return None
+
+
 def _hints(owner: Any) -> dict[str, Any]:
     return typing.get_type_hints(type(owner))
 
@@ -382,7 +385,7 @@ def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"{part} is {tree!r}; allowed: a mapping of options")
+            raise ConfigError(f"{part} is {shown(tree)}; allowed: a mapping of options")
     tree[last] = value
 
 
@@ -400,25 +403,15 @@ def _assign(owner: Any, values: dict[str, Any], prefix: str) -> None:
             raise unknown_key(f"{prefix}{key}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key} is {value!r}; allowed: a mapping of options")
+                raise ConfigError(f"{prefix}{key} is {shown(value)}; allowed: a mapping of options")
             _assign(getattr(owner, key), value, f"{prefix}{key}.")
         else:
             setattr(owner, key, coerce(f"{prefix}{key}", value, hints[key]))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises ConfigError that names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no such configuration file: {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: a mapping of options")
+    """The mapping that a YAML file holds, as `read_mapping` reads it."""
+    values = read_mapping(path)
     if "data_root" in values and "data" not in values:
         values["data"] = "folder"  # the public files point at a prepared folder-per-identity tree
     return values

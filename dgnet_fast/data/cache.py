@@ -64,8 +64,16 @@ def cache_folder(option: str = "auto") -> Path | None:
         return None
     if option in ("", "auto"):
         base = os.environ.get("XDG_CACHE_HOME", "")
-        return (Path(base) if base else Path("~/.cache").expanduser()) / "dgnet_fast"
-    return Path(option).expanduser()
+        try:
+            return (Path(base) if base else Path("~/.cache").expanduser()) / "dgnet_fast"
+        except (
+            RuntimeError
+        ):  # a user without an entry in the list of users and without $HOME, as in containers
+            logger.warning(
+                f"no cache of decoded pictures: this user has no home folder; ${VARIABLE} names one"
+            )
+            return None
+    return Path(os.path.expanduser(option))
 
 
 # What pictures are made from ------------------------------------------------------------------------------
@@ -333,7 +341,7 @@ def cached_pictures(
     threads = workers or min(16, os.cpu_count() or 1)
     try:
         inputs = inputs_of(split)
-    except OSError:  # a picture is gone: decoding it says which, as without a cache
+    except (OSError, ValueError):  # a picture is gone: decoding it says which, as without a cache
         return None
     if inputs is None:
         return None

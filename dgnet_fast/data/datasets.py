@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from dgnet_fast.config import DATASETS, SEVERAL, Config, ConfigError
@@ -72,6 +73,9 @@ def _load_one(
         return load_synthetic(**options)
     if root is None:
         raise ValueError(f"dataset {name!r} needs a root folder")
+    if not Path(os.path.expanduser(root)).exists():
+        what = "no such CSV file:" if name == "csv" else "missing folder"
+        raise ValueError(f"{what} {root} of data set {name!r}; if it has moved, give its place with --root")
     if name == "folder":
         dataset = load_folder(root, camera_pattern)
     elif name == "csv":

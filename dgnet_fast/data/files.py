@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dgnet_fast.config.shown import shown
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
 from dgnet_fast.data.reading import read_picture, resized
+from dgnet_fast.data.walking import (
+    IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+)
+from dgnet_fast.data.walking import (
+    existing,
+    find_base,
+    images_below,
+    images_in,
+    no_images,
+    normal_name,
+    say_others,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+LARGEST_NUMBER = 10**12
+"""Identities and cameras are at most this."""
 CSV_COLUMNS = ("path", "id", "camera", "split")
 
 
@@ -38,36 +54,20 @@ class FileSplit(Split):
         return FileSplit(self.ids[chosen], self.cameras[chosen], [self.names[i] for i in chosen], self.root)
 
 
-def existing(folder: Path) -> Path:
-    """`folder`, or ValueError where there is none."""
-    if not folder.is_dir():
-        raise ValueError(f"missing folder {folder}")
-    return folder
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Image files directly in `folder`, sorted by name; other files (Thumbs.db, notes) are passed over."""
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
-
-
 def picture_files(places: Iterable[str | Path]) -> list[Path]:
     """The picture files that `places` name, without repetition: files as they are, folders with all pictures
-    below them, sorted. ValueError names a missing place and a folder without pictures.
+    below them, linked folders included, sorted. ValueError names a missing place and a folder without pictures.
     """
     found: dict[Path, None] = {}
-    for place in map(Path, places):
+    for place in (Path(os.path.expanduser(place)) for place in places):
         if place.is_file():
             found[place] = None
         elif place.is_dir():
-            below = sorted(
-                p
-                for p in place.rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
-            )
+            others: Counter[str] = Counter()
+            below = images_below(place, others)
             if not below:
-                raise ValueError(f"no images in {place} (looked for {', '.join(IMAGE_SUFFIXES)})")
+                raise no_images(place)
+            say_others(place, others)
             found |= dict.fromkeys(below)
         else:
             raise ValueError(f"no such file or folder: {place}")
@@ -84,7 +84,12 @@ def unlabelled(paths: Iterable[str | Path]) -> FileSplit:
 def file_split(root: Path, folder: Path, rows: list[tuple[int, int, Path]]) -> FileSplit:
     """A split of (id, camera, path) rows found in `folder`; ValueError if there are none."""
     if not rows:
-        raise ValueError(f"no images in {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise no_images(folder)
+    for identity, camera, path in rows:
+        if not (abs(identity) <= LARGEST_NUMBER and abs(camera) <= LARGEST_NUMBER):
+            raise ValueError(
+                f"{path}: identity {shown(identity)} and camera {shown(camera)}; allowed: up to {LARGEST_NUMBER}"
+            )
     ids, cameras, paths = zip(*rows, strict=True)
     names = [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in paths]
     return FileSplit(np.array(ids, dtype=np.int64), np.array(cameras, dtype=np.int64), names, root)
@@ -110,7 +115,7 @@ def _camera(path: Path, regex: re.Pattern[str]) -> int:
     if match is None:
         raise ValueError(f"camera pattern {regex.pattern!r} does not match {path.name!r} ({path})")
     text = match["camera"] if "camera" in regex.groupindex else match[1]
-    if text is None or not text.isdecimal():
+    if text is None or not text.isdecimal() or len(text) > 18:
         raise ValueError(
             f"camera pattern {regex.pattern!r} finds {text!r}, which is no number, in {path.name!r} ({path})"
         )
@@ -148,19 +153,25 @@ def load_folder(root: str | Path, camera_pattern: str | None = None) -> ReidData
     file name; its group `camera`, or else its first group, is the camera's number. Without one, cameras are
     unknown (-1).
     """
-    base = existing(Path(root))
+    base = existing(Path(os.path.expanduser(root)))
     if (base / "pytorch").is_dir():
         base = base / "pytorch"
+    elif not (base / "gallery").is_dir():
+        base = find_base(base, ("query", "gallery"), ("pytorch",))
     regex = None if camera_pattern is None else _camera_regex(camera_pattern)
     folders = {"train": base / ("train_all" if (base / "train_all").is_dir() else "train")}
     folders |= {"query": base / "query", "gallery": base / "gallery"}
     if (base / "multi-query").is_dir():
         folders["multi_query"] = base / "multi-query"
     found: dict[str, dict[str, list[Path]]] = {split: {} for split in folders}
+    others: Counter[str] = Counter()
     for split, folder in folders.items():
         for identity in _identity_folders(folder):
-            if paths := images_in(identity):
-                found[split][identity.name] = paths
+            if paths := images_in(identity, others):
+                found[split].setdefault(normal_name(identity.name), []).extend(paths)
+        if not found[split]:
+            raise no_images(folder, "IDENTITY/PICTURE")
+    say_others(base, others)
     numbers, names = _number_identities(found, str(folders["train"] / "-1"))
     splits = {}
     for split, identities in found.items():
@@ -184,7 +195,7 @@ def load_csv(path: str | Path) -> ReidDataset:
     unknown (the column may be left out); `split` is train, query, gallery or multi_query. ValueError names
     the line that cannot be used.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise ValueError(f"no such CSV file: {path}")
     found: dict[str, dict[str, list[tuple[int, Path]]]] = {"train": {}, "query": {}, "gallery": {}}
@@ -200,14 +211,16 @@ def load_csv(path: str | Path) -> ReidDataset:
                 where = f"{path}, line {reader.line_num}"
                 if not row["path"] or not row["id"]:
                     raise ValueError(f"{where}: path and id must not be empty")
+                if "\0" in row["path"] or None in row:
+                    raise ValueError(f"{where}: more values than columns, or a path with NUL")
                 if row["split"] not in (*found, "multi_query"):
                     raise ValueError(
-                        f"{where}: split is {row['split']!r}; allowed: train, query, gallery, multi_query"
+                        f"{where}: split is {shown(row['split'])}; allowed: train, query, gallery, multi_query"
                     )
                 camera = (row.get("camera") or "").strip() or str(UNKNOWN_CAMERA)
-                if not re.fullmatch(r"-1|[0-9]+", camera):
-                    raise ValueError(f"{where}: camera is {camera!r}; allowed: a whole number, or empty")
-                shots = found.setdefault(row["split"], {}).setdefault(row["id"], [])
+                if not re.fullmatch(r"-1|[0-9]{1,12}", camera):
+                    raise ValueError(f"{where}: camera is {shown(camera)}; allowed: a whole number, or empty")
+                shots = found.setdefault(row["split"], {}).setdefault(normal_name(row["id"]), [])
                 shots.append((int(camera), path.parent / row["path"]))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error

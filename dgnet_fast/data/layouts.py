@@ -6,14 +6,18 @@ follow their documentation and are tested on small artificial copies.
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dgnet_fast.data.base import DISTRACTOR, JUNK, ReidDataset
-from dgnet_fast.data.files import FileSplit, existing, file_split, images_in
+from dgnet_fast.data.files import FileSplit, file_split
+from dgnet_fast.data.walking import existing, find_base, images_in, say_others
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class Layout:
     def split(self, base: Path, folder: str) -> FileSplit:
         """The pictures of one folder below `base`."""
         rows = []
-        for path in images_in(existing(base / folder)):
+        others: Counter[str] = Counter()
+        for path in images_in(existing(base / folder), others):
             match = self.name.match(path.name)
             if match is None:
                 raise ValueError(f"cannot parse {path}: {self.title} names look like {self.example}")
             rows.append((int(match[1]), int(match[2]), path))
+        say_others(base / folder, others)
         return file_split(base, base / folder, rows)
 
 
@@ -106,10 +112,13 @@ _MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_")  # 0000_000_01_0303morning_0008
 PUBLISHED = {name: layout.published for name, layout in LAYOUTS.items()} | {"msmt17": MSMT17_PUBLISHED}
 
 
-def _base(root: str | Path, folders: tuple[str, ...]) -> Path:
-    """`root` itself, or the data set's own folder below it."""
-    root = Path(root)
-    return next((root / folder for folder in folders if (root / folder).is_dir()), root)
+def _base(root: str | Path, folders: tuple[str, ...], wanted: Sequence[str]) -> Path:
+    """The folder at `root` or below it that holds the folders `wanted`: the data set's own, wherever it was unpacked."""
+    root = Path(os.path.expanduser(root))
+    for folder in folders:  # names of two folders among them
+        if all((root / folder / name).is_dir() for name in wanted):
+            return root / folder
+    return find_base(root, wanted, (Path(folder).name for folder in folders))
 
 
 def load_layout(name: str, root: str | Path) -> ReidDataset:
@@ -120,7 +129,7 @@ def load_layout(name: str, root: str | Path) -> ReidDataset:
     parsed.
     """
     layout = LAYOUTS[name]
-    base = _base(root, layout.folders)
+    base = _base(root, layout.folders, layout.splits)
     train, query, gallery = (layout.split(base, folder) for folder in layout.splits)
     for identity, picture in zip(train.ids, train.names, strict=True):
         if identity in (JUNK, DISTRACTOR):
@@ -135,16 +144,27 @@ def load_layout(name: str, root: str | Path) -> ReidDataset:
     return ReidDataset(name, train, query, gallery, multi_query, names)
 
 
+MSMT17_HALVES = (("mask_train_v2", "mask_test_v2"), ("train", "test"))
+
+
+def _holds(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).is_dir() for name in names)
+
+
 def _msmt17_rows(folder: Path, listing: Path) -> list[tuple[int, int, Path]]:
     if not listing.is_file():
         raise ValueError(f"missing file {listing}")
     rows = []
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+    try:
+        text = listing.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listing} is no text in UTF-8: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         name, _, identity = line.strip().rpartition(" ")
         match = _MSMT17_NAME.match(name.rpartition("/")[2])
-        if match is None or not identity.isdecimal():
+        if match is None or not identity.isdecimal() or len(identity) > 12:
             raise ValueError(
                 f"cannot parse {listing}, line {number}: MSMT17 lines look like "
                 "0000/0000_000_01_0303morning_0008_0.jpg 0"
@@ -160,7 +180,11 @@ def load_msmt17(root: str | Path) -> ReidDataset:
     from 0, and the same number means another person in the test. Ids are therefore the training number + 1, and larger
     than all of these for the test; `identity_names` keeps the numbers of the data set.
     """
-    base = _base(root, MSMT17_FOLDERS)
+    root = Path(os.path.expanduser(root))
+    base = next(
+        (found for halves in MSMT17_HALVES if _holds(found := _base(root, MSMT17_FOLDERS, halves), halves)),
+        root,
+    )
     second = (base / "mask_train_v2").is_dir()
     folders = [base / (f"mask_{half}_v2" if second else half) for half in ("train", "test")]
     for folder in folders:

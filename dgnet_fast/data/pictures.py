@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from dgnet_fast.config import DATASETS, SEVERAL, Config
 from dgnet_fast.data import ChosenPictures, Split, decode_split
 from dgnet_fast.data.base import UNKNOWN_CAMERA
 from dgnet_fast.data.files import FileSplit, picture_files
+from dgnet_fast.data.walking import normal_name
 
 SPLITS = ("train", "query", "gallery", "multi_query")
 NOBODY = -1
@@ -49,6 +51,7 @@ def open_pictures(source: str, config: Config) -> Pictures:
     The junk of a data set is left out; its folder and options are those of ``config`` (``data_root``, …). Raises
     ValueError for a source that is neither, or empty.
     """
+    source = os.path.expanduser(source)
     name, _, part = source.partition(":")
     if all(one in DATASETS for one in name.split(SEVERAL)) and not Path(source).exists():
         return _of_dataset(source, name, part, config)
@@ -59,8 +62,11 @@ def open_pictures(source: str, config: Config) -> Pictures:
         )
     files, root = picture_files([path]), path if path.is_dir() else path.parent
     names = [file.relative_to(root).as_posix() for file in files]
-    folders = sorted({str(file.parent) for file in files})
-    people = [folders.index(str(file.parent)) + 1 if file.parent != root else NOBODY for file in files]
+    parents = [normal_name(str(file.parent)) for file in files]
+    numbers = {name: number for number, name in enumerate(sorted(set(parents)), start=1)}
+    people = [
+        numbers[name] if file.parent != root else NOBODY for name, file in zip(parents, files, strict=True)
+    ]
     unknown = np.full(len(files), UNKNOWN_CAMERA, dtype=np.int64)
     people = np.array(people, dtype=np.int64)
     return Pictures(source, FileSplit(people, unknown, names, root), people)

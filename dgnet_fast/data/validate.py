@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,10 +12,12 @@ from collections.abc import Callable
 import numpy as np
 
 from dgnet_fast.config import DATASETS
+from dgnet_fast.config.shown import one_line
 from dgnet_fast.data.base import DISTRACTOR, JUNK, UNKNOWN_CAMERA, ReidDataset, Split
 from dgnet_fast.data.datasets import load_dataset, unreadable, without_unreadable
 from dgnet_fast.data.files import FileSplit
 from dgnet_fast.data.layouts import PUBLISHED
+from dgnet_fast.data.rules import check_scorable, check_trainable
 
 
 def _summary(name: str, split: Split) -> tuple[str, ...]:
@@ -36,18 +40,6 @@ def table(dataset: ReidDataset) -> str:
     return "\n".join(lines)
 
 
-def valid_queries(query: Split, gallery: Split) -> int:
-    """Queries whose person is in the gallery, seen by another camera (by any, if cameras are unknown)."""
-    seen: dict[int, set[int]] = {}
-    for identity, camera in zip(gallery.ids.tolist(), gallery.cameras.tolist(), strict=True):
-        seen.setdefault(identity, set()).add(camera)
-    count = 0
-    for identity, camera in zip(query.ids.tolist(), query.cameras.tolist(), strict=True):
-        others = seen.get(identity, set())
-        count += bool(others if camera == UNKNOWN_CAMERA else others - {camera})
-    return count
-
-
 def validate(dataset: ReidDataset) -> list[str]:
     """Checks every picture and label of `dataset`; returns remarks on what is allowed but worth knowing.
 
@@ -62,8 +54,7 @@ def validate(dataset: ReidDataset) -> list[str]:
                 raise ValueError(
                     f"{next(iter(bad.values()))}{more}; --skip-unreadable leaves such images out"
                 )
-    if dataset.num_classes < 2:
-        raise ValueError(f"the training split has {dataset.num_classes} identity; at least 2 are needed")
+    check_trainable(dataset)
     remarks = []
     identities, counts = np.unique(dataset.train.ids, return_counts=True)
     alone = identities[counts == 1]
@@ -77,12 +68,7 @@ def validate(dataset: ReidDataset) -> list[str]:
     if len(shared):
         names = ", ".join(dataset.identity_names.get(int(i), str(i)) for i in shared[:5])
         remarks.append(f"{len(shared)} query identities are trained on, so scores will flatter: {names}")
-    valid = valid_queries(dataset.query, dataset.gallery)
-    if valid == 0:
-        raise ValueError(
-            "no query has a valid match: its identity must be in the gallery, seen by another camera; "
-            "check the identity folders and the cameras"
-        )
+    valid = check_scorable(dataset.query, dataset.gallery)
     if valid < len(dataset.query):
         remarks.append(
             f"{len(dataset.query) - valid} of {len(dataset.query)} queries have no valid match in the gallery"
@@ -131,22 +117,30 @@ def main(argv: list[str] | None = None, write: Callable[[str], None] = print) ->
     )
     options = parser.parse_args(argv)
     try:
-        dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
-        if options.skip_unreadable and options.data != "synthetic":
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                dataset = without_unreadable(dataset)
-            for warning in caught:
-                write(f"note: {warning.message}")
-        remarks = validate(dataset)
+        return _report(options, write)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError):  # the reader of the output went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
+
+
+def _report(options: argparse.Namespace, write: Callable[[str], None]) -> int:
+    dataset = load_dataset(options.data, options.root, camera_pattern=options.camera_pattern)
+    if options.skip_unreadable and options.data != "synthetic":
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = without_unreadable(dataset)
+        for warning in caught:
+            write(f"note: {warning.message}")
+    remarks = validate(dataset)
     write(table(dataset))
     for remark in remarks:
         write(f"note: {remark}")
     if compared := against_published(dataset):
         write(compared)
+    sys.stdout.flush()
     return 0
 
 

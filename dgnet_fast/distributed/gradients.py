@@ -84,6 +84,10 @@ class GradientSums:
                 processes.finish(bucket.work)
         self._pending = {}
 
+    def forget(self) -> None:
+        """Forget what a failed recording of a CUDA graph began: it ran on no device, so there is nothing to wait for."""
+        self._pending = {}
+
     def bytes_of(self, name: str) -> int:
         """Bytes that a process contributes for an optimiser, all of its parameters having gradients."""
         dtype = self._dtype or self._groups[name][0].dtype

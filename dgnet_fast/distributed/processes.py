@@ -232,6 +232,31 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
                 tensor.copy_(whole)
 
 
+def first_of_all(function: Callable[[], Value]) -> Value:
+    """``function()``, which the first process calls before the others do: it makes what they find. Each has the value
+    of its own call; the first one's ValueError or OSError is raised on all, so that none waits.
+    """
+    value, error = None, None
+    if is_first():
+        try:
+            value = function()
+        except (ValueError, OSError) as one:
+            error = one
+    if (said := agreed(error)) is not None:
+        raise error or said
+    return value if is_first() else function()  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def held_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """Within, the first process is in ``context``, a lock that one process can hold, for all. The others go on when it
+    has it; where it cannot have it, its error is raised on all.
+    """
+    with contextlib.ExitStack() as stack:
+        first_of_all(lambda: stack.enter_context(context) if is_first() else None)
+        yield
+
+
 def barrier() -> None:
     """Wait for all processes."""
     gathered(None)

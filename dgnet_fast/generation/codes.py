@@ -20,6 +20,9 @@ from dgnet_fast.models.structure_input import structure_input
 STORE_BYTES = 256 * 2**20
 """Bytes of codes that one store keeps: 256 structure codes or 8192 appearance codes at the paper's size."""
 
+PASS = 8
+"""Pictures that are encoded in one pass."""
+
 
 @torch.no_grad()
 def appearance_codes(model: DGNet, pictures: Tensor, encoder: AppearanceEncoder | None = None) -> Tensor:
@@ -72,8 +75,12 @@ class CodeStore:
         new = [i for i in wanted if i not in self._kept]
         if new:
             size = config.picture_size
-            codes = self.encode(self.model, self.pictures.choose(new).decode(*size, self.workers))
-            self._kept.update(zip(new, codes, strict=True))
+            # always passes of the same size: the size of a pass can change the last bits of a code, and a set that is
+            # continued asks for its pictures in other company
+            filled = new + new[-1:] * (-len(new) % PASS)
+            pictures = self.pictures.choose(filled).decode(*size, self.workers)
+            codes = torch.cat([self.encode(self.model, part) for part in pictures.split(PASS)])
+            self._kept.update(zip(new, codes[: len(new)], strict=True))
         for i in wanted:
             self._kept.move_to_end(i)
         result = torch.stack([self._kept[int(i)] for i in indices])

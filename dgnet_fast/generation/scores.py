@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.config import Config
+from dgnet_fast.config.shown import one_line
 from dgnet_fast.data import ChosenPictures, decode_split, denormalize, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
@@ -32,6 +33,7 @@ from dgnet_fast.metrics.generation import (
     same_person_pairs,
 )
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.report.progress import Progress
 from dgnet_fast.retrieval.extractor import Extractor
 
 LIKENESS = {
@@ -164,7 +166,8 @@ def open_generated(folder: Path) -> tuple[Pictures, tuple[int, int] | None]:
 class Comparison:
     """How sets of pictures are compared: ``size`` (height, width) in pixels, ``device``, ``batch`` pictures in one
     pass, ``pairs`` for SSIM and LPIPS, drawn with ``seed``, and the TorchScript files of Inception (for FID) and
-    LPIPS, if given.
+    LPIPS, if given. ``trusted`` runs files that are not the published ones, and ``progress`` makes a callback from the
+    name of what is computed.
     """
 
     size: tuple[int, int]
@@ -174,6 +177,8 @@ class Comparison:
     seed: int = 0
     inception: Path | None = None
     lpips: Path | None = None
+    trusted: bool = False
+    progress: Callable[[str], Progress] | None = None
 
 
 def sample(pictures: Pictures, most: int | None, seed: int) -> Pictures:
@@ -182,14 +187,19 @@ def sample(pictures: Pictures, most: int | None, seed: int) -> Pictures:
     return pictures.choose(np.sort(np.random.default_rng(seed).permutation(len(pictures))[:most]))
 
 
-def _features(pictures: Pictures, features: Features, how: Comparison) -> Iterator[Tensor]:
+def _features(pictures: Pictures, features: Features, how: Comparison, what: str) -> Iterator[Tensor]:
     """Features of pictures, batch by batch, which all processes of a run compute together."""
+    show = how.progress(what) if how.progress else None
+    count = len(pictures)
 
     def of(rows: range) -> Tensor:
         return features(pictures.choose(rows).decode(*how.size)).cpu()
 
-    count = len(pictures)
-    return shared_out(of, [range(k, min(k + how.batch, count)) for k in range(0, count, how.batch)])
+    parts = [range(first, min(first + how.batch, count)) for first in range(0, count, how.batch)]
+    for rows, found in zip(parts, shared_out(of, parts), strict=True):
+        yield found
+        if show is not None:
+            show(rows.stop, count)
 
 
 def floor_count(real: Pictures, generated: Pictures) -> int:
@@ -211,7 +221,11 @@ def frechet_row(
     count = floor_count(real, generated)
     order = np.random.default_rng(how.seed).permutation(len(real))
     parts = real, generated, real.choose(order[:count]), real.choose(order[count:])
-    whole, made, some, rest = (gaussian_of(_features(part, features, how), lambda x: x) for part in parts)
+    names = ("real pictures", "generated pictures", "some real pictures", "the other real pictures")
+    whole, made, some, rest = (
+        gaussian_of(_features(part, features, how, f"{title}: {name}"), lambda x: x)
+        for part, name in zip(parts, names, strict=True)
+    )
     return [title, round(frechet_distance(made, whole), 3), round(frechet_distance(some, rest), 3)]
 
 
@@ -219,7 +233,11 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
     """Table of the distances between the two sets, and of the similarity of one person's pictures within each set."""
     rows = []
     if how.inception:
-        rows.append(frechet_row("FID", inception(how.inception, how.device), real, generated, how))
+        rows.append(
+            frechet_row(
+                "FID", inception(how.inception, how.device, trusted=how.trusted), real, generated, how
+            )
+        )
     if model is not None:
         own = Extractor.of(model.appearance_encoder, model.config, batch=how.batch)
         name = "Fréchet distance over the checkpoint's re-id features"
@@ -232,7 +250,7 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
     ]
     distances = {"intra-class SSIM": mean_ssim}
     if how.lpips:
-        measure = lpips(how.lpips, how.device)
+        measure = lpips(how.lpips, how.device, trusted=how.trusted)
 
         def mean_lpips(pictures: Tensor, pairs: np.ndarray) -> float:
             parts = np.array_split(pairs, -(-len(pairs) // how.batch))
@@ -320,7 +338,10 @@ def truth_table(model: DGNet, folder: Path, generated: Pictures, size: tuple[int
     kept = source.split.indices
     truth, clothes, structure = [], [], []
     for row in rows:
-        if source.split.names[row.appearance_index] != row.appearance:
+        for index in (row.appearance_index, row.structure_index):
+            if not 0 <= index < len(kept):
+                raise ValueError(f"{folder}: the manifest names picture {index} of {len(kept)}")
+        if one_line(source.split.names[row.appearance_index]) != row.appearance:
             raise ValueError(
                 f"{folder} was drawn from other synthetic data than the checkpoint's options describe"
             )

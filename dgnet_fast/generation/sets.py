@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,15 +25,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dgnet_fast.config.shown import one_line, shown
 from dgnet_fast.data.pictures import NOBODY, Pictures
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.sharing import shared_out
 from dgnet_fast.generation.codes import Swapper
-from dgnet_fast.report.files import atomically
+from dgnet_fast.report.files import (
+    LOCK,
+    checksum,
+    clean_temporaries,
+    locked,
+    naming,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from dgnet_fast.report.grid import to_image
 from dgnet_fast.report.progress import Progress
 
-FORMAT = "dgnet_fast.generated.1"
+FORMAT = "dgnet_fast.generated.2"
+WITHOUT_CHECKSUM = "dgnet_fast.generated.1"
+"""The format before the checksum and the batch were added; it is still read, and continued with any batch."""
+KINDS = {
+    "checkpoint": str,
+    "appearances": str,
+    "structures": str,
+    "count": int,
+    "seed": int,
+    "height": int,
+    "width": int,
+}
+LONGEST_STEM = 60
+"""Bytes of a source's name within the name of a generated picture; longer ones are cut and end with a hash."""
 COLUMNS = (
     "file",
     "appearance",
@@ -79,21 +103,27 @@ def read_manifest(folder: str | Path) -> list[Row]:
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no generated set: there is no manifest.csv")
-    text = path.read_bytes().decode("utf-8")
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
     lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
-    head = next(lines, None)
-    if head is None or tuple(head) != COLUMNS:
-        raise ValueError(
-            f"{path} is no manifest of a generated set; its first line must be {','.join(COLUMNS)}"
-        )
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(COLUMNS):
-            raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(COLUMNS)}")
-        try:
+    number = 1
+    try:
+        head = next(lines, None)
+        if head is None or tuple(head) != COLUMNS:
+            raise ValueError(
+                f"{path} is no manifest of a generated set; its first line must be {','.join(COLUMNS)}"
+            )
+        rows = []
+        for number, line in enumerate(lines, start=2):
+            if len(line) != len(COLUMNS):
+                raise ValueError(f"{path}, line {number}: {len(line)} values; expected {len(COLUMNS)}")
+            for name, value in zip(COLUMNS[3:10], line[3:10], strict=True):
+                if not re.fullmatch(r"-?[0-9]{1,18}", value):
+                    raise ValueError(
+                        f"{path}, line {number}: {name} is {shown(value)}; expected a whole number"
+                    )
             rows.append(Row._make([*line[:3], *map(int, line[3:10]), line[10]]))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
     return rows
 
 
@@ -104,21 +134,27 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no generated set: there is no set.json") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, WITHOUT_CHECKSUM):
         raise ValueError(f"{path} does not describe a generated set (expected format {FORMAT!r})")
+    if content["format"] == FORMAT and content.get("checksum") != checksum(content):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content")
+    for name, kind in KINDS.items():
+        value = content.get(name)
+        if type(value) is not kind or (kind is int and not 0 <= value <= 2**62):
+            raise ValueError(f"{path}: {name} is {shown(value)}; expected {kind.__name__}")
     return content
 
 
 def describe(
     appearances: Pictures, structures: Pictures, pairs: np.ndarray, *, checkpoint: str, seed: int,
-    size: tuple[int, int], suffix: str,
+    size: tuple[int, int], suffix: str, batch: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What a set is, as ``set.json`` holds it. Equal descriptions mean equal files."""
     digest = hashlib.sha256(np.ascontiguousarray(pairs).tobytes())
     for source in (appearances, structures):
-        digest.update("\0".join(source.split.names).encode())
+        digest.update("\0".join(source.split.names).encode("utf-8", "surrogateescape"))
     return {
         "format": FORMAT,
         "checkpoint": checkpoint,
@@ -130,6 +166,7 @@ def describe(
         "width": size[1],
         "file_type": suffix,
         "pairs": digest.hexdigest()[:16],
+        "batch": min(batch, len(pairs)),
     }
 
 
@@ -142,28 +179,39 @@ class GeneratedSet:
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         self.folder, self.description = folder, description
+        if folder.is_dir():
+            clean_temporaries(folder)
         self.manifest = folder / "manifest.csv"
         if (folder / "set.json").is_file():
             there = read_description(folder)
+            self.description = description = description | {"batch": there.get("batch", description["batch"])}
             for key, value in description.items():
-                if there.get(key) != value:
+                if key not in ("format", "batch") and there.get(key) != value:
                     raise ValueError(
                         f"{folder} holds another set: {key} is {there.get(key)!r} there and {value!r} here; choose another --out"
                     )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
             raise ValueError(f"{folder} exists and holds no generated set; choose another --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "set.json", (json.dumps(description, indent=1) + "\n").encode())
+            write_json(folder / "set.json", description | {"checksum": checksum(description)})
         if not self.manifest.exists():
-            _write(self.manifest, (",".join(COLUMNS) + "\n").encode())
+            write_text(self.manifest, ",".join(COLUMNS) + "\n")
         _cut_unfinished_line(self.manifest)
-        self.listed = {row.file for row in read_manifest(folder)}
+        self.rows = {row.file: row for row in read_manifest(folder)}
+        self.listed = set(self.rows)
 
-    def missing(self, files: Sequence[str]) -> list[int]:
-        """Positions of the ``files`` that are not finished."""
+    def missing(self, rows: Sequence[Row]) -> list[int]:
+        """Positions of the ``rows`` whose pictures are not finished. Raises ValueError if the manifest says something
+        else of one that is.
+        """
+        for row in rows:
+            if (there := self.rows.get(row.file, row)) != row:
+                raise ValueError(f"{self.manifest} is damaged: it says {shown(there)}, expected {shown(row)}")
         return [
-            k for k, file in enumerate(files) if file not in self.listed or not (self.folder / file).is_file()
+            k
+            for k, row in enumerate(rows)
+            if row.file not in self.listed or not (self.folder / row.file).is_file()
         ]
 
     def write(self, rows: Sequence[Row], pictures: Tensor) -> None:
@@ -181,8 +229,8 @@ class GeneratedSet:
             return
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(new)
-        with open(self.manifest, "ab") as file:
-            file.write(text.getvalue().encode())
+        with naming(self.manifest), open(self.manifest, "ab") as file:
+            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
         self.listed.update(row.file for row in new)
@@ -191,7 +239,7 @@ class GeneratedSet:
         data = io.BytesIO()
         suffix = Path(row.file).suffix
         to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)
-        _write(self.folder / row.file, data.getvalue(), sync=False)
+        write_bytes(self.folder / row.file, data.getvalue(), sync=False)
 
 
 def _cut_unfinished_line(path: Path) -> None:
@@ -202,9 +250,16 @@ def _cut_unfinished_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _write(path: Path, data: bytes, *, sync: bool = True) -> None:
-    with atomically(path, sync=sync) as temporary:
-        temporary.write_bytes(data)
+def stem_of(name: str) -> str:
+    """The stem of a picture's name as a part of a file name of any file system: no control characters, and not longer
+    than `LONGEST_STEM`.
+    """
+    stem = one_line(Path(name).stem)
+    data = stem.encode()
+    if len(data) <= LONGEST_STEM:
+        return stem
+    cut = data[: LONGEST_STEM - 9].decode(errors="ignore")
+    return f"{cut}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def rows_of(
@@ -213,10 +268,10 @@ def rows_of(
     """The rows of the manifest that a set of these pairs will have."""
     rows = []
     for k, (i, j) in enumerate(pairs.tolist()):
-        one, other = appearances.split.names[i], structures.split.names[j]
+        one, other = one_line(appearances.split.names[i]), one_line(structures.split.names[j])
         person = int(appearances.people[i])
         folder = "" if person == NOBODY else f"{person:04d}/"
-        file = f"pictures/{folder}{k:07d}_{Path(one).stem}_in_{Path(other).stem}{suffix}"
+        file = f"pictures/{folder}{k:07d}_{stem_of(one)}_in_{stem_of(other)}{suffix}"
         cameras = int(appearances.split.cameras[i]), int(structures.split.cameras[j])
         people = person, int(structures.people[j])
         rows.append(Row(file, one, other, *people, *cameras, i, j, seed, checkpoint))
@@ -248,22 +303,24 @@ def write_set(
     config = swapper.model.config
     common = {"seed": seed, "checkpoint": checkpoint, "suffix": SUFFIXES[file_type]}
     size = config.picture_size
-    description = describe(appearances, structures, pairs, size=size, **common)
-    target = GeneratedSet(folder, description) if processes.is_first() else None
-    processes.barrier()
-    target = target or GeneratedSet(folder, description)
-    rows = rows_of(appearances, structures, pairs, **common)
-    todo = processes.agreed(target.missing([row.file for row in rows]))
-    parts = [todo[first : first + batch] for first in range(0, len(todo), batch)]
+    with processes.held_by_first(locked(folder)):
+        described = describe(appearances, structures, pairs, size=size, batch=batch, **common)
+        target = processes.first_of_all(lambda: GeneratedSet(folder, described))
+        # All passes have the batch size of the first call: another one can change a pixel by 1
+        batch = target.description["batch"]
+        rows = rows_of(appearances, structures, pairs, **common)
+        todo = processes.agreed(processes.first_of_all(lambda: target.missing(rows)))
+        parts = [todo[first : first + batch] for first in range(0, len(todo), batch)]
 
-    def make(part: list[int]) -> None:
-        target.write([rows[k] for k in part], swapper(pairs[part]))
+        def make(part: list[int]) -> None:
+            filled = part + part[-1:] * (batch - len(part))
+            target.write([rows[k] for k in part], swapper(pairs[filled])[: len(part)])
 
-    done = len(rows) - len(todo)
-    for part, _ in zip(parts, shared_out(make, parts), strict=True):
-        if processes.is_first():
-            target.record([rows[k] for k in part])
-        done += len(part)
-        if progress is not None:
-            progress(done, len(rows))
+        done = len(rows) - len(todo)
+        for part, _ in zip(parts, shared_out(make, parts), strict=True):
+            if processes.is_first():
+                target.record([rows[k] for k in part])
+            done += len(part)
+            if progress is not None:
+                progress(done, len(rows))
     return len(todo), len(rows) - len(todo)

@@ -7,6 +7,7 @@ package brings them without torchvision and a download. All statistics are float
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -81,9 +82,32 @@ def gaussian_of(batches: Iterable[Tensor], features: Features) -> Gaussian:
     return result
 
 
-def _script(path: str | Path, hint: str, device: torch.device) -> torch.jit.ScriptModule:
+PUBLISHED = {
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "inception-2015-12-05.pt",
+    "b437eb095feaeb0b83eb3fa11200ebca4548ee39a07fb944a417ddc516cc07c3": "vgg16.pt",
+}
+"""SHA-256 of the two published TorchScript files."""
+
+
+def check_script(path: str | Path, hint: str, trusted: bool) -> None:
+    """Raise ValueError if a TorchScript file is missing, or if it is not one of `PUBLISHED` and ``trusted`` is False:
+    such a file is a program.
+    """
     if not Path(path).is_file():
         raise ValueError(f"no such file: {path}. {hint}")
+    if trusted:
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found not in PUBLISHED:
+        raise ValueError(
+            f"{path} is none of the published files ({', '.join(PUBLISHED.values())}; its SHA-256 is {found}). TorchScript is "
+            f"a program; if you trust this one, add --trust-scripts. {hint}"
+        )
+
+
+def _script(path: str | Path, hint: str, device: torch.device, trusted: bool) -> torch.jit.ScriptModule:
+    check_script(path, hint, trusted)
     import warnings
 
     try:
@@ -97,13 +121,14 @@ def _script(path: str | Path, hint: str, device: torch.device) -> torch.jit.Scri
         raise ValueError(f"{path} is not a TorchScript file ({reason}). {hint}") from error
 
 
-def inception(path: str | Path, device: torch.device | str = "cpu") -> Features:
+def inception(path: str | Path, device: torch.device | str = "cpu", *, trusted: bool = False) -> Features:
     """The features of FID: uint8 (N, 3, H, W) → (N, D). The file resizes to 299×299 by itself.
 
+    ``trusted`` runs a file that is not the published one (`check_script`).
     A file whose network takes ``return_features`` is asked for features; another is called with the pictures alone.
     """
     device = torch.device(device)
-    network = _script(path, INCEPTION_HINT, device)
+    network = _script(path, INCEPTION_HINT, device, trusted)
     asked = {"return_features": True} if "return_features" in str(network.forward.schema) else {}
 
     @torch.no_grad()
@@ -113,10 +138,12 @@ def inception(path: str | Path, device: torch.device | str = "cpu") -> Features:
     return features
 
 
-def lpips(path: str | Path, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], np.ndarray]:
+def lpips(
+    path: str | Path, device: torch.device | str = "cpu", *, trusted: bool = False
+) -> Callable[[Tensor, Tensor], np.ndarray]:
     """LPIPS (VGG) of pairs of uint8 pictures (N, 3, H, W): float64 (N,). Pictures are not resized."""
     device = torch.device(device)
-    network = _script(path, LPIPS_HINT, device)
+    network = _script(path, LPIPS_HINT, device, trusted)
     schema = str(network.forward.schema)
     asked = {k: v for k, v in {"resize_images": False, "return_lpips": True}.items() if k in schema}
 

@@ -16,6 +16,7 @@ from dgnet_fast.models.layers import (
     ConvBlock,
     SelfAttention2d,
     activation_module,
+    as_computed,
     chain,
     initialise,
     initialise_weight,
@@ -107,6 +108,7 @@ class AppearanceMlp(nn.Module):
             raise ValueError(
                 f"appearance code has shape {tuple(code.shape)}; expected (batch, {self.code_length})"
             )
+        code = as_computed(code, self.weights[0])
         slope = {nn.LeakyReLU: LRELU_SLOPE, nn.ReLU: 0.0}.get(type(self.activation))
         if slope is not None and self.norm == "none":
             scale, shift = appearance_mlp(code, list(self.weights), list(self.biases), negative_slope=slope)
@@ -175,7 +177,7 @@ class AdainBlock(nn.Module):
 
 class Decoder(nn.Module):
     """G: structure code (B, C, h, w) and AdaIN parameters → picture (B, 3, H, W), ImageNet-normalised, no
-    activation.
+    activation. Codes of any floating dtype: stored ones need not have the precision that G computes in.
 
     With ``checkpoint`` set, everything from the first upsampling on keeps a stage's input only and computes the rest again
     in the backward pass.
@@ -200,7 +202,9 @@ class Decoder(nn.Module):
         initialise(self, config.init, generator)
 
     def forward(self, structure: Tensor, adain: AdainParameters) -> Tensor:
-        x = self.dropout(structure)
+        # else a block's first convolution would answer in another precision than its residual has
+        x = self.dropout(as_computed(structure, self.to_rgb.conv.weight))
+        adain = AdainParameters(*(p if p.dtype == torch.float32 else p.to(x.dtype) for p in adain))
         layers = adain.layers(2 * len(self.residual))
         for k, block in enumerate(self.residual):
             last = k == len(self.residual) - 1

@@ -37,8 +37,12 @@ class DGNet(nn.Module):
         # PyTorch's layers draw first weights of their own from the caller's generator; ours take their place
         with torch.random.fork_rng(devices=[]):
             self._build(config, torch.Generator().manual_seed(config.seed))
-        self.teachers = ModuleList(teachers or []).requires_grad_(False)
-        set_batch_norms(self, parts=config.bn_parts, synced=config.sync_bn)
+        self.teach(teachers or [])
+
+    def teach(self, teachers: list[AppearanceEncoder]) -> None:
+        """Let these teachers label the generated pictures."""
+        self.teachers = ModuleList(teachers).requires_grad_(False)
+        set_batch_norms(self, parts=self.config.bn_parts, synced=self.config.sync_bn)
 
     def _build(self, config: Config, generator: torch.Generator) -> None:
         self.structure_encoder = StructureEncoder(config.gen, generator)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_fast.config import DiscriminatorConfig
-from dgnet_fast.models.layers import ConvBlock, ResidualBlock, SelfAttention2d, chain, initialise
+from dgnet_fast.models.layers import ConvBlock, ResidualBlock, SelfAttention2d, chain, convolve, initialise
 from dgnet_fast.models.typed import ModuleList
 
 MAX_CHANNELS = 512
@@ -50,7 +50,7 @@ class ScaleDiscriminator(nn.Module):
             x = block(x)
         if self.attention_after is not None:
             x = self.attention_after(x)
-        return self.to_score(x)
+        return convolve(self.to_score, x, twice=True)
 
 
 class WassersteinDiscriminator(nn.Module):
@@ -73,7 +73,7 @@ class WassersteinDiscriminator(nn.Module):
         self.to_score = nn.Conv2d(dim, 1, (4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.to_score(chain(self.stem, x))
+        return convolve(self.to_score, chain(self.stem, x), twice=True)
 
 
 class Discriminator(nn.Module):

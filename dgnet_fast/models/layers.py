@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
+from dgnet_fast.ops.conv3x3 import serves as conv3x3_serves
 from dgnet_fast.ops.padding import interior, reflect_pad, replicate_pad
+from dgnet_fast.ops.twice_conv import twice_conv
 
 LRELU_SLOPE = 0.2
 INSTANCE_EPS = 1e-5
@@ -63,12 +65,29 @@ def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) 
     return reflect_pad(x if negative_slope is None else F.leaky_relu(x, negative_slope), padding)
 
 
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x), by the op `conv3x3` where it is of that kind."""
-    kind = conv.kernel_size, conv.stride, conv.dilation
-    if kind != ((3, 3), (1, 1), (1, 1)) or isinstance(conv.padding, str):
+def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False) -> Tensor:
+    """conv(x), by the op `conv3x3` where it is of that kind; ``twice``: by `twice_conv` where that op does not serve, for
+    a network whose input gradient is itself differentiated.
+    """
+    if isinstance(conv.padding, str) or conv.dilation != (1, 1):
         return conv(x)
-    return conv3x3(x, conv.weight, conv.bias, padding=conv.padding[0])
+    if conv.kernel_size == (3, 3) and conv.stride == (1, 1):
+        given = (x, conv.weight, conv.bias)
+        # torch.func's transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
+        if not twice or (not torch.compiler.is_compiling() and conv3x3_serves(*given, conv.padding[0])):
+            return conv3x3(*given, padding=conv.padding[0])
+    if not twice:
+        return conv(x)
+    stride, padding = conv.stride, conv.padding
+    return twice_conv(x, conv.weight, conv.bias, stride=stride, padding=padding)  # pyright: ignore[reportArgumentType]
+
+
+def as_computed(x: Tensor, weight: Tensor) -> Tensor:
+    """x in the precision that layers of this weight compute in: autocast's, else the weight's."""
+    device, dtype = x.device.type, weight.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype)
 
 
 class LayerNorm2d(nn.Module):
@@ -134,10 +153,7 @@ class ConvBlock(nn.Module):
         """Pad, unless x comes ``padded`` by `reflection`, and convolve; nothing else."""
         if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
-        conv = self.conv
-        # PyTorch's function transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
-        plain = self.twice_differentiable and torch.compiler.is_compiling()
-        return conv(x) if plain else convolve(conv, x)
+        return convolve(self.conv, x, twice=self.twice_differentiable)
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
@@ -248,7 +264,8 @@ class SelfAttention2d(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        layers = (self.query, self.key, self.value)
+        query, key, value = (convolve(layer, x, twice=True).flatten(2) for layer in layers)
         attention = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
         mixed = value @ attention.transpose(1, 2)
         return x + self.gamma * mixed.view_as(x)

@@ -9,10 +9,6 @@ serves.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +17,7 @@ from dgnet_fast.ops import registry
 from dgnet_fast.ops.arguments import check_pictures
 from dgnet_fast.ops.bodies import Arguments, Body, address, addresses
 from dgnet_fast.ops.define import define
+from dgnet_fast.ops.input_alone import current, needed
 from dgnet_fast.ops.native import _C
 
 KERNEL = 3
@@ -89,7 +86,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: i
         ValueError: shapes other than these; DGNET_FAST_IMPL forces a body that the fused op has not.
     """
     _check(x, weight, bias, padding)
-    if _fused(x, weight, bias, padding):
+    if serves(x, weight, bias, padding):
         return _forward_op(x, weight, bias, padding)
     return F.conv2d(x, weight, bias, padding=padding)
 
@@ -106,7 +103,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> None
         )
 
 
-def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool:
+def serves(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool:
+    """Whether the fused op takes such a convolution of a 3×3 kernel; see `conv3x3`."""
     given = (x, weight) if bias is None else (x, weight, bias)
     return (
         _FAST_ENOUGH
@@ -116,28 +114,6 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-@contextmanager
-def gradient_of_input_alone() -> Iterator[None]:
-    """Within it the fused op's backward leaves out the gradients of weight and bias.
-
-    For ``torch.autograd.grad`` to an input: PyTorch's own nodes see which gradients are asked for, those written in
-    Python do not, and each of the two costs as much as the one wanted. Backward passes on a CPU run in the thread that
-    asks for them.
-    """
-    _SCOPE.input_alone = True
-    try:
-        yield
-    finally:
-        _SCOPE.input_alone = False
-
-
-class _Scope(threading.local):
-    input_alone = False
-
-
-_SCOPE = _Scope()
 
 
 # ---- the op: what it allocates, checks and makes dense, and its autograd
@@ -175,18 +151,17 @@ def _in_order(x: Tensor) -> Tensor:
 
 
 def _setup_context(ctx, a: Arguments, output: Tensor) -> None:
-    ctx.padding = a.padding
+    ctx.padding, ctx.alone = a.padding, current()
     ctx.save_for_backward(a.x, a.weight)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_y: Tensor | None) -> dict[str, Tensor | None]:
-    needs_x, *others = ctx.needs_input_grad[:3]
-    needed = [needs_x, *(need and not _SCOPE.input_alone for need in others)]
-    if grad_y is None or not any(needed):
+    wanted = needed(ctx.alone, ctx.needs_input_grad)
+    if grad_y is None or not any(wanted):
         return {}
-    gradients = _backward_op(grad_y, *ctx.saved_tensors, ctx.padding, needed)
-    named = zip(("x", "weight", "bias"), gradients, needed, strict=True)
+    gradients = _backward_op(grad_y, *ctx.saved_tensors, ctx.padding, wanted)
+    named = zip(("x", "weight", "bias"), gradients, wanted, strict=True)
     return {name: gradient for name, gradient, need in named if need}
 
 

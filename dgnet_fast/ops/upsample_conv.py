@@ -59,10 +59,14 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
     whole = torch.compiler.is_compiling()
     if pad_type == "reflect":
         x, *outermost = _slices(x) if whole else _Slices.apply(x)
+    # nor does the Inductor of PyTorch 2.10 take a convolution's bias that is computed
+    inside = None if whole else phases
     if pad_type == "zero":
-        small = conv3x3(x, phase_weights(weight), phases, padding=1)
+        small = conv3x3(x, phase_weights(weight), inside, padding=1)
     else:
-        small = conv3x3(replicate_pad(x, 1), phase_weights(weight), phases)
+        small = conv3x3(replicate_pad(x, 1), phase_weights(weight), inside)
+    if whole and phases is not None:
+        small = small + phases.view(1, -1, 1, 1)
     y = F.pixel_shuffle(small, 2)
     if pad_type != "reflect":
         return y

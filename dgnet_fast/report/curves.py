@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dgnet_fast.report.files import atomically
 from dgnet_fast.report.log import read_metrics
 
 if TYPE_CHECKING:  # a second to import: only where a curve is drawn
@@ -106,7 +107,8 @@ def _draw(title: str, series: dict[str, tuple[np.ndarray, np.ndarray]], path: Pa
         axes.set_xlim(first - margin, last + margin)
         if position >= len(series) - columns:
             axes.set_xlabel("step", fontsize=9)
-    figure.savefig(path)
+    with atomically(path, sync=False) as temporary:
+        figure.savefig(temporary)
 
 
 def _draw_panel(axes: Axes, label: str, steps: np.ndarray, values: np.ndarray, noisy: bool) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dgnet_fast.config.shown import one_line
+
 MARGIN = 26  # above and left, for the captions
 GAP = 4  # between pictures
 HEADER_GAP = 12  # between the given pictures and the generated ones
@@ -138,7 +140,8 @@ def _font(points: int) -> ImageFont.FreeTypeFont:
 
 
 def text_picture(text: str, points: int, longest: int | None = None) -> Image.Image:
-    """One line of text as a picture, cut to `longest` pixels."""
+    """One line of text as a picture, cut to `longest` pixels. What no line can show is escaped."""
+    text = one_line(text)[:500]
     font = _font(points)
     ascent, descent = font.getmetrics()
     length = int(font.getlength(text)) + 1

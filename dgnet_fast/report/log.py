@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from dgnet_fast.report.files import atomically
+from dgnet_fast.report.files import atomically, naming
 from dgnet_fast.report.progress import on_terminal
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,9 @@ class RunLog:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"scalar {name!r} is {value!r}; expected a number") from error
         record = {"step": int(step), "phase": phase} | {name: _to_json(v) for name, v in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
         if self._want_tensorboard and (writer := self._writer()):
             for name, value in values.items():
                 writer.add_scalar(f"{phase}/{name}", value, int(step))
@@ -212,7 +213,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -270,15 +272,22 @@ def _to_json(value: float) -> float | str:
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Every complete line with its parsed record."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no log of a run: it is no text in UTF-8") from error
     records = []
     for number, line in enumerate(
         lines[:-1], start=1
     ):  # after the last newline: nothing, or a line cut short
         try:
             record = json.loads(line)
-            _ = record["step"], record["phase"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if type(record["step"]) is not int or not isinstance(record["phase"], str):
+                raise TypeError
+            for name, value in record.items():
+                if name not in _OWN_KEYS:
+                    float(value)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from error
         records.append((line, record))
     return records

@@ -80,6 +80,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
         except (
             ValueError,
             OSError,
+            RecursionError,
         ) as error:  # one broken file must not cost the reader the rest of the page
             body = f'<p class="missing">The {anchor} could not be read: {escape(str(error))}</p>'
         links.append(f'<a href="#{anchor}">{name}</a>')
@@ -102,17 +103,19 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
 def _summary(folder: Path) -> str:
     try:
         steps = [record["step"] for record in read_metrics(folder / METRICS_FILE)]
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         steps = []
     environment: dict[str, Any] = {}
     try:
         environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, OSError, RecursionError):
         pass  # the section on the environment says so
     facts = [f"last logged step {max(steps)}" if steps else "no step logged"]
     if "date" in environment:
         facts.append(f"started {environment['date']}")
-    facts += [", ".join(map(str, environment.get("gpus") or [])) or str(environment.get("cpu", ""))]
+    gpus = environment.get("gpus")
+    named = ", ".join(map(str, gpus)) if isinstance(gpus, list) else ""
+    facts.append(named or str(environment.get("cpu", "")))
     return " · ".join(fact for fact in facts if fact)
 
 

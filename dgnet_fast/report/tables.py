@@ -38,7 +38,7 @@ def read_tables(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     try:
         tables = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if isinstance(tables, dict) and TABLES in tables:
         tables = tables[TABLES]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.config.extras import need
+from dgnet_fast.report.files import atomically
 
 METHODS = ("pca", "tsne")
 MARKERS = "os^Dvp*X"
@@ -98,5 +99,6 @@ def embedding_map(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="best")
-    figure.savefig(path)
+    with atomically(path, sync=False) as temporary:
+        figure.savefig(temporary)
     return points

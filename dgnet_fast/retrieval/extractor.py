@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dgnet_fast.checkpoints.fingerprint import digest
-from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.loading import load_encoder
 from dgnet_fast.config import Config
 from dgnet_fast.config.device import resolve_device
 from dgnet_fast.data import Split, cache_folder, cached_pictures, decode_split, normalize
@@ -44,14 +44,15 @@ class Extractor:
     form it is given. `to_unit` turns features into vectors whose dot product is the score.
 
     Args:
-        checkpoint: anything that `load_for_use` reads: a run folder, one of its checkpoints, public files.
+        checkpoint: anything that `load_encoder` reads: a run folder, one of its checkpoints, public files, a teacher.
         device: auto, cpu, cuda or cuda:N.
         batch: pictures in one pass; each one is computed twice, with its mirror image.
-        config_file, allow_extra: as in `load_for_use`, for public checkpoints.
+        config_file, allow_extra: as in `load_encoder`, for public checkpoints.
         second_half_weight: weight of the fine-grained half in `to_unit`; None means that half alone.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or a picture cannot be read or is of another kind.
+        ValueError: the checkpoint cannot be read, or a picture cannot be read, is empty or of another kind, or has a
+            feature that is not finite.
     """
 
     def __init__(
@@ -67,9 +68,8 @@ class Extractor:
         if batch < 1:
             raise ValueError(f"batch is {batch}; it must be at least 1")
         where = resolve_device(device)
-        model, known = load_for_use(checkpoint, config_file=config_file, allow_extra=allow_extra)
-        encoder = model.appearance_encoder.to(where).requires_grad_(False)
-        self._hold(encoder, model.config, batch, second_half_weight)
+        encoder, config, known = load_encoder(checkpoint, config_file=config_file, allow_extra=allow_extra)
+        self._hold(encoder.to(where).requires_grad_(False), config, batch, second_half_weight)
         self.source = str(known["source"])
 
     @classmethod
@@ -181,11 +181,18 @@ class Extractor:
 
     def _features(self, pictures: Tensor) -> Tensor:
         x = normalize(pictures.to(self.device))
-        return extract_features(self._folded, x, upsample=self.upsample).cpu()
+        features = extract_features(self._folded, x, upsample=self.upsample).cpu()
+        if not torch.isfinite(features).all():
+            raise ValueError(
+                f"the network{' of ' * bool(self.source)}{self.source} gives features that are not finite; take an earlier checkpoint"
+            )
+        return features
 
     def _resized(self, pictures: Any) -> Iterator[Tensor]:
         """Each picture as uint8 (3, height, width)."""
-        for image in _images(pictures):
+        for index, image in enumerate(_images(pictures)):
+            if not image.width * image.height:
+                raise ValueError(f"picture {index} is empty: {image.height}x{image.width} pixels")
             yield torch.from_numpy(resized(image, self.height, self.width).copy()).permute(2, 0, 1)
 
 
@@ -204,7 +211,7 @@ def _images(pictures: Any) -> Iterator[Image.Image]:
                 "expected uint8 RGB of shape (H, W, 3) or (N, H, W, 3)"
             )
         for array in pictures if pictures.ndim == 4 else [pictures]:
-            yield Image.fromarray(np.ascontiguousarray(array))
+            yield Image.fromarray(np.ascontiguousarray(array)) if array.size else Image.new("RGB", (0, 0))
     elif isinstance(pictures, Tensor):
         yield from _images(_array_of(pictures))
     elif isinstance(pictures, Iterable):
@@ -224,7 +231,7 @@ def _array_of(tensor: Tensor) -> np.ndarray:
             f"a tensor of pictures has shape {tuple(tensor.shape)}; expected (3, H, W) or (N, 3, H, W)"
         )
     if tensor.is_floating_point():
-        if not (tensor.numel() and 0 <= float(tensor.min()) and float(tensor.max()) <= 1):
+        if tensor.numel() and not (0 <= float(tensor.min()) and float(tensor.max()) <= 1):
             raise ValueError(
                 "a floating-point tensor of pictures has values outside 0..1; do not normalise it"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +13,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.report.files import atomically
+from dgnet_fast.config.shown import shown
+from dgnet_fast.report.files import atomic_folder, checksum, write_bytes, write_text
 from dgnet_fast.retrieval.extractor import Extractor
-from dgnet_fast.retrieval.large_index import EXACT_UP_TO, LargeVectors, faiss_library
+from dgnet_fast.retrieval.large_index import EXACT_UP_TO, LargeVectors, check_state, faiss_library
 
-FORMAT = "dgnet_fast.index.1"
+FORMAT = "dgnet_fast.index.2"
+WITHOUT_CHECKSUM = "dgnet_fast.index.1"
+"""The format before checksums were added; it is still read."""
+LARGEST_HEADER = 1024
+"""Bytes that a faiss file may have besides the vectors."""
+LARGEST_DIMENSION = 65536
 ENTRIES = "index.json"
 FILES = ("vectors-*.faiss", "shard-*.faiss", "lists-*.faiss", "measured-*.npz")
 """Files with vectors in the folder of an index, of which `index.json` names those that count."""
@@ -92,19 +100,32 @@ class PictureIndex:
         return self.vectors.search(asked, min(count, len(self)))
 
     def save(self, folder: Path) -> None:
-        """Write the index to ``folder``. It replaces an index that is there."""
+        """Write the index to ``folder``. It replaces an index that is there; a new folder appears when it is whole,
+        unless `grow` has made the lists there already: then it is an index when its list of pictures is written, last.
+
+        Hold the folder's lock (`dgnet_fast.report.files.locked`) from `open` to `save`, so that no other process adds
+        pictures in between.
+        """
+        if not is_index(folder) and not isinstance(self.vectors, LargeVectors):
+            with atomic_folder(folder) as temporary:
+                self._write(temporary)
+            return
+        self._write(folder)
+
+    def _write(self, folder: Path) -> None:
         if isinstance(self.vectors, LargeVectors):
             assert self.vectors.folder == folder
             vectors: Any = self.vectors.state()
+            content = {"vectors": vectors}
             kept = {vectors["trained"], vectors["measured"], *(shard["file"] for shard in vectors["shards"])}
         else:
-            vectors = f"vectors-{len(self):08d}.faiss"
-            kept = {vectors}
-            with atomically(folder / vectors) as temporary:
-                faiss_library().write_index(self.vectors, str(temporary))
-        content = self.made_by | {"vectors": vectors, "pictures": [asdict(entry) for entry in self.entries]}
-        with atomically(folder / ENTRIES) as temporary:
-            temporary.write_text(json.dumps(content, indent=0), encoding="utf-8")
+            data = faiss_library().serialize_index(self.vectors).tobytes()
+            name = f"vectors-{len(self):08d}.faiss"
+            write_bytes(folder / name, data)
+            content = {"vectors": name, "vectors_checksum": f"{zlib.crc32(data):08x}"}
+            kept = {name}
+        content = self.made_by | content | {"pictures": [asdict(entry) for entry in self.entries]}
+        write_text(folder / ENTRIES, json.dumps(content | {"checksum": checksum(content)}, indent=0))
         for old in [path for pattern in FILES for path in folder.glob(pattern)]:
             if old.name not in kept:
                 old.unlink(missing_ok=True)
@@ -117,27 +138,46 @@ class PictureIndex:
         content = read_entries(folder)
         index = cls(extractor, content["dimension"])
         for name, ours in index.made_by.items():
-            if content.get(name) != ours:
+            if name != "format" and content.get(name) != ours:
                 what = {"fingerprint": "model", "second_half_weight": "second-half weight"}.get(name, name)
                 raise ValueError(
-                    f"{folder} was made with {what} {content.get(name)}, and this one has {ours}; make a new index"
+                    f"{folder} was made with {what} {shown(content.get(name))}, and this one has {ours}; make a new index"
                 )
-        faiss, path = faiss_library(), folder
+        index.entries = [Entry(**entry) for entry in content["pictures"]]
+        path = folder
         if isinstance(content["vectors"], dict):
             index.vectors = LargeVectors.of(folder, content["dimension"], content["vectors"])
         else:
             path = folder / content["vectors"]
-            try:
-                index.vectors = faiss.read_index(str(path))
-            except RuntimeError as error:
-                raise ValueError(f"{path} is missing or not a faiss index") from error
-        index.entries = [Entry(**entry) for entry in content["pictures"]]
+            index.vectors = _exact(path, content)
         if index.vectors.ntotal != len(index.entries) or index.vectors.d != content["dimension"]:
             raise ValueError(
                 f"{path} holds {index.vectors.ntotal} vectors of {index.vectors.d} numbers, and {folder / ENTRIES} lists "
                 f"{len(index.entries)} pictures of {content['dimension']}; make a new index"
             )
         return index
+
+
+def _exact(path: Path, content: dict[str, Any]) -> Any:
+    """The vectors in the file that `index.json` names, ``content``. Raises ValueError if it is missing or damaged."""
+    count = len(content["pictures"])
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} is missing or not a faiss index: {error.strerror}") from error
+    if content["format"] == FORMAT and f"{zlib.crc32(data):08x}" != content["vectors_checksum"]:
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content; make a new index")
+    expected = count * content["dimension"] * 4
+    if data[:4] != b"IxFI" or not expected <= len(data) <= expected + LARGEST_HEADER:
+        raise ValueError(
+            f"{path} is missing or not a faiss index: {len(data)} bytes, and {path.parent / ENTRIES} lists {count} "
+            f"pictures of {content['dimension']} numbers; make a new index"
+        )
+    faiss = faiss_library()
+    try:
+        return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is missing or not a faiss index") from error
 
 
 def is_index(folder: Path) -> bool:
@@ -150,17 +190,30 @@ def read_entries(folder: Path) -> dict[str, Any]:
     path = folder / ENTRIES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable: {error}") from error
-    needed = {
-        "format",
-        "fingerprint",
-        "normalisation",
-        "second_half_weight",
-        "dimension",
-        "vectors",
-        "pictures",
-    }
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not needed <= content.keys():
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, WITHOUT_CHECKSUM):
         raise ValueError(f"{path} is not an index of dgnet_fast (expected format {FORMAT!r})")
+    if content["format"] == FORMAT and content.get("checksum") != checksum(content):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content; make a new index")
+    name, dimension, pictures = (content.get(key) for key in ("vectors", "dimension", "pictures"))
+    if isinstance(name, dict):
+        check_state(name, path)
+    elif not isinstance(name, str) or not re.fullmatch(r"vectors-\d{8,}\.faiss", name):
+        raise ValueError(f"{path}: vectors is {shown(name)}; expected the name of a file beside it")
+    if type(dimension) is not int or not 1 <= dimension <= LARGEST_DIMENSION:
+        raise ValueError(
+            f"{path}: dimension is {shown(dimension)}; expected a whole number from 1 to {LARGEST_DIMENSION}"
+        )
+    if not isinstance(pictures, list):
+        raise ValueError(f"{path}: pictures is {shown(pictures)}; expected a list")
+    for number, entry in enumerate(pictures):
+        if (
+            not isinstance(entry, dict)
+            or not {"path"} <= entry.keys() <= {"path", "identity", "camera"}
+            or not isinstance(entry["path"], str)
+            or not isinstance(entry.get("identity"), (str, type(None)))
+            or type(entry.get("camera")) not in (int, type(None))
+        ):
+            raise ValueError(f"{path}: picture {number} is {shown(entry)}; expected path, identity, camera")
     return content

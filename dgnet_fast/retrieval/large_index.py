@@ -9,6 +9,7 @@ added and when they are searched. What is lost against the exact search is measu
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dgnet_fast.config.extras import need
+from dgnet_fast.config.shown import shown
 from dgnet_fast.report.files import atomically
 
 EXACT_UP_TO = 200_000
@@ -41,6 +43,32 @@ def faiss_library() -> Any:
 def lists_for(count: int) -> int:
     """Number of lists: the power of two next to 4 √count, and at most `MOST_LISTS`."""
     return int(min(MOST_LISTS, 2 ** round(np.log2(4 * np.sqrt(count)))))
+
+
+def check_state(state: dict[str, Any], source: Path) -> None:
+    """Raise ValueError if ``state``, read from the file ``source``, is not what `LargeVectors.state` gives."""
+    patterns = {"trained": r"lists-\d+\.faiss", "measured": r"measured-\d{9,}\.npz"}
+    for key, pattern in patterns.items():
+        if not isinstance(state.get(key), str) or not re.fullmatch(pattern, state[key]):
+            raise ValueError(
+                f"{source}: {key} is {shown(state.get(key))}; expected the name of a file beside it"
+            )
+    if state.get("probed") not in PROBES or type(state.get("recall")) is not float:
+        raise ValueError(
+            f"{source}: probed and recall are {shown(state.get('probed'))} and {shown(state.get('recall'))}; "
+            f"expected one of {', '.join(map(str, PROBES))} and a number"
+        )
+    shards = state.get("shards")
+    for shard in shards if isinstance(shards, list) else [shards]:
+        if (
+            not isinstance(shard, dict)
+            or not isinstance(shard.get("file"), str)
+            or not re.fullmatch(r"shard-\d{5,}-\d{8,}\.faiss", shard["file"])
+            or type(shard.get("count")) is not int
+        ):
+            raise ValueError(
+                f"{source}: a file of vectors is {shown(shard)}; expected its name and its count"
+            )
 
 
 class LargeVectors:

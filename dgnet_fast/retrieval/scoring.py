@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.data import ChosenPictures, ReidDataset, Split
+from dgnet_fast.data.rules import check_scorable, without_shots
 from dgnet_fast.metrics import (
     RetrievalScores,
     SingleShotScores,
@@ -25,6 +27,8 @@ from dgnet_fast.metrics.ranking import match_and_junk
 from dgnet_fast.report.progress import Progress
 from dgnet_fast.report.rank_list import Ranked, RankedRow
 from dgnet_fast.retrieval.extractor import Extractor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ def retrieval_sets(
     together: 'gallery', 'single' (the queries), and
     'multi' (the multi-query features), if this is asked for and the data set has it.
 
+    Raises ValueError before any feature is computed if no query has a match. Multi-query features that some queries lack
+    are left out, and the log says so.
+
     ``max_queries`` takes only the first queries, and only their pictures of the multi-query set.
     """
 
@@ -89,8 +96,13 @@ def retrieval_sets(
             wanted = set(zip(asked.ids.tolist(), asked.cameras.tolist(), strict=True))
             labels = zip(more.ids.tolist(), more.cameras.tolist(), strict=True)
             theirs = [k for k, one in enumerate(labels) if one in wanted]
-            if theirs:  # with none the error is that of the whole set
-                more = ChosenPictures.of(more, np.array(theirs))
+            more = ChosenPictures.of(more, np.array(theirs, dtype=np.int64))
+    check_scorable(asked, dataset.gallery)
+    if multi_query and more is not None and (missing := without_shots(asked, more)):
+        logger.warning(
+            f"multi-query is not scored: {missing} of {len(asked)} queries have no picture of their identity and camera in its set"
+        )
+        multi_query = False
     sets = {"gallery": labelled(dataset.gallery)}
     sets["single"] = query = labelled(asked)
     if multi_query and more is not None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from dgnet_fast.checkpoints.schema import check_fit
+
 PARTS = ("structure_encoder.", "mlp.", "decoder.", "appearance_encoder.")
 """What is averaged: all networks that make pictures and features, with their running statistics; not D or the teachers.
 """
@@ -55,6 +57,10 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name, to be saved."""
         return self._average
+
+    def check(self, state: Mapping[str, Tensor], source: object) -> None:
+        """Raise ValueError that names ``source`` if saved averages do not fit."""
+        check_fit(self._average, state, source)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

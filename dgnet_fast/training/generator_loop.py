@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
+from dgnet_fast.checkpoints.schema import check_fit, check_optimiser, check_step, check_tensors
 from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, TrainBatches
 from dgnet_fast.distributed import processes
@@ -36,7 +37,7 @@ from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
-from dgnet_fast.training.loop import Stopped, StopSignal
+from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import wide
 from dgnet_fast.training.optim import SENT, Precision
 from dgnet_fast.training.parts import split_streams
@@ -146,9 +147,10 @@ def train_generator(
         if processes.agreed(unfinished.is_file()):
             content = load_file(unfinished)
             _load(networks, content, unfinished)
+            check_optimiser(optimiser, content.get("optimiser"), unfinished)
             optimiser.load_state_dict(content["optimiser"])
-            first = content["step"]
-            log.truncate_after(first)
+            first = check_step(content.get("step"), unfinished)
+        log.truncate_after(first)
 
         def content_at(step: int) -> dict:
             return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
@@ -196,7 +198,7 @@ def train_generator(
             if not log.silent and (ending or due):
                 save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
             if ending:
-                raise Stopped(done)
+                raise stop.stopped(done)
     optimiser.zero_grad(set_to_none=True)
     if not log.silent:
         save_atomically(content_at(config.generator_steps), finished)
@@ -206,9 +208,8 @@ def train_generator(
 def _load(networks: dict[str, torch.nn.Module], content: object, source: Path) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{source} is not what E_s and G alone leave (expected format {FORMAT!r})")
+    states = {name: check_tensors(content.get(name), source, name) for name in networks}
     for name, network in networks.items():
-        try:
-            network.load_state_dict(content[name])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise ValueError(f"{source} does not fit the options: {reason}") from error
+        check_fit(network.state_dict(), states[name], source)
+    for name, network in networks.items():
+        network.load_state_dict(states[name])

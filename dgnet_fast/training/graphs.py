@@ -30,6 +30,10 @@ Names = list[str]
 Work = Callable[[], Names]
 
 
+class NotRecorded(RuntimeError):
+    """A step could not be recorded. It has not run; what the attempt left in Python is still there."""
+
+
 def graphs_refused(config: Config, precision: Precision) -> str:
     """Why these options cannot run as CUDA graphs, '' where they can."""
     if precision.device.type != "cuda":
@@ -52,22 +56,28 @@ def graphs_wanted(config: Config, precision: Precision) -> bool:
 
 
 class Recorder(Protocol):
-    """What records work on a device."""
+    """What records work on a device. ``required``: a step that cannot be recorded ends the run."""
+
+    required: bool
 
     def warm_up(self, work: Work) -> Names:
         """Run the work where it will be recorded."""
         ...
 
     def record(self, work: Work) -> tuple[Callable[[], None], Names]:
-        """Take the work down without running it: (what runs it, its result)."""
+        """Take the work down without running it: (what runs it, its result). Raises NotRecorded."""
+        ...
+
+    def forget(self) -> None:
+        """Undo what a failed recording left on the device's side."""
         ...
 
 
 class CudaRecorder:
     """`torch.cuda.CUDAGraph` on a side stream of ``device``, all recordings in one memory pool."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, required: bool = False) -> None:
+        self.device, self.required = device, required
         with torch.cuda.device(device):
             self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
@@ -88,11 +98,18 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, **options):
                     names = work()
             except RuntimeError as error:
-                raise RuntimeError(
+                raise NotRecorded(
                     f"the step could not be recorded as a CUDA graph ({str(error).splitlines()[0]}); "
                     "--cuda-graphs off runs it without"
                 ) from error
         return graph.replay, names
+
+    def forget(self) -> None:
+        """The default generator would go on believing that a recording is under way: a fresh state takes its place."""
+        torch.cuda.synchronize(self.device)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        fresh = torch.Generator(self.device)
+        torch.cuda.default_generators[index].graphsafe_set_state(fresh)
 
 
 class StepGraphs:
@@ -103,13 +120,15 @@ class StepGraphs:
     """
 
     def __init__(self, update: Callable[[list[Any], Any], Names], recorder: Recorder) -> None:
-        self._update, self._recorder = update, recorder
+        self._update, self.recorder = update, recorder
         self._buffers: dict[tuple, Any] = {}
         self._warmed: Counter[tuple] = Counter()
         self._recorded: dict[tuple, tuple[Callable[[], None], Names]] = {}
 
     def __call__(self, batch: Any, plan: Any, variant: Hashable) -> Names:
-        """One step; the batch is free again when the device has come by (no waiting). ``variant`` is the plan's."""
+        """One step; the batch is free again when the device has come by (no waiting). ``variant`` is the plan's.
+        Raises NotRecorded, before anything ran.
+        """
         form = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
         key = (form, variant)
         static = self._load(form, batch)
@@ -120,8 +139,8 @@ class StepGraphs:
         if key not in self._recorded:
             if self._warmed[key] < WARM_UP:
                 self._warmed[key] += 1
-                return self._recorder.warm_up(work)
-            self._recorded[key] = self._recorder.record(work)
+                return self.recorder.warm_up(work)
+            self._recorded[key] = self.recorder.record(work)
         replay, names = self._recorded[key]
         replay()
         return names

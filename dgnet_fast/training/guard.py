@@ -84,6 +84,10 @@ class Guard:
         self._live = [_flat(t) for t in tensors]
         self._before = {d: torch.cat(self._of(d)) for d in dict.fromkeys(t.dtype for t in tensors)}
 
+    def forget(self) -> None:
+        """Take back a `begin` whose step did not run."""
+        self._live, self._before = [], {}
+
     def _of(self, dtype: torch.dtype) -> list[Tensor]:
         return [t for t in self._live if t.dtype == dtype]
 
@@ -107,7 +111,7 @@ class Guard:
                 live = self._of(dtype)
                 kept = torch.where(found, before, torch.cat(live))
                 torch._foreach_copy_(live, list(kept.split([t.numel() for t in live])))
-        self._live, self._before = [], {}
+        self.forget()
         count, longest, row = self._counts
         row = (row + found) * found
         self._counts.copy_(torch.stack([count + found, torch.maximum(longest, row), row]))

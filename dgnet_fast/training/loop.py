@@ -7,7 +7,7 @@ import logging
 import signal
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,11 +30,13 @@ EVALUATION = "eval"
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop. Everything up to step ``self.step`` is saved."""
+    """A signal asked the run to stop. Everything up to step ``self.step`` is saved; ``self.signal`` is the signal's
+    number.
+    """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
         super().__init__(f"stopped after step {step}")
-        self.step = step
+        self.step, self.signal = step, number
 
 
 class Diverged(Exception):
@@ -42,17 +44,19 @@ class Diverged(Exception):
 
 
 class StopSignal:
-    """While this is active, the first SIGINT or SIGTERM sets ``requested``, and the loop saves and ends; a second
-    signal acts at once. Outside of the main thread, where Python handles no signals, it does nothing.
+    """While this is active, the first SIGINT, SIGTERM or SIGHUP sets ``requested``, and the loop saves and ends; a
+    second signal acts at once. A signal that is ignored (nohup) stays ignored. Outside of the main thread, where Python
+    handles no signals, it does nothing.
 
     Loops ask `due` after every step. Where several processes are one run, a signal to any of them stops all of them after
     the same step: the one after that in which the first of them knew.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested = False
+        self.number: int = signal.SIGTERM
         self._before: dict[int, Any] = {}
         self._asked: Callable[[], bool] | None = None
 
@@ -65,19 +69,37 @@ class StopSignal:
         return answer is not None and answer()
 
     def __enter__(self) -> StopSignal:
-        main = threading.current_thread() is threading.main_thread()
-        for number in self.SIGNALS if main else ():
-            self._before[number] = signal.signal(number, self._handle)
+        self._install()
         return self
 
+    def _install(self) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        for number in self.SIGNALS if main and not self.requested else ():
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._before[number] = signal.signal(number, self._handle)
+
     def _handle(self, number: int, frame: object) -> None:
-        self.requested = True
+        self.requested, self.number = True, number
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A context in which a signal acts at once, for work of which nothing needs to be saved."""
+        self._restore()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def stopped(self, step: int) -> Stopped:
+        """The exception that ends the run after ``step``."""
+        return Stopped(step, self.number)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -205,7 +227,7 @@ def train(
         if stop.due():
             if not saved:
                 save(done)
-            raise Stopped(done)
+            raise stop.stopped(done)
         if saved is None and (done % config.snapshot_save_iter == 0 or done == last_step):
             save(done)
     return max(first_step, last_step)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgnet_fast import ops
 from dgnet_fast.models.discriminator import Discriminator
-from dgnet_fast.ops.conv3x3 import gradient_of_input_alone
+from dgnet_fast.ops.input_alone import InputAlone
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -116,9 +116,10 @@ def real_scores_and_penalty(discriminator: Discriminator, real: Tensor) -> tuple
             )
             (gradient,) = pullback(torch.ones_like(output))
         else:
-            pictures = real.detach().requires_grad_()
-            output, score = penalised(pictures)
-            with gradient_of_input_alone():
+            pictures, alone = real.detach().requires_grad_(), InputAlone()
+            with alone.forward():
+                output, score = penalised(pictures)
+            with alone.backward():
                 (gradient,) = torch.autograd.grad(output.sum(), pictures, create_graph=True)
         penalty = penalty + gradient.square().flatten(1).sum(dim=1)
         scores.append(score)

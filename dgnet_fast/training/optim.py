@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dgnet_fast.checkpoints.schema import check_optimiser, check_scaler
 from dgnet_fast.config import Config
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.dgnet import DGNet
@@ -107,6 +108,11 @@ class Optimisers:
                         group["capturable"] = False
         return made
 
+    def check(self, state: dict, source: object) -> None:
+        """Raise ValueError, naming ``source`` and the entry, if a saved state is not of these optimisers."""
+        for name, one in self.named():
+            check_optimiser(one, state.get(name), f"{source}: optimisers: {name}")
+
     def load_state_dict(self, state: dict) -> None:
         """Take over a saved state, whichever device it was saved on; this one's settings stay."""
         for name, one in self.named():
@@ -153,6 +159,11 @@ class Precision:
 
     def state_dict(self) -> dict:
         return {phase: scaler.state_dict() for phase, scaler in self.scalers.items()}
+
+    def check(self, state: dict, source: object) -> None:
+        """Raise ValueError, naming ``source`` and the entry, if a saved state is not of these scalers."""
+        for phase in self.scalers:
+            check_scaler(state.get(phase, {}), f"{source}: precision: {phase}")
 
     def load_state_dict(self, state: dict) -> None:
         for phase, scaler in self.scalers.items():

@@ -16,10 +16,17 @@ import torch
 from torch import Tensor
 
 from dgnet_fast.checkpoints.pretrained import load_imagenet
-from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run, restore_model
-from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers, save_teachers
+from dgnet_fast.checkpoints.runs import (
+    restore_model,
+    write_options,
+)
+from dgnet_fast.checkpoints.teachers import (
+    load_teachers,
+    save_teachers,
+)
 from dgnet_fast.config import Config, ConfigError
-from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.device import convolutions_tried, resolve_device
+from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.data import (
     MappedPictures,
     ReidDataset,
@@ -39,7 +46,13 @@ from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_i
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.environment import write_environment
-from dgnet_fast.report.files import atomically, write_json, write_text
+from dgnet_fast.report.files import (
+    atomically,
+    check_writable,
+    clean_temporaries,
+    locked,
+    write_json,
+)
 from dgnet_fast.report.grid import image_grid
 from dgnet_fast.report.log import RunLog, format_duration
 from dgnet_fast.report.page import write_report
@@ -49,12 +62,13 @@ from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import chance_scores, score_retrieval
 from dgnet_fast.retrieval.tables import retrieval_table, verdict
 from dgnet_fast.training.average import WeightAverage
-from dgnet_fast.training.generated import load_generated
+from dgnet_fast.training.checks import check_training
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.one_run import check_one_run
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
+from dgnet_fast.training.resume import check_content, content_of
 from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.training.teacher_loop import train_teacher
 
@@ -87,31 +101,44 @@ class Run:
     precision: Precision
 
     @classmethod
-    def open(cls, config: Config, folder: Path) -> Run:
-        """Load the data, set the number of classes, and write config.yaml and environment.json."""
+    def open(cls, config: Config, folder: Path, *, teacher_only: bool = False) -> Run:
+        """Load the data, set the number of classes, and check all that can be wrong. Nothing is written."""
+        config = with_absolute_paths(config)
         device = resolve_device(config.device)
         dataset = dataset_of(config)
         config = with_classes(config, dataset)
         precision = Precision(resolve_amp(config, device), device)
-        graphs = graphs_wanted(config, precision)
-        check_one_run(config, dataset)
-        folder.mkdir(parents=True, exist_ok=True)
+        check_training(config, dataset, teacher_only=teacher_only)
+        if not teacher_only and config.teacher not in ("", "auto"):
+            load_teachers(config, dataset.class_names)
         if processes.is_first():
-            write_text(folder / "config.yaml", config.to_yaml())
+            check_writable(folder)
+        check_one_run(config, dataset)
+        return cls(config, folder, dataset, device, precision)
+
+    def begin(self) -> None:
+        """Write config.yaml and environment.json, and say in the log what the run is."""
+        config, folder, precision = self.config, self.folder, self.precision
+        graphs = graphs_wanted(config, precision)
+        folder.mkdir(parents=True, exist_ok=True)
+        processes.barrier()  # all have checked what is there before the first of them changes it
+        if processes.is_first():
+            clean_temporaries(folder)
+            write_options(folder, config)
             write_environment(folder)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
         logger.info(
-            f"{dataset.name}: {config.ID_class} identities, {len(dataset.train)} training pictures; {device}, {kind}; run folder {folder}"
+            f"{self.dataset.name}: {config.ID_class} identities, {len(self.dataset.train)} training pictures; {self.device}, {kind}; "
+            f"run folder {folder}"
         )
         if processes.size() > 1:
             logger.info(
                 f"{processes.size()} processes with a batch size of {config.batch_size} each: {processes.size() * config.batch_size} "
                 "pictures a stream in each step; the learning rates are as given"
             )
-        if device.type == "cuda" and not graphs:
+        if self.device.type == "cuda" and not graphs:
             reason = "as asked" if config.cuda_graphs == "off" else graphs_refused(config, precision)
             logger.info(f"steps are not recorded as CUDA graphs: {reason}")
-        return cls(config, folder, dataset, device, precision)
 
     def batches(
         self, batch_size: int, *, pictures: Tensor | MappedPictures, purpose: str, erasing_p: float = 0.0
@@ -157,7 +184,8 @@ class Run:
         """Train the paper's baseline for ``steps`` steps, or finish an interrupted training, and save it as
         ``NAME.pt``. ``extra``: further arguments of `train_teacher`.
         """
-        config = self.config.replace(teacher_steps=steps)
+        config, state_file = self.config.replace(teacher_steps=steps), self.folder / name / "state.pt"
+        names = self.dataset.class_names
         batches = self.batches(max(1, config.teacher_batch // 2), pictures=pictures, purpose="teacher data")
         with self.log(name, steps) as log:
             network = train_teacher(
@@ -165,13 +193,13 @@ class Run:
                 batches,
                 log,
                 self.precision,
-                state_file=self.folder / name / "state.pt",
+                state_file=state_file,
                 stop=stop,
-                **extra,
+                **{"about": {"class names": names}} | extra,
             )
-        names = self.dataset.class_names
         if processes.is_first():
             save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
+            state_file.unlink(missing_ok=True)  # last: until then it is all that is left of the training
         return network
 
     def teachers(self, pictures: Tensor | MappedPictures, stop: StopSignal) -> list[AppearanceEncoder]:
@@ -199,7 +227,9 @@ class Run:
             f"training the baseline for as long, {steps} steps, to compare with (--baseline false leaves it out)"
         )
         begin = time.perf_counter()
-        network = self.train_baseline("baseline", steps, self.training_pictures(), stop)
+        with stop.at_once():
+            pictures = self.training_pictures()
+        network = self.train_baseline("baseline", steps, pictures, stop)
         logger.info(f"the baseline took {format_duration(time.perf_counter() - begin)}")
         return network, steps
 
@@ -263,23 +293,43 @@ def _drawn(split: Split) -> SyntheticSplit:
 
 
 def run_training(
-    config: Config, folder: Path, *, resume: bool = False, max_steps: int | None = None
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    max_steps: int | None = None,
+    given: set[str] | None = None,
 ) -> dict[str, Any]:
     """Train DG-Net in ``folder`` as the options say; returns {'folder', 'step', 'tables'}.
 
     With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops the run early
-    without a change of the schedule; the final scores are computed when the run reaches ``max_iter``.
+    without a change of the schedule; the final scores are computed when the run reaches ``max_iter``. ``given`` names
+    the options (dotted) that may differ from those inside the checkpoint; None means all.
+
+    Raises ValueError for all that can be wrong, before anything is written, and `dgnet_fast.report.files.InUse` if
+    another process works in the folder.
     """
     run = Run.open(config, folder)
-    config = run.config
-    checkpoint = processes.agreed(latest_checkpoint(folder) if resume else None)
-    content = read_run(checkpoint) if checkpoint else None
+    with processes.held_by_first(locked(folder)):
+        return _train(run, resume=resume, max_steps=max_steps, given=given)
+
+
+def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | None) -> dict[str, Any]:
+    config, folder = run.config, run.folder
+    checkpoint, content = content_of(run.config, run.dataset, folder, resume, given)
     first = content["step"] if content else 0
     last = min(config.max_iter, max_steps or config.max_iter)
-    with StopSignal() as stop, generators_kept(run.device):
-        pictures = run.training_pictures() if first < last else torch.empty(0)
+    model = DGNet(config)
+    if content and checkpoint:
+        check_content(model, run.precision, content, checkpoint)
+    for own in (folder / TEACHER, folder / "baseline.pt"):
+        if own.is_file():  # of other people, or damaged: said before anything is written
+            load_teachers(config.replace(teacher=str(own)), run.dataset.class_names)
+    pictures = run.training_pictures() if first < last else torch.empty(0)
+    run.begin()
+    with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
         teachers = run.teachers(pictures, stop)
-        model = DGNet(config, teachers)
+        model.teach(teachers)
         if config.pretrained == "teacher":
             start_from_teacher(model, teachers)
         elif config.pretrained:
@@ -324,12 +374,14 @@ def run_training(
                 )
     tables = []
     if last == config.max_iter:
-        with StopSignal() as stop, generators_kept(run.device):
+        with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
             # training moved the teachers' running statistics: score them as they were saved
             networks = named_teachers(run.teachers(torch.empty(0), stop))
             if config.baseline:
                 network, steps = run.baseline(stop)
                 networks[f"{BASELINE} ({steps} steps)"] = network
+            if processes.any_of(stop.requested)():
+                raise stop.stopped(last)
         logger.info("scoring on people never trained on")
         with average.in_place() if average else contextlib.nullcontext():
             tables = final_tables(run, model, networks)
@@ -341,35 +393,6 @@ def run_training(
         )
     report = write_report(folder) if processes.is_first() else None
     return {"folder": folder, "step": last, "tables": tables, "report": report}
-
-
-def run_teacher(
-    config: Config, folder: Path, *, generated: Path | None = None, labeller: str = "", weight: float = 1.0
-) -> list[dict[str, Any]]:
-    """Train the baseline alone in ``folder`` and score it; returns the result tables.
-
-    ``generated`` is a generated set to train on in addition, with the soft labels of the teacher file ``labeller``.
-    Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public code.
-    """
-    run = Run.open(config, folder)
-    with StopSignal() as stop, generators_kept(run.device):
-        extra = {}
-        if generated is not None:
-            names = run.dataset.class_names
-            batches = load_generated(generated, labeller, run.config, names, run.device)
-            extra = {"generated": batches, "generated_weight": weight}
-        teacher = run.train_baseline(
-            "teacher", run.config.teacher_steps, run.training_pictures(), stop, **extra
-        )
-    if processes.is_first():
-        export_public_teacher(teacher, folder / "net_last.pth")
-        write_text(folder / "opts.yaml", f"stride: {run.config.teacher_stride}\n")
-    return [
-        retrieval_table(
-            run.dataset,
-            {"chance": chance_scores(run.dataset)} | run.scores_of({"teacher (baseline)": teacher}),
-        )
-    ]
 
 
 def start_from_teacher(model: DGNet, teachers: list[AppearanceEncoder]) -> None:

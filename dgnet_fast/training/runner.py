@@ -10,6 +10,7 @@ live at a time (`Shared`); what the parts left there goes on through the passes 
 from __future__ import annotations
 
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -21,11 +22,13 @@ from torch.utils import _pytree as pytree
 
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.gradients import GradientSums
-from dgnet_fast.training.graphs import Recorder, StepGraphs
+from dgnet_fast.training.graphs import NotRecorded, Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
+
+logger = logging.getLogger(__name__)
 
 Terms = dict[str, Tensor]
 """Terms by name, (S,) each with S the number of streams, and ``total``, the weighted sum that is differentiated."""
@@ -146,17 +149,40 @@ class Runner(ABC):
 
     def __call__(self, batches: list[Any], step: int) -> StepResult:
         """One update from one or, with gradient accumulation, several batches."""
+        plan = self._seeded_plan(step)
+        self.optimisers.set_learning_rates(step)
+        self.guard.steps += 1
+        if self.graphs is not None and len(batches) == 1:
+            try:
+                names = self.graphs(batches[0], plan, self.variant(plan))
+            except NotRecorded as error:
+                if self.graphs.recorder.required:
+                    raise
+                self._give_up_graphs(error)
+                names = self.update(batches, self._seeded_plan(step))
+        else:
+            names = self.update(batches, plan)
+        return StepResult(self.guard, names)
+
+    def _seeded_plan(self, step: int) -> Any:
         seed_step(self.seed, "step", step, drawn_alike=True)
         plan = self.plan(step)
         if not processes.is_first():
             seed_step(self.seed, "step", step)
-        self.optimisers.set_learning_rates(step)
-        self.guard.steps += 1
-        if self.graphs is not None and len(batches) == 1:
-            names = self.graphs(batches[0], plan, self.variant(plan))
-        else:
-            names = self.update(batches, plan)
-        return StepResult(self.guard, names)
+        return plan
+
+    def _give_up_graphs(self, error: NotRecorded) -> None:
+        """Go on without recordings, and with nothing of the one that failed: it ran no work, but gradients of it, in
+        memory of its own, and the guard's notes are there.
+        """
+        assert self.graphs is not None
+        logger.warning(f"{error}; steps run without from here on")
+        recorder, self.graphs = self.graphs.recorder, None
+        for _, optimiser in self.optimisers.named():
+            optimiser.zero_grad(set_to_none=True)
+        self.guard.forget()
+        self.sums.forget()
+        recorder.forget()
 
     def update(self, batches: list[Any], plan: Any) -> list[str]:
         """The step's work on the device, all that a CUDA graph records; returns the names of its terms."""

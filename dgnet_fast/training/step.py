@@ -59,7 +59,7 @@ class TrainingStep(Runner):
     ) -> None:
         first = next(model.parameters())
         if recorder is None and graphs_wanted(model.config, precision):
-            recorder = CudaRecorder(first.device)
+            recorder = CudaRecorder(first.device, required=model.config.cuda_graphs == "on")
         self.dropout = dropout
         self.weights = WeightTensors(first.device, first.dtype)
         super().__init__(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.pretrained import load_imagenet
+from dgnet_fast.checkpoints.schema import check_fit, check_optimiser, check_step, check_tensors
 from dgnet_fast.config import Config
+from dgnet_fast.config.shown import shown
 from dgnet_fast.data import TrainBatches
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.gradients import GradientSums
@@ -21,7 +24,7 @@ from dgnet_fast.models.batch_norm import BatchNormMode, set_batch_norms
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.generated import GeneratedBatches
-from dgnet_fast.training.loop import Stopped, StopSignal
+from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import cross_entropy, soft_label_divergence
 from dgnet_fast.training.optim import HEAD_FACTOR, SENT, Precision, sgd_for_encoder
 from dgnet_fast.training.seeds import derive_seed, seed_step
@@ -40,6 +43,7 @@ def train_teacher(
     stop: StopSignal,
     generated: GeneratedBatches | None = None,
     generated_weight: float = 1.0,
+    about: dict[str, Any] | None = None,
 ) -> AppearanceEncoder:
     """Train for ``config.teacher_steps`` steps of ``teacher_batch`` pictures (both streams of ``batches``
     together).
@@ -47,10 +51,10 @@ def train_teacher(
     With ``generated``, the same number of generated pictures is added to each batch; their KL divergence from their
     soft labels is added to the loss with ``generated_weight``.
 
-    Resumes from ``state_file`` when it is there, writes it every ``snapshot_save_iter`` steps and when
-    stopped, and removes it at the end. Where several processes are one run, each has batches of its own, and the first
-    one writes. Raises Stopped after a signal, and FloatingPointError when a loss is
-    not finite.
+    Resumes from ``state_file`` when it is there, and writes it every ``snapshot_save_iter`` steps and when stopped.
+    The caller removes it when the teacher itself is saved. ``about`` (the names of the classes, ...) is saved with the
+    state and must be the same when the training continues. Where several processes are one run, each has batches of its
+    own, and the first one writes. Raises Stopped after a signal, and FloatingPointError when a loss is not finite.
     """
     device = precision.device
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "teacher"))
@@ -64,11 +68,21 @@ def train_teacher(
     scaler = precision.scalers["gen"]
     first = 0
     if processes.agreed(state_file.is_file()):
-        content = load_file(state_file)
-        teacher.load_state_dict(content["teacher"])
+        content = load_file(state_file, "state of a teacher")
+        if not isinstance(content, dict) or not {"step", "teacher", "optimiser"} <= content.keys():
+            raise ValueError(f"{state_file} is not the state of a teacher")
+        first = check_step(content["step"], state_file)
+        for name, value in (about or {}).items():
+            if (theirs := content.get("about", {}).get(name, value)) != value:
+                raise ValueError(
+                    f"{state_file} was trained with other {name} ({shown(theirs)}, and not {shown(value)}); take another folder"
+                )
+        state = check_tensors(content["teacher"], state_file, "teacher")
+        check_fit(teacher.state_dict(), state, state_file)
+        check_optimiser(optimiser, content["optimiser"], state_file)
+        teacher.load_state_dict(state)
         optimiser.load_state_dict(content["optimiser"])
-        first = content["step"]
-        log.truncate_after(first)
+    log.truncate_after(first)
 
     processes.broadcast_(teacher.state_dict().values())
     sums = GradientSums({"id": list(teacher.parameters())}, SENT[config.send_gradients])
@@ -77,7 +91,13 @@ def train_teacher(
         if log.silent:
             return
         save_atomically(
-            {"step": step, "teacher": teacher.state_dict(), "optimiser": optimiser.state_dict()}, state_file
+            {
+                "step": step,
+                "about": about or {},
+                "teacher": teacher.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            },
+            state_file,
         )
 
     for step in range(first, config.teacher_steps):
@@ -122,9 +142,7 @@ def train_teacher(
             log.progress(done, scalars)
         if stop.due():
             save(done)
-            raise Stopped(done)
+            raise stop.stopped(done)
         if done % config.snapshot_save_iter == 0 and done < config.teacher_steps:
             save(done)
-    if not log.silent:
-        state_file.unlink(missing_ok=True)
     return teacher

@@ -77,6 +77,13 @@ def test_the_table_holds_the_figures():
     )
 
 
+def test_what_is_asked_first_stands_first():
+    text = report.markdown(RESULTS)
+    line = "- ours, bf16 (after): 9,000 ms a step, 3.33 times as fast as plain"
+    assert f"## In short\n\n{line}\n\n## Operators" in text
+    assert "In short" not in report.markdown(RESULTS | {"rows": RESULTS["rows"][:4]})
+
+
 def test_rows_of_a_group_stand_together():
     rows = [row("eager", [2.0], group="a"), row("eager", [3.0], group="b"), row("cpp", [1.0], group="a")]
     lines = report.section_table(rows, {})[2:]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dgnet_fast.config import Config, ConfigError, from_dict, load_config, option_names, walk
+from dgnet_fast.config.device import convolutions_tried
 from dgnet_fast.config.presets import PRESETS, preset
 from tests.tiny import tiny_config
 
@@ -104,8 +106,8 @@ def test_an_unknown_key_is_named_with_the_closest(key, closest):
         ("vgg_w", 1, "0"),
         ("ID_blocks", 3, "a list"),
         ("ID_blocks", [3, 4, "x", 3], "a whole number"),
-        ("ID_blocks", [3, 4, 6], "four numbers of at least 1"),
-        ("ID_blocks", [3, 4, 0, 3], "four numbers of at least 1"),
+        ("ID_blocks", [3, 4, 6], "four numbers from 1 to 128"),
+        ("ID_blocks", [3, 4, 0, 3], "four numbers from 1 to 128"),
         ("gen", 3, "a mapping of options"),
         ("gen.dec", "slim", "basic, series, parallel"),
         ("gen.mlp_norm", "bn", "none, in"),
@@ -190,7 +192,8 @@ def test_a_file_that_holds_no_options_is_named(tmp_path, text, problem):
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(ConfigError, match="no such configuration file: .*nowhere.yaml"):
         load_config(tmp_path / "nowhere.yaml")
-    assert load_config(write(tmp_path, "")) == Config()
+    with pytest.raises(ConfigError, match="is empty"):
+        load_config(write(tmp_path, ""))
 
 
 def test_the_code_length_must_fit_the_encoder():
@@ -213,3 +216,13 @@ def test_only_grey_can_be_jittered():
     assert Config(gray_jitter=0.3).validate().gray_jitter == 0.3
     with pytest.raises(ConfigError, match="gray_jitter is 0.3; with single edge allowed: 0"):
         Config(gray_jitter=0.3, single="edge").validate()
+
+
+def test_cudnn_tries_its_algorithms_within_a_run_alone():
+    before = torch.backends.cudnn.benchmark
+    with convolutions_tried(torch.device("cpu")):
+        assert torch.backends.cudnn.benchmark is before
+    with pytest.raises(KeyError), convolutions_tried(torch.device("cuda", 1)):
+        assert torch.backends.cudnn.benchmark is True
+        raise KeyError
+    assert torch.backends.cudnn.benchmark is before

@@ -142,7 +142,7 @@ def test_prepared_layout(tmp_path):
         (("duke",), {}, "unknown dataset 'duke'; choose one of synthetic, market1501, folder"),
         (("market1501",), {}, "dataset 'market1501' needs a root folder"),
         (("folder", "/nowhere/at/all"), {}, "missing folder /nowhere/at/all"),
-        (("market1501", "/nowhere/at/all"), {}, "missing folder /nowhere/at/all/bounding_box_train"),
+        (("market1501", "/nowhere/at/all"), {}, "missing folder /nowhere/at/all"),
         (("market1501", "x"), {"camera_pattern": "c(.)"}, "camera_pattern is for the dataset 'folder'"),
         (("market1501", "x"), {"height": 3}, "dataset 'market1501' has no option height"),
         (("synthetic", "x"), {}, "takes no root, got 'x'"),

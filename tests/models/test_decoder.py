@@ -207,3 +207,21 @@ def test_dropout_acts_on_the_structure_code():
     torch.testing.assert_close(
         decoder.eval()(structure, adain), decoder_formula(decoder, structure, adain), **EXACT
     )
+
+
+@pytest.mark.parametrize("dec", ["basic", "series", "parallel"])
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_codes_come_in_any_precision(amp, dec):
+    """Stored codes need not have the precision in which G computes; there they do not change it."""
+    config = options(n_downsample=2, dec=dec)
+    decoder, mlp = filled(Decoder(config, channels=16)).float(), filled(AppearanceMlp(config, 16)).float()
+    structure, code = noise(2, 16, 6, 5).bfloat16(), noise(2, 24, seed=1).bfloat16()
+    found = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp is not None):
+            found.append(decoder(structure.to(dtype), mlp(code.to(dtype))))
+            mixed = decoder(structure.to(dtype), AdainParameters(*(p.to(dtype) for p in mlp(code))))
+        assert found[-1].dtype == mixed.dtype == (amp or torch.float32)
+        assert (mixed - found[-1]).abs().max() <= 0.05 * found[-1].abs().max()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=2e-2 if amp else 1e-3, atol=2e-2 if amp else 1e-3)

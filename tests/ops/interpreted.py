@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+import triton
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,6 +24,10 @@ def interpreted(script: str) -> Any:
         "DGNET_FAST_IMPL": "triton",
         "PYTHONPATH": str(ROOT),
     }
+    if triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip(
+            f"the interpreter of Triton {triton.__version__} does not run with NumPy {np.__version__}"
+        )
     path = Path(__file__).with_name(script)
     done = subprocess.run(
         [sys.executable, path], env=environment, capture_output=True, text=True, timeout=300

@@ -84,7 +84,14 @@ template <class A>
 void call(const A& a, void (*cpp)(const A&), void (*cuda)(const A&, float*, int, void*), int64_t workspace) {
     if (!on_cuda) return cpp(a);
     Bytes space = unwritten(workspace, 4);
-    cuda(a, floats(space), 0, nullptr);
+    cuda_on_cpu::device = 1;  // the caller's, which a launch on another leaves as it was
+    const int wanted = int(workspace % 3);
+    cuda(a, floats(space), wanted, nullptr);
+    if (cuda_on_cpu::launched != wanted || cuda_on_cpu::device != 1) {
+        std::printf("a body for device %d ran on %d and left %d\n", wanted, cuda_on_cpu::launched,
+                    cuda_on_cpu::device);
+        std::exit(1);
+    }
 }
 
 void forward(const AdainActForward& a) {

@@ -14,7 +14,8 @@ from dgnet_fast.models.discriminator import Discriminator
 from dgnet_fast.models.layers import ResidualBlock
 from dgnet_fast.models.resnet import Bottleneck
 from dgnet_fast.ops import conv3x3, conv3x3_reference
-from dgnet_fast.ops.conv3x3 import cpp, gradient_of_input_alone
+from dgnet_fast.ops.conv3x3 import cpp
+from dgnet_fast.ops.input_alone import InputAlone
 from dgnet_fast.ops.native import _C
 from dgnet_fast.ops.upsample_conv import upsample_conv
 from dgnet_fast.training import losses
@@ -166,8 +167,11 @@ def test_only_the_gradients_asked_for(monkeypatch):
         assert needed_of(calls, monkeypatch) == [needed]
 
     def penalty():
-        with gradient_of_input_alone():
-            (gradient,) = torch.autograd.grad(conv3x3(x, weight, bias).square().sum(), x, create_graph=True)
+        alone = InputAlone()
+        with alone.forward():
+            y = conv3x3(x, weight, bias)
+        with alone.backward():
+            (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         gradient.square().sum().backward()
 
     seen = needed_of(penalty, monkeypatch)

@@ -51,6 +51,7 @@ OPTIONS = NETWORK | {
     "teacher": "auto",
     "teacher_steps": 4,
     "teacher_batch": 4,
+    "generator_steps": 0,
     "num_workers": 1,
     "amp": "off",
     "device": "cpu",
@@ -192,12 +193,12 @@ def at_step(monkeypatch, wanted, act):
     monkeypatch.setattr(loop.TrainingStep, "__call__", step)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_can_go_on(whole, tmp_path, capsys, monkeypatch, number):
     folder, handler = tmp_path / "run", signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_step(patch, 2, lambda: signal.raise_signal(number))
-        assert train.main(words(folder)) == 0
+        assert train.main(words(folder)) == 128 + number
     out = capsys.readouterr().out
     assert (
         f"stopped after step 3, saved; continue with: python -m dgnet_fast.train --resume --out {folder}"
@@ -221,7 +222,7 @@ def test_a_signal_while_the_teacher_trains(whole, tmp_path, capsys, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(teacher_loop, "cross_entropy", loss)
-        assert train.main(words(folder)) == 0
+        assert train.main(words(folder)) == 128 + signal.SIGTERM
     assert "stopped after step 2, saved" in capsys.readouterr().out
     assert (folder / "teacher" / "state.pt").is_file() and not (folder / "teacher.pt").exists()
     assert train.main(["--resume", "--out", str(folder)]) == 0

@@ -40,6 +40,8 @@ using cudaStream_t = void*;
 namespace cuda_on_cpu {
 
 inline bool backwards = false;
+inline int device = 0;    // the current one
+inline int launched = 0;  // that of the last launch
 inline cudaError_t error = cudaSuccess;
 
 constexpr int kWarp = 32, kMostThreads = 1024;
@@ -157,6 +159,7 @@ void launch(dim3 grid, int threads, size_t shared, cudaStream_t, Body body) {
         return;
     }
     gridDim = grid;
+    launched = device;
     block.body = body;
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
@@ -192,7 +195,12 @@ inline float rsqrtf(float value) {
 using std::max;
 using std::min;
 
-inline cudaError_t cudaSetDevice(int) {
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = cuda_on_cpu::device;
+    return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+    cuda_on_cpu::device = device;
     return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() {

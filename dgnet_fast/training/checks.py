@@ -1,0 +1,46 @@
+"""All that can be wrong with a training, found before anything is written or trained."""
+
+from __future__ import annotations
+
+import os
+
+from dgnet_fast.checkpoints.pretrained import check_imagenet
+from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.data import ReidDataset
+from dgnet_fast.data.rules import check_scorable, check_trainable
+from dgnet_fast.models.size import check_fits_memory
+
+
+def check_training(config: Config, dataset: ReidDataset, *, teacher_only: bool = False) -> None:
+    """Raise ValueError, naming the option as it is typed, if the data cannot be trained on or scored, if a batch is too
+    small for batch normalisation or larger than the training set, if the weights of ``pretrained`` cannot be read, or
+    if the pictures or networks do not fit into memory.
+    """
+    check_trainable(dataset)
+    check_scorable(dataset.query, dataset.gallery)
+    count = len(dataset.train)
+    if not teacher_only and not 2 <= config.batch_size <= count:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}; allowed: 2 (the least for batch normalisation) to {count}, the number of "
+            "training pictures"
+        )
+    trains_baseline = teacher_only or config.teacher == "auto" or config.baseline
+    if trains_baseline and config.teacher_batch // 2 > count:
+        raise ConfigError(
+            f"teacher_batch is {config.teacher_batch}; allowed: at most {2 * count}, twice the number of training pictures"
+        )
+    if config.pretrained == "teacher":
+        if not config.teacher and not teacher_only:
+            raise ConfigError(
+                "pretrained is 'teacher' and there is no teacher; allowed: a file, or teacher auto"
+            )
+    elif config.pretrained:
+        check_imagenet(config.pretrained, config)
+    check_fits_memory(config)
+    needed = count * 3 * config.crop_image_height * config.crop_image_width
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ConfigError(
+            f"{count} training pictures of {config.crop_image_height}x{config.crop_image_width} take {needed / 1e9:.0f} GB, and "
+            f"this machine has {memory / 1e9:.0f} GB of memory; allowed: smaller or fewer pictures"
+        )

@@ -1,0 +1,200 @@
+"""The jobs that are interrupted: every command that writes something it may go on with. What the interrupted job leaves
+in the end must be what the undisturbed job leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dgnet_fast import convert, extract, generate, search, teacher, train
+from dgnet_fast.checkpoints.files import load_file
+from dgnet_fast.checkpoints.fingerprint import digest
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run
+from dgnet_fast.config import from_dict
+from dgnet_fast.data import load_pictures
+from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.generation.sets import read_manifest
+from dgnet_fast.retrieval.index import read_entries
+from tests.tiny import NETWORK, arguments
+from tests.tiny_run import draw_people, tiny_run
+
+OPTIONS: dict[str, Any] = NETWORK | {
+    "synthetic_ids": 3, "synthetic_views": 4, "synthetic_test_ids": 2, "batch_size": 2, "max_iter": 3,
+    "snapshot_save_iter": 1, "keep_checkpoints": 2, "log_iter": 1, "image_display_iter": 2, "display_size": 2,
+    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "generator_steps": 2, "baseline": False, "num_workers": 1, "amp": "off",
+    "device": "cpu", "data_cache": "off",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one case: ``job`` is what the job writes into, ``given`` what was there before."""
+
+    given: Path
+    job: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """``run(place)`` runs the job to its end, or goes on with what is there, and returns its exit status;
+    ``outcome(place)`` is what it left.
+    """
+
+    name: str
+    run: Callable[[Place], int]
+    outcome: Callable[[Place], Any]
+
+
+def _file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _train(place: Place) -> int:
+    folder = place.job / "run"
+    if (folder / "config.yaml").is_file():
+        return train.main(["-q", "--resume", "--out", str(folder)])
+    return train.main(["-q", *arguments(OPTIONS), "--out", str(folder)])
+
+
+def _trained(place: Place) -> Any:
+    folder = place.job / "run"
+    newest = latest_checkpoint(folder)
+    assert newest is not None
+    content = read_run(newest)
+    logs = [(folder / p / "metrics.jsonl").read_text() for p in ("", "teacher", "generator")]
+    left = [p.name for p in folder.rglob(".*")]
+    return digest(content["model"]), content["step"], logs, (folder / "results.json").read_text(), left
+
+
+def _teacher(place: Place) -> int:
+    folder = place.job / "teacher"
+    if (folder / "results.json").is_file():
+        return 0
+    return teacher.main(["-q", *arguments(OPTIONS), "--out", str(folder)])
+
+
+def _taught(place: Place) -> Any:
+    folder = place.job / "teacher"
+    files = [digest(load_file(folder / "teacher.pt")["teachers"][0]["state"])]
+    files.append(digest(load_file(folder / "net_last.pth")))
+    texts = [folder / n for n in ("opts.yaml", "results.json", "teacher/metrics.jsonl")]
+    return files, [p.read_text() for p in texts], [p.name for p in folder.rglob(".*")]
+
+
+def _cache(place: Place) -> int:
+    config = from_dict({}).replace(**OPTIONS)
+    split = dataset_of(config).train
+    pictures = load_pictures(split, *config.picture_size, place.job, workers=1)
+    kept = getattr(pictures, "tensor", pictures)
+    (place.given / "pictures.txt").write_text(hashlib.sha256(kept.numpy().tobytes()).hexdigest())
+    return 0
+
+
+def _cached(place: Place) -> Any:
+    left = [p.name for p in place.job.iterdir() if p.name.endswith(".part")]
+    return (place.given / "pictures.txt").read_text(), left
+
+
+def _set(place: Place) -> int:
+    words = ["set", place.given / "run", "--source", "synthetic:gallery", "--count", 5, "--batch", 2]
+    return generate.main([*map(str, words), "-q", "--out", str(place.job / "set")])
+
+
+def _made(place: Place) -> Any:
+    folder = place.job / "set"
+    return sorted((row, _file(folder / row.file)) for row in read_manifest(folder)), sorted(
+        p.name for p in folder.rglob(".*")
+    )
+
+
+def _search(place: Place) -> int:
+    index, common = place.job / "index", ["-q", "--checkpoint", str(place.given / "run")]
+    pictures = sorted((place.given / "people").iterdir())
+    if not (index / "index.json").is_file():
+        status = search.main([*common, "--gallery", *map(str, pictures[:3]), "--save", str(index)])
+        if status:
+            return status
+    return search.main([*common, "--gallery", str(index), "--add", *map(str, pictures[3:])])
+
+
+def _found(place: Place) -> Any:
+    folder = place.job / "index"
+    content = read_entries(folder)
+    vectors = (folder / content["vectors"]).read_bytes()
+    return content["pictures"], hashlib.sha256(vectors).hexdigest(), sorted(p.name for p in folder.iterdir())
+
+
+def _convert(place: Place) -> int:
+    for to, name in (("run", "again"), ("public", "public"), ("safetensors", "one.safetensors")):
+        if not (place.job / name).exists():
+            words = ["-q", str(place.given / "run"), "--to", to, "--out", str(place.job / name)]
+            if status := convert.main(words):
+                return status
+    return 0
+
+
+def _converted(place: Place) -> Any:
+    found = [
+        digest(load_for_use(place.job / name)[0].state_dict())
+        for name in ("again", "public", "one.safetensors")
+    ]
+    return found, [p.name for p in place.job.rglob(".*")], _file(place.job / "one.safetensors")
+
+
+def _extract(place: Place) -> int:
+    words = [place.given / "people", "--checkpoint", place.given / "run", "--out", place.job / "f.npz"]
+    return extract.main(["-q", "--overwrite", *map(str, words)])
+
+
+def _extracted(place: Place) -> Any:
+    return _file(place.job / "f.npz"), [p.name for p in place.job.iterdir()]
+
+
+JOBS = (
+    Job("training", _train, _trained),
+    Job("teacher", _teacher, _taught),
+    Job("caching", _cache, _cached),
+    Job("generate set", _set, _made),
+    Job("search index", _search, _found),
+    Job("convert", _convert, _converted),
+    Job("extract", _extract, _extracted),
+)
+
+
+class Ground:
+    """A folder in which cases get places of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.number = root, 0
+        self.given = root / "given"
+        tiny_run(self.given / "run")
+        draw_people(self.given / "people", people=2, shots=3)
+
+    def place(self) -> Place:
+        """A new place, under a path that is the same for all: paths are part of outcomes."""
+        job = self.root / "job"
+        shutil.rmtree(job, ignore_errors=True)
+        job.mkdir()
+        return Place(self.given, job)
+
+    @cache  # noqa: B019 - a ground lives as long as its campaign
+    def wanted(self, job: Job) -> str:
+        """What the undisturbed job leaves, as text."""
+        from tests.stress.harness import run
+
+        place = self.place()
+        done = run(lambda: job.run(place))
+        assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
+        return outcome_of(job, place)
+
+
+def outcome_of(job: Job, place: Place) -> str:
+    return json.dumps(job.outcome(place), default=str)
