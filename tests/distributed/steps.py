@@ -1,4 +1,4 @@
-"""Steps of the tiny DG-Net as one process of several: ``python -m tests.distributed.steps OUT`` writes OUT/RANK.pt.
+"""Steps of the tiny DG-Net as one process of several: ``python -m tests.distributed.steps OUT WHAT...`` writes OUT/RANK.pt.
 
 The test runs the same function as one process, whose batch is that of all of them.
 """
@@ -97,17 +97,29 @@ def skip() -> dict[str, Any]:
     return {"non_finite": result.non_finite, "unchanged": same, "then": after.non_finite}
 
 
-def main(out: Path) -> None:
+REPEATED: dict[str, tuple[int, dict[str, Any]]] = {
+    "50 steps": (50, {}),
+    "bf16 sums": (3, {"send_gradients": "bf16"}),
+    "as is": (3, {}),
+}
+"""Steps, and options, of `repeat`."""
+
+
+def found_of(what: str) -> dict[str, Any]:
+    """What a case gives in this process."""
+    if what == "skip":
+        return skip()
+    if what in REPEATED:
+        steps, options = REPEATED[what]
+        return repeat(steps, **options)
+    return train(what, processes.size())
+
+
+def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     with processes.joined():
-        size = processes.size()
-        found: dict[str, Any] = {case: train(case, size) for case in CASES}
-        found["50 steps"] = repeat(50)
-        found["bf16 sums"] = repeat(3, send_gradients="bf16")
-        found["as is"] = repeat(3)
-        found["skip"] = skip()
-        torch.save(found, out / f"{processes.rank()}.pt")
+        torch.save({name: found_of(name) for name in names}, out / f"{processes.rank()}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

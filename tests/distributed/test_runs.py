@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,7 @@ def test_one_process_writes_and_talks(whole):
     assert (folder / "report.html").is_file() and (folder / "samples" / "step_00000003.png").is_file()
 
 
+@pytest.mark.thorough
 def test_torchrun_goes_on_after_a_kill_with_the_same_losses(whole, tmp_path):
     folder = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
@@ -88,6 +90,7 @@ def test_torchrun_goes_on_after_a_kill_with_the_same_losses(whole, tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in weights(folder).items())
 
 
+@pytest.mark.thorough
 def test_the_others_end_with_one_line_when_a_process_is_killed(tmp_path):
     begin = time.monotonic()
     first, last = finish(
@@ -99,9 +102,11 @@ def test_the_others_end_with_one_line_when_a_process_is_killed(tmp_path):
     assert "another process of this run has ended or did not answer" in lines[0]
 
 
+@pytest.mark.thorough
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(whole, tmp_path):
     folder = tmp_path / "run"
-    ended = together(["-m", "tests.distributed.failing", "TERM", "3", *words(folder)])
+    ended = finish(start(["-m", "tests.distributed.failing", "TERM", "3", *words(folder)]))
+    assert [one[0] for one in ended] == [128 + signal.SIGTERM] * 2, ended
     assert [one[1].startswith("stopped after step 4, saved") for one in ended] == [True, False]
     assert [path.name for path in checkpoints_in(folder / "checkpoints")] == [
         "step_00000002.pt",

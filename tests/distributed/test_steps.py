@@ -6,16 +6,30 @@ import pytest
 import torch
 
 from tests.distributed.launching import together
-from tests.distributed.steps import CASES, train
+from tests.distributed.steps import CASES, REPEATED, train
 
 BOUND = 1e-10
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("steps")
-    together(["-m", "tests.distributed.steps", folder])
+FIRST = "all terms, erasing"
+"""The case that each run of the tests takes; the others are those of `make thorough`."""
+OTHERS = [case for case in CASES if case != FIRST]
+thorough = pytest.mark.thorough
+
+
+def found(folder, names):
+    together(["-m", "tests.distributed.steps", folder, *names])
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return found(tmp_path_factory.mktemp("quick"), [FIRST, "skip"])
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    return found(tmp_path_factory.mktemp("others"), [*OTHERS, *REPEATED])
 
 
 def distance(one, other) -> float:
@@ -23,8 +37,17 @@ def distance(one, other) -> float:
     return ((one - other).abs().max() / other.abs().max().clamp(min=1)).item() if one.numel() else 0.0
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one_of_twice_the_batch(both, case):
+def test_two_processes_are_one_of_twice_the_batch(quick):
+    check_equal(quick, FIRST)
+
+
+@thorough
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_options_are_one_of_twice_the_batch_too(others, case):
+    check_equal(others, case)
+
+
+def check_equal(both, case):
     ours = train(case, size=2)
     theirs = both[0][case]
     for mine, other in zip(ours["terms"], theirs["terms"], strict=True):
@@ -43,28 +66,38 @@ def test_two_processes_are_one_of_twice_the_batch(both, case):
         assert distance(theirs["state"][name], value) <= BOUND, name
 
 
-@pytest.mark.parametrize("case", [*CASES, "50 steps", "bf16 sums"])
-def test_the_processes_stay_bit_by_bit_the_same(both, case):
+def test_the_processes_stay_bit_by_bit_the_same(quick):
+    check_same(quick, FIRST)
+
+
+@thorough
+@pytest.mark.parametrize("case", [*OTHERS, "50 steps", "bf16 sums"])
+def test_the_processes_stay_bit_by_bit_the_same_with_other_options(others, case):
+    check_same(others, case)
+
+
+def check_same(both, case):
     one, other = (found[case].get("state", found[case]) for found in both)
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
 
 
-def test_sums_in_bf16_stay_near(both):
-    start = train_start(both)
-    for name, value in both[0]["as is"].items():
+@thorough
+def test_sums_in_bf16_stay_near(others):
+    start = train_start()
+    for name, value in others[0]["as is"].items():
         moved = (value.double() - start[name].double()).norm()
-        error = (both[0]["bf16 sums"][name].double() - value.double()).norm()
+        error = (others[0]["bf16 sums"][name].double() - value.double()).norm()
         assert error <= 0.2 * moved + 1e-6, name
 
 
-def train_start(both):
+def train_start():
     from tests.distributed.steps import repeat
 
     return repeat(0)
 
 
-def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all(both):
-    for found in both:
-        assert found["skip"]["non_finite"] and found["skip"]["unchanged"] and not found["skip"]["then"]
-    assert both[0]["skip"] == both[1]["skip"]
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all(quick):
+    for one in quick:
+        assert one["skip"]["non_finite"] and one["skip"]["unchanged"] and not one["skip"]["then"]
+    assert quick[0]["skip"] == quick[1]["skip"]
