@@ -64,3 +64,19 @@ def together(words: list[str], size: int = 2, **more: str) -> list[tuple[int, st
     for status, _, error in ended:
         assert status == 0, error[-2000:]
     return ended
+
+
+def by_torchrun(words: list[str], size: int = 2, *options: str) -> subprocess.CompletedProcess[str]:
+    """``python WORDS`` in ``size`` processes that PyTorch's own launcher starts, with its ``options``."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
+    space = {
+        k: v for k, v in environment(0, size, 0).items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    }
+    return subprocess.run(
+        [*launcher, *options, *map(str, words)],
+        env=space,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dgnet_fast.data import Batch
 from dgnet_fast.distributed import processes
+from dgnet_fast.report.files import LOCK, locked
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
 
 MINE = 4
@@ -105,8 +106,23 @@ REPEATED: dict[str, tuple[int, dict[str, Any]]] = {
 """Steps, and options, of `repeat`."""
 
 
-def found_of(what: str) -> dict[str, Any]:
+def holding(folder: Path) -> dict[str, str]:
+    """What becomes of locks: one of a folder that the test holds, and one of a folder that is free."""
+    found = {}
+    for name in ("held", "free"):
+        try:
+            with processes.held_by_first(locked(folder / name)):
+                found[name] = (folder / name / LOCK).read_text()
+                processes.barrier()
+        except ValueError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def found_of(what: str, folder: Path) -> dict[str, Any]:
     """What a case gives in this process."""
+    if what == "locks":
+        return holding(folder)
     if what == "skip":
         return skip()
     if what in REPEATED:
@@ -118,7 +134,7 @@ def found_of(what: str) -> dict[str, Any]:
 def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     with processes.joined():
-        torch.save({name: found_of(name) for name in names}, out / f"{processes.rank()}.pt")
+        torch.save({name: found_of(name, out) for name in names}, out / f"{processes.rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 
 from dgnet_fast import train
 from dgnet_fast.checkpoints.runs import checkpoints_in, read_run
-from tests.distributed.launching import ROOT, environment, finish, start, together
+from tests.distributed.launching import by_torchrun, finish, start, together
 from tests.tiny import NETWORK, arguments
 
 STEPS = 6
@@ -76,12 +74,8 @@ def test_one_process_writes_and_talks(whole):
 @pytest.mark.thorough
 def test_torchrun_goes_on_after_a_kill_with_the_same_losses(whole, tmp_path):
     folder = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    launcher += ["--standalone", "--monitor-interval", "0.2", "-m", "tests.distributed.failing", "KILL", "4"]
-    space = {k: v for k, v in environment(0, 2, 0).items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    ended = subprocess.run(
-        [*launcher, *words(folder)], env=space, cwd=ROOT, capture_output=True, text=True, timeout=180
-    )
+    accident = ["-m", "tests.distributed.failing", "KILL", "4", *words(folder)]
+    ended = by_torchrun(accident, 2, "--max-restarts", "1", "--monitor-interval", "0.2")
     assert ended.returncode == 0, ended.stderr[-3000:]
     # the first process may have saved step 4 before it noticed
     assert re.search(r"resuming .* at step [24]", ended.stderr), ended.stderr[-3000:]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from tests.distributed.launching import together
+from dgnet_fast.report.files import locked
+from tests.distributed.launching import by_torchrun
 from tests.distributed.steps import CASES, REPEATED, train
 
 BOUND = 1e-10
@@ -18,13 +21,16 @@ thorough = pytest.mark.thorough
 
 
 def found(folder, names):
-    together(["-m", "tests.distributed.steps", folder, *names])
+    ended = by_torchrun(["-m", "tests.distributed.steps", folder, *names])
+    assert ended.returncode == 0, ended.stderr[-2000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    return found(tmp_path_factory.mktemp("quick"), [FIRST, "skip"])
+    folder = tmp_path_factory.mktemp("quick")
+    with locked(folder / "held"):
+        return found(folder, [FIRST, "skip", "locks"])
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +107,10 @@ def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all(quick):
     for one in quick:
         assert one["skip"]["non_finite"] and one["skip"]["unchanged"] and not one["skip"]["then"]
     assert quick[0]["skip"] == quick[1]["skip"]
+
+
+def test_the_first_process_holds_the_lock_for_all_and_its_error_is_everybodys(quick):
+    one, other = (found["locks"] for found in quick)
+    assert one == other
+    assert one["held"].startswith("InUse: ") and f"is in use by process {os.getpid()}" in one["held"]
+    assert one["free"].startswith("process ") and f"process {os.getpid()}" not in one["free"]
