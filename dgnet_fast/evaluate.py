@@ -80,6 +80,7 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.checkpoints.loading import load_encoder
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.distributed.processes import is_first
     from dgnet_fast.metrics import RetrievalScores, SingleShotScores
     from dgnet_fast.report.rank_list import rank_list
     from dgnet_fast.report.roc import save_roc
@@ -108,6 +109,8 @@ def body(argv: list[str] | None) -> int:
         max_queries=args.max_queries,
         progress=progress("features"),
     )
+    if not is_first():
+        return 0
     scores = score_sets(sets, ranking)
     tables = [table({name: one for name, one in scores.items() if isinstance(one, RetrievalScores)})]
     tables += [single_shot_table(one) for one in scores.values() if isinstance(one, SingleShotScores)]
@@ -130,7 +133,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), program("evaluate"))
+    return run_command(lambda: body(argv), program("evaluate"), together=True)
 
 
 callable_module(__name__, "dgnet_fast.retrieval.evaluation:evaluate")

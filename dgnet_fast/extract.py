@@ -5,7 +5,7 @@
 
 Folders are searched with all their subfolders. An .npz file holds `features` (N, F) float32, `paths` (N,) and the
 `fingerprint` of the model; a .parquet file has the columns `path` and `feature`. The feature of a picture is the
-concatenation of the features of all heads, each of unit length.
+concatenation of the features of all heads, each of unit length. If it is interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from dgnet_fast.cli.parser import Parser, check_new, program, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.extras import need
+from dgnet_fast.distributed.processes import is_first
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
+from dgnet_fast.retrieval.parts import extract_in_parts, remove
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +69,12 @@ def body(argv: list[str] | None) -> int:
         need("pyarrow", "parquet", "a .parquet file")
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
-    features = extractor.files(paths, progress=progress("features"))
+    parts = args.out.with_name(f"{args.out.name}.parts")
+    features = extract_in_parts(extractor, paths, parts, progress=progress("features"))
+    if not is_first():
+        return 0
     write_features(args.out, features, paths, extractor.fingerprint)
+    remove(parts)
     print(
         f"{args.out}: {len(features)} features of {features.shape[1]} numbers, model {extractor.fingerprint}"
     )
@@ -77,7 +83,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), program("extract"))
+    return run_command(lambda: body(argv), program("extract"), together=True)
 
 
 if __name__ == "__main__":

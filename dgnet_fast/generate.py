@@ -161,6 +161,10 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; allowed: at least 1")
+    from dgnet_fast.distributed.launch import launched
+
+    if args.mode not in ("cross", "set") and (place := launched()):
+        raise ConfigError(f"torchrun started {place.size} processes, and only cross and set run in several")
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}; allowed: at least 0")
     if args.mode not in ("cross", "set"):
@@ -268,7 +272,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), program("generate"))
+    return run_command(lambda: body(argv), program("generate"), together=True)
 
 
 if __name__ == "__main__":

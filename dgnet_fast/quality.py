@@ -79,6 +79,7 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.checkpoints.loading import load_generator
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.pictures import open_pictures
+    from dgnet_fast.distributed.processes import is_first
     from dgnet_fast.generation.scores import (
         Comparison,
         open_generated,
@@ -130,14 +131,14 @@ def body(argv: list[str] | None) -> int:
     generated = sample(generated, args.limit, args.seed)
     tables.insert(0, set_table(real, generated, model, how))
     print_tables(tables)
-    if args.json:
+    if args.json and is_first():
         write_tables(args.json, tables)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), program("quality"))
+    return run_command(lambda: body(argv), program("quality"), together=True)
 
 
 if __name__ == "__main__":

@@ -202,21 +202,64 @@ def draw(queries: list[Entry], rows: list[list[tuple[Entry, float, str]]], path:
 
 
 def extend(
-    index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels
+    index: PictureIndex | None, paths: list[Path], extractor: Extractor, labels: Labels, place: Path | None
 ) -> PictureIndex:
-    """Add the pictures that are not yet in the index; a new index is made if there is none."""
+    """Add the pictures that are not yet in the index; a new index is made if there is none. ``place`` is the folder
+    where it is saved, or None.
+    """
     from dgnet_fast.retrieval.index import PictureIndex
+    from dgnet_fast.retrieval.large_index import EXACT_UP_TO
 
     known = {entry.path for entry in index.entries} if index else set()
     entries = [entry for entry in map(labels.entry, paths) if entry.path not in known]
     if index and len(entries) < len(paths):
         logger.info(f"{len(paths) - len(entries)} pictures are in the index already")
+    if entries and len(known) + len(entries) > EXACT_UP_TO:
+        return extend_large(index, entries, extractor, place)
     if entries:
         features = extractor.files([entry.path for entry in entries], progress=progress("gallery"))
         vectors = extractor.to_unit(features)
         index = index or PictureIndex(extractor, vectors.shape[1])
         index.add(vectors, entries)
     assert index is not None
+    return index
+
+
+def parts_of(place: Path) -> Path:
+    """Where the features of a large gallery are until its index is saved."""
+    return place.with_name(f"{place.name}.parts")
+
+
+def extend_large(
+    index: PictureIndex | None, entries: list[Entry], extractor: Extractor, place: Path | None
+) -> PictureIndex:
+    """`extend` beyond what is searched exactly: features go to the disk in parts, and on to lists on the disk."""
+    import numpy as np
+    import torch
+
+    from dgnet_fast.retrieval.index import PictureIndex
+    from dgnet_fast.retrieval.large_index import EXACT_UP_TO
+    from dgnet_fast.retrieval.parts import extract_parts
+
+    if place is None:
+        raise ConfigError(
+            f"a gallery of {len(entries)} pictures is searched on the disk; save it with --save INDEX (up to {EXACT_UP_TO} "
+            "none is needed)"
+        )
+    parts = parts_of(place)
+    paths = [Path(entry.path) for entry in entries]
+    files = extract_parts(extractor, paths, parts, progress=progress("gallery"))
+    sources = []
+    for file in files:
+        unit = file.with_name(file.name.replace("part", "unit"))
+        with atomically(unit, sync=False) as temporary:
+            np.save(temporary, extractor.to_unit(torch.from_numpy(np.load(file))).numpy())
+        sources.append(np.load(unit, mmap_mode="r"))
+    index = index or PictureIndex(extractor, sources[0].shape[1])
+    index.grow(place, sources, entries)
+    logger.info(
+        f"{place}: searched in lists, which find {100 * index.recall:.1f} % of the 10 nearest neighbours"
+    )
     return index
 
 
@@ -274,11 +317,14 @@ def work(args: argparse.Namespace, folder: Path | None) -> int:
     extractor = extractor_of(args, second_half_weight=weight)
     index = PictureIndex.open(folder, extractor) if folder else None
     before = len(index) if index else 0
-    index = extend(index, pictures, extractor, labels)
+    index = extend(index, pictures, extractor, labels, args.save or folder)
     if (args.save or args.add) and len(index) > before:
         place = args.save or folder
+        from dgnet_fast.retrieval.parts import remove
+
         assert place is not None  # `check` wants one for --add
         index.save(place)
+        remove(parts_of(place))
         logger.info(f"{place}: {len(index)} pictures, model {extractor.fingerprint}")
     if not queries:
         return 0

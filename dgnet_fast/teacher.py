@@ -53,6 +53,7 @@ def parser() -> Parser:
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.distributed.processes import agreed, is_first
     from dgnet_fast.training.loop import Stopped
     from dgnet_fast.training.teacher_run import run_teacher
 
@@ -61,9 +62,9 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError("--generated needs the teacher that labels its pictures: --labeller FILE")
     if not 0 <= args.generated_weight < float("inf"):
         raise ConfigError(f"--generated-weight is {args.generated_weight}; allowed: at least 0")
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    stamp = agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     folder = args.out or Path("runs") / f"{stamp}-{config.data}-teacher"
-    if (folder / "teacher.pt").exists() and (folder / "results.json").exists():
+    if agreed((folder / "teacher.pt").exists() and (folder / "results.json").exists()):
         raise ConfigError(f"{folder} already holds a finished teacher; choose another --out")
     try:
         tables = run_teacher(
@@ -72,7 +73,8 @@ def body(argv: list[str] | None) -> int:
     except Stopped as stopped:
         print(f"stopped after step {stopped.step}, saved; the same command with --out {folder} continues")
         return 128 + stopped.signal
-    write_tables(folder / "results.json", tables)
+    if is_first():
+        write_tables(folder / "results.json", tables)
     print_tables(tables)
     print(f"teacher: {folder / 'teacher.pt'}")
     return 0
@@ -80,7 +82,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), program("teacher"))
+    return run_command(lambda: body(argv), program("teacher"), together=True)
 
 
 if __name__ == "__main__":

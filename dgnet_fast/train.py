@@ -45,11 +45,18 @@ def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     # After the options were read: they bring torch along, and --help does not need it.
     from dgnet_fast.checkpoints.runs import saved_options
+    from dgnet_fast.distributed.launch import restarted
+    from dgnet_fast.distributed.processes import agreed
     from dgnet_fast.training.loop import Diverged, Stopped
     from dgnet_fast.training.run import run_training
 
     if args.max_steps is not None and args.max_steps < 1:
         raise ConfigError(f"--max-steps is {args.max_steps}; allowed: at least 1")
+    if restarted() and args.out is None:
+        raise ConfigError(
+            "torchrun's --max-restarts needs the run folder, to go on from its checkpoints: --out DIR"
+        )
+    again = restarted() and agreed((args.out / "config.yaml").exists())
     if args.resume:
         if args.out is None:
             raise ConfigError("--resume needs the run folder: --out DIR")
@@ -63,15 +70,19 @@ def body(argv: list[str] | None) -> int:
         config, folder = config_from(args, tree)[0], args.out
     else:
         config, name = config_from(args)
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        stamp = agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
         folder = args.out or Path("runs") / f"{stamp}-{config.data}-{name}"
-        if (folder / "config.yaml").exists():
+        if not again and agreed((folder / "config.yaml").exists()):
             raise ConfigError(
                 f"{folder} already holds a run; continue it with --resume or choose another --out"
             )
     try:
         result = run_training(
-            config, folder, resume=args.resume, max_steps=args.max_steps, given=set(given_options(args))
+            config,
+            folder,
+            resume=args.resume or again,
+            max_steps=args.max_steps,
+            given=set(given_options(args)),
         )
     except Stopped as stopped:
         print(
@@ -88,7 +99,7 @@ def body(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(lambda: body(argv), program("train"))
+    return run_command(lambda: body(argv), program("train"), together=True)
 
 
 callable_module(__name__, "dgnet_fast.training.train:train")

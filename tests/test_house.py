@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dgnet_fast"
 FLOORS = [
-    {"config", "extension", "metrics", "report"},
+    {"config", "distributed", "extension", "metrics", "report"},
     {"data", "ops"},
     {"models"},
     {"checkpoints"},

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from dgnet_fast.distributed.launch import rank_said
 from dgnet_fast.report.files import write_json
 from dgnet_fast.report.tables import TABLES, format_table
 
@@ -33,7 +34,7 @@ def show_log(level: int) -> None:
     for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
         logger.removeHandler(handler)
     logger.addHandler(_StandardError())
-    logger.setLevel(level)
+    logger.setLevel(level if rank_said() == 0 else logging.ERROR)
     logger.propagate = False
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_fast.cli.output import show_log
+from dgnet_fast.cli.together import in_processes
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.shown import one_line
+from dgnet_fast.distributed.launch import rank_said
 from dgnet_fast.report.files import check_writable
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -110,6 +112,10 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {word!r}{self._closest(word)} ({'--help-all' if self.rare else '--help'} lists all)"
         self.exit(2, f"{self.prog}: {one_line(message)[:LONGEST_LINE]}\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if rank_said() == 0:  # all processes of a run have the same words
+            super()._print_message(message, file)
+
     def _closest(self, word: str) -> str:
         import difflib
 
@@ -118,11 +124,14 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def run_command(body: Callable[[], int | None], prog: str) -> int:
+def run_command(body: Callable[[], int | None], prog: str, *, together: bool = False) -> int:
     """Run the body of a command. A mistake of the user, a full disk, and too little memory become one line on standard
     error and exit status 1. A signal that ends the command gives 128 plus its number; so does a reader of the output
     that went away, quietly.
+
+    ``together``: the command can run in several processes (`in_processes`).
     """
+    body = in_processes(body, together=together)
     for stream in (sys.stdout, sys.stderr):  # names of files that are no UTF-8 are printed as their bytes
         if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower() == "utf-8":
             with contextlib.suppress(ValueError, OSError):

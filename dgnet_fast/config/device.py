@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import torch
 
 from dgnet_fast.config.fields import ConfigError
+from dgnet_fast.distributed.launch import launched
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``--device`` names; auto is CUDA if there is a CUDA device. Raises ConfigError for any other
+    """The device that ``--device`` names; auto is CUDA if there is a CUDA device. Where a launcher started several
+    processes, auto and cuda mean the device of this process's number on its machine. Raises ConfigError for any other
     name.
     """
     if name == "auto":
@@ -24,6 +26,13 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r}, and this PyTorch sees no CUDA device; allowed here: cpu")
+    place = launched()
+    if place and device.type == "cuda":
+        if device.index not in (None, place.local_rank):
+            raise ConfigError(
+                f"device is {name!r}, and there are {place.size} processes; allowed: auto, cpu, cuda"
+            )
+        device = torch.device("cuda", place.local_rank)
     return device
 
 

@@ -22,12 +22,11 @@ import yaml
 
 from dgnet_fast.config.choices import TRACKERS
 from dgnet_fast.config.fields import ConfigError, check_value, coerce, option
+from dgnet_fast.config.networks import DiscriminatorConfig, GeneratorConfig
 from dgnet_fast.config.reid import ReidConfig
 from dgnet_fast.config.shown import shown
 from dgnet_fast.config.yaml_files import read_mapping
 
-ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh")
-PADDINGS = ("zero", "reflect", "replicate")
 DRAWN = ("synthetic", "synthetic-a", "synthetic-b")
 """Data sets that are drawn and have no folder: pedestrians, and those of two cities that look different."""
 DATASETS = (
@@ -38,49 +37,6 @@ MOST_DRAWN = 4_000_000
 """Synthetic pictures of a data set; a list of their names takes 0.4 GB."""
 SEVERAL = "+"
 """The sign between the names of several data sets."""
-
-
-@dataclass
-class GeneratorConfig:
-    """Options of the structure encoder E_s, the decoder G, and the MLPs between appearance code and AdaIN."""
-
-    activ: str = option("lrelu", "activation function of E_s, G and the MLPs", choices=ACTIVATIONS)
-    dec: str = option("basic", "residual block of the decoder", choices=("basic", "series", "parallel"))
-    dim: int = option(
-        16, "channels of the first convolution of E_s; all widths scale with it", low=1, high=1024
-    )
-    dropout: float = option(0.0, "dropout of the structure code in the decoder", low=0.0, high=0.999)
-    id_dim: int = option(
-        2048, "length of one strip of the appearance code (channels of E_a's last stage)", low=1, high=65536
-    )
-    mlp_dim: int = option(512, "width of the hidden layers of the AdaIN MLPs", low=1, high=65536)
-    mlp_norm: str = option("none", "normalisation inside the AdaIN MLPs", choices=("none", "in"))
-    n_downsample: int = option(2, "stride-2 convolutions in E_s, and upsampling layers in G", low=1, high=6)
-    n_res: int = option(4, "number of residual blocks in E_s, and in G", low=1, high=64)
-    non_local: int = option(0, "1 adds a self-attention block after the residual blocks of G", choices=(0, 1))
-    pad_type: str = option("reflect", "padding of the convolutions of E_s and G", choices=PADDINGS)
-    tanh: bool = option(False, "apply tanh to the structure code")
-    init: str = option("kaiming", "initialisation", choices=("gaussian", "kaiming", "xavier", "orthogonal"))
-
-
-@dataclass
-class DiscriminatorConfig:
-    """Options of the multi-scale discriminator D."""
-
-    LAMBDA: float = option(0.01, "weight of the gradient penalty on real pictures", low=0.0)
-    activ: str = option("lrelu", "activation function of D", choices=ACTIVATIONS)
-    dim: int = option(32, "channels of the first convolution of D", low=1, high=1024)
-    gan_type: str = option("lsgan", "kind of adversarial loss", choices=("lsgan", "nsgan", "wgan"))
-    n_layer: int = option(2, "number of stride-2 convolutions at each scale", low=1, high=8)
-    n_res: int = option(4, "number of residual blocks at each scale", low=0, high=64)
-    non_local: int = option(
-        0, "self-attention blocks: 1 after the residual blocks, 2 also before them", choices=(0, 1, 2)
-    )
-    norm: str = option("none", "normalisation in D", choices=("none", "in", "ln", "bn"))
-    num_scales: int = option(
-        3, "number of picture scales; each has half the size of the one before", low=1, high=8
-    )
-    pad_type: str = option("reflect", "padding of the convolutions of D", choices=PADDINGS)
 
 
 @dataclass
@@ -187,7 +143,9 @@ class Config:
         choices=(0, 1, 2, 3, 4),
     )
     teacher_steps: int = option(24000, "length of the teacher's training (teacher auto)", low=1, unit="steps")
-    teacher_batch: int = option(32, "batch size in the training of the teacher", low=2, high=65536)
+    teacher_batch: int = option(
+        32, "batch size in the training of the teacher, for each process", low=2, high=65536
+    )
     teacher_lr: float = option(0.05, "learning rate of the teacher's head; its backbone has a tenth", low=0)
     teacher_stride: int = option(2, "stride of the last stage of a teacher trained here", choices=(1, 2))
     baseline: bool = option(
@@ -230,7 +188,9 @@ class Config:
     )
 
     # --- optimisation
-    batch_size: int = option(8, "batch size: pictures in each of the two streams", low=1, high=65536)
+    batch_size: int = option(
+        8, "batch size: pictures in each of the two streams, for each process", low=1, high=65536
+    )
     max_iter: int = option(100000, "length of the training", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
@@ -254,6 +214,20 @@ class Config:
     )
     accumulate: int = option(
         1, "number of batches whose gradients are added up before each update", low=1, high=65536
+    )
+    bn_parts: int = option(
+        1,
+        "number of equal parts of each batch that have BatchNorm statistics of their own, as if each were a process's batch",
+        low=1,
+        high=65536,
+    )
+    sync_bn: bool = option(
+        False, "several processes: BatchNorm statistics over the batches of all of them, and not of each"
+    )
+    send_gradients: str = option(
+        "as-is",
+        "several processes: dtype in which gradients are summed over them; bf16 sends half as much",
+        choices=("as-is", "bf16"),
     )
     amp: str = option(
         "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
@@ -330,6 +304,16 @@ class Config:
             raise ConfigError(
                 "compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn"
             )
+        if self.sync_bn and self.compile:
+            raise ConfigError("sync_bn is True; with compile allowed: False")
+        for name, default in (("sync_bn", False), ("bn_parts", 1)):
+            if self.dis.norm == "bn" and getattr(self, name) != default:
+                raise ConfigError(f"{name} is {getattr(self, name)}; with dis.norm bn allowed: {default}")
+        for name in ("batch_size", "teacher_batch"):
+            if getattr(self, name) % self.bn_parts:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; with bn_parts {self.bn_parts} it must be a multiple of {self.bn_parts}"
+                )
         if self.gen.id_dim != 32 * self.ID_width:
             raise ConfigError(
                 f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"

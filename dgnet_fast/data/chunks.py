@@ -32,11 +32,22 @@ def decoded_chunks(
             kept.release()
         return
     for first in range(0, len(split), chunk):
-        part = _Slice(split, first, min(first + chunk, len(split)))
+        part = Slice(split, first, min(first + chunk, len(split)))
         yield first, decode_split(part, height, width, workers=workers)
 
 
-class _Slice:
+def batches_of(count: int, batch: int, chunk: int = CHUNK) -> list[tuple[int, int]]:
+    """(first, last + 1) of the batches in which a split of ``count`` pictures goes through a network: chunk by chunk, so
+    that a chunk's last batch may be smaller.
+    """
+    return [
+        (first, min(first + batch, start + chunk, count))
+        for start in range(0, count, chunk)
+        for first in range(start, min(start + chunk, count), batch)
+    ]
+
+
+class Slice:
     """A run of pictures of a split, for `decode_split`."""
 
     def __init__(self, split: Split, first: int, last: int) -> None:

@@ -93,6 +93,9 @@ class TrainBatches:
     `images` stay where they are, on the accelerator (see `stream.place`) or in host memory, mapped from a file
     or not; batches come on `device`. From the host to a CUDA device the pictures of the next step are gathered
     and copied by a thread while this step runs (`stream.Stream`; `streamed` says so or not explicitly).
+
+    `part` (k, n): a batch is the k-th of the n equal parts of the batch of n * `batch_size` pictures that `part` (0, 1)
+    would give, augmentation and all: the share of one process of n.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class TrainBatches:
         pad: int = 10,
         device: torch.device | str = "cpu",
         streamed: bool | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self._mapped = images if isinstance(images, MappedPictures) else None
         images = images.tensor if isinstance(images, MappedPictures) else images
@@ -117,6 +121,16 @@ class TrainBatches:
             raise ValueError(f"labels must be ({len(images)},), one per image, got {self.labels.shape}")
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size must be 1 to {len(images)}, the number of images, got {batch_size}")
+        number, parts = part
+        if not 0 <= number < parts:
+            raise ValueError(f"part is {part}; allowed: (k, n) with k from 0 to n - 1")
+        if batch_size * parts > len(images):
+            raise ValueError(
+                f"{parts} processes with a batch size of {batch_size} need {batch_size * parts} pictures for a step, and "
+                f"there are {len(images)}; lower the batch size or start fewer processes"
+            )
+        self._whole = batch_size * parts
+        self._mine = slice(number * batch_size, (number + 1) * batch_size)
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
         if not 0.0 <= erasing_p <= 1.0:
@@ -136,8 +150,8 @@ class TrainBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass of a stream over the pictures."""
-        return len(self.images) // self.batch_size
+        """Whole batches, of all parts together, in one pass of a stream over the pictures."""
+        return len(self.images) // self._whole
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, *key))))
@@ -154,31 +168,35 @@ class TrainBatches:
 
     def indices(self, step: int) -> np.ndarray:
         """The pictures of `step`, int64 (4, B): streams a and b, then their positives."""
+        return self._whole_indices(step)[:, self._mine]
+
+    def _whole_indices(self, step: int) -> np.ndarray:
+        """Those of all parts, int64 (4, n * B)."""
         if step < 0:
             raise ValueError(f"step must be 0 or more, got {step}")
         epoch, place = divmod(step, self.steps_per_epoch)
-        first = place * self.batch_size
-        pictures = np.stack([self._shuffle(s, epoch)[first : first + self.batch_size] for s in range(2)])
+        first = place * self._whole
+        pictures = np.stack([self._shuffle(s, epoch)[first : first + self._whole] for s in range(2)])
         return np.concatenate([pictures, self.positives.draw(pictures, self._rng(_POSITIVES, step))])
 
     def _plan(self, step: int) -> Tensor:
         """`Plan.packed` of `step`, on the host."""
-        indices = self.indices(step)
+        indices = self._whole_indices(step)
         count = indices.size
         rng = self._rng(_AUGMENT, step)
         parts = [
-            indices.reshape(-1),
-            rng.integers(0, 2, count),
-            rng.integers(0, 2 * self.pad + 1, count),
-            rng.integers(0, 2 * self.pad + 1, count),
-            self.labels[indices[:2]].reshape(-1),
+            indices,
+            rng.integers(0, 2, count).reshape(4, -1),
+            rng.integers(0, 2 * self.pad + 1, count).reshape(4, -1),
+            rng.integers(0, 2 * self.pad + 1, count).reshape(4, -1),
+            self.labels[indices[:2]],
         ]
         if self.erasing_p > 0:
             boxes = random_erasing_boxes(
                 self._rng(_ERASE, step), count, *self.appearance_size, self.erasing_p
             )
-            parts.append(boxes.reshape(-1))
-        return torch.from_numpy(np.concatenate(parts))
+            parts.append(boxes.reshape(4, -1, 4))
+        return torch.from_numpy(np.concatenate([one[:, self._mine].reshape(-1) for one in parts]))
 
     def _gather(self, packed: Tensor, out: Tensor | None) -> Tensor:
         """The pictures of a plan on the host, uint8 (4 B, 3, H, W), as they are; into `out` if it is there."""

@@ -19,6 +19,7 @@ from dgnet_fast.data import ChosenPictures, decode_split, denormalize, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
+from dgnet_fast.distributed.sharing import shared_out
 from dgnet_fast.generation.codes import reconstructions
 from dgnet_fast.generation.sets import read_description, read_manifest
 from dgnet_fast.metrics import colour_error, psnr, ssim
@@ -186,13 +187,19 @@ def sample(pictures: Pictures, most: int | None, seed: int) -> Pictures:
     return pictures.choose(np.sort(np.random.default_rng(seed).permutation(len(pictures))[:most]))
 
 
-def _batches(pictures: Pictures, how: Comparison, what: str) -> Iterator[Tensor]:
+def _features(pictures: Pictures, features: Features, how: Comparison, what: str) -> Iterator[Tensor]:
+    """Features of pictures, batch by batch, which all processes of a run compute together."""
     show = how.progress(what) if how.progress else None
-    for first in range(0, len(pictures), how.batch):
-        last = min(first + how.batch, len(pictures))
-        yield pictures.choose(range(first, last)).decode(*how.size)
+    count = len(pictures)
+
+    def of(rows: range) -> Tensor:
+        return features(pictures.choose(rows).decode(*how.size)).cpu()
+
+    parts = [range(first, min(first + how.batch, count)) for first in range(0, count, how.batch)]
+    for rows, found in zip(parts, shared_out(of, parts), strict=True):
+        yield found
         if show is not None:
-            show(last, len(pictures))
+            show(rows.stop, count)
 
 
 def floor_count(real: Pictures, generated: Pictures) -> int:
@@ -216,7 +223,7 @@ def frechet_row(
     parts = real, generated, real.choose(order[:count]), real.choose(order[count:])
     names = ("real pictures", "generated pictures", "some real pictures", "the other real pictures")
     whole, made, some, rest = (
-        gaussian_of(_batches(part, how, f"{title}: {name}"), features)
+        gaussian_of(_features(part, features, how, f"{title}: {name}"), lambda x: x)
         for part, name in zip(parts, names, strict=True)
     )
     return [title, round(frechet_distance(made, whole), 3), round(frechet_distance(some, rest), 3)]

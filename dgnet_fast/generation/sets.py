@@ -28,6 +28,8 @@ from torch import Tensor
 from dgnet_fast.config.choices import FILE_TYPES
 from dgnet_fast.config.shown import one_line, shown
 from dgnet_fast.data.pictures import NOBODY, Pictures
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.sharing import shared_out
 from dgnet_fast.generation.codes import Swapper
 from dgnet_fast.report.files import (
     LOCK,
@@ -212,12 +214,16 @@ class GeneratedSet:
             if row.file not in self.listed or not (self.folder / row.file).is_file()
         ]
 
-    def add(self, rows: Sequence[Row], pictures: Tensor) -> None:
-        """Write pictures uint8 (N, 3, H, W), and then their lines."""
+    def write(self, rows: Sequence[Row], pictures: Tensor) -> None:
+        """Write pictures uint8 (N, 3, H, W); `record` them then."""
         for parent in {(self.folder / row.file).parent for row in rows}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(self._write, rows, pictures))
+            for _ in pool.map(self._write, rows, pictures):
+                pass
+
+    def record(self, rows: Sequence[Row]) -> None:
+        """Add the lines of pictures that are written."""
         new = [row for row in rows if row.file not in self.listed]
         if not new:
             return
@@ -288,7 +294,8 @@ def write_set(
     """Generate ``pairs`` (int64 (K, 2) of appearance and structure) into ``folder``. Returns the number of pictures
     that were made now, and of those that were there before.
 
-    With the same arguments again it makes only the missing pictures. Raises ValueError if the folder holds anything
+    With the same arguments again it makes only the missing pictures. Where several processes are one run, all of them
+    call this, each makes a share, and the first one writes the manifest. Raises ValueError if the folder holds anything
     else.
     """
     if file_type not in FILE_TYPES:
@@ -296,17 +303,24 @@ def write_set(
     config = swapper.model.config
     common = {"seed": seed, "checkpoint": checkpoint, "suffix": FILE_TYPES[file_type]}
     size = config.picture_size
-    with locked(folder):
+    with processes.held_by_first(locked(folder)):
         described = describe(appearances, structures, pairs, size=size, batch=batch, **common)
-        target = GeneratedSet(folder, described)
+        target = processes.first_of_all(lambda: GeneratedSet(folder, described))
         # All passes have the batch size of the first call: another one can change a pixel by 1
         batch = target.description["batch"]
         rows = rows_of(appearances, structures, pairs, **common)
-        todo = target.missing(rows)
-        for first in range(0, len(todo), batch):
-            part = todo[first : first + batch]
+        todo = processes.agreed(processes.first_of_all(lambda: target.missing(rows)))
+        parts = [todo[first : first + batch] for first in range(0, len(todo), batch)]
+
+        def make(part: list[int]) -> None:
             filled = part + part[-1:] * (batch - len(part))
-            target.add([rows[k] for k in part], swapper(pairs[filled])[: len(part)])
+            target.write([rows[k] for k in part], swapper(pairs[filled])[: len(part)])
+
+        done = len(rows) - len(todo)
+        for part, _ in zip(parts, shared_out(make, parts), strict=True):
+            if processes.is_first():
+                target.record([rows[k] for k in part])
+            done += len(part)
             if progress is not None:
-                progress(len(rows) - len(todo) + first + len(part), len(rows))
+                progress(done, len(rows))
     return len(todo), len(rows) - len(todo)

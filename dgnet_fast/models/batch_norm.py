@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_fast.distributed import processes
+from dgnet_fast.models.synced_batch_norm import synced_batch_norm
 from dgnet_fast.models.typed import Network, in_channels_last
 from dgnet_fast.ops import batch_norm_act
 from dgnet_fast.ops.registry import FAST_DTYPES, TABLE
@@ -75,7 +77,14 @@ def update_running_statistics(found: list[Found]) -> None:
 class GroupedBatchNorm(nn.Module):
     """BatchNorm over dimension 1 of (G·B, C) or (G·B, C, H, W); parameters and buffers as in
     ``nn.BatchNorm2d``.
+
+    ``parts``: each group is cut into so many equal parts with statistics of their own, whose means move the running ones:
+    what as many processes do. ``synced``: the statistics are those of the groups of all processes together. Both are set
+    by `set_batch_norms`.
     """
+
+    parts: int = 1
+    synced: bool = False
 
     running_mean: Tensor
     running_var: Tensor
@@ -102,29 +111,53 @@ class GroupedBatchNorm(nn.Module):
                 mean, var = mean.clone(), var.clone()
             y = F.batch_norm(x, mean, var, self.weight, self.bias, False, self.momentum, self.eps)
             return _finish(y, residual, relu)
-        if mode.groups < 1 or x.shape[0] % mode.groups:
-            raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {mode.groups} equal groups")
+        groups = mode.groups * self.parts
+        if groups < 1 or x.shape[0] % groups:
+            raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {groups} equal groups")
         update = mode.statistics == "update"
-        count = x.numel() // (mode.groups * x.shape[1])
+        count = x.numel() // (groups * x.shape[1])
+        if self.synced and processes.size() > 1:
+            y, mean, var = synced_batch_norm(x, self.weight, self.bias, groups, self.eps)
+            if update:
+                self._moved(mean, var, count * processes.size(), mode)
+            return _finish(y, residual, relu)
         served = x.device.type in TABLE["batch_norm_act"] and x.dtype in FAST_DTYPES
         if served and x.ndim == 4 and count > 1:
-            options = {"groups": mode.groups, "relu": relu, "eps": self.eps}
+            options = {"groups": groups, "relu": relu, "eps": self.eps}
             y, mean, var = batch_norm_act(x, self.weight, self.bias, residual, **options)
             if update:
-                mine = Found(self, mean, var, count)
-                if mode.found is None:
-                    update_running_statistics([mine])
-                else:
-                    mode.found.append(mine)
+                self._moved(mean, var, count, mode)
             return y
+        if update and self.parts > 1:
+            values = x.detach().unflatten(0, (groups, -1))
+            var, mean = torch.var_mean(values, dim=(1, *range(3, values.ndim)), correction=0)
+            self._moved(mean, var, count, mode)
+            update = False
         if update:
             self.num_batches_tracked.add_(mode.groups)
         running = (self.running_mean, self.running_var) if update else (None, None)
         outputs = [
             F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
-            for part in x.chunk(mode.groups)
+            for part in x.chunk(groups)
         ]
-        return _finish(outputs[0] if mode.groups == 1 else torch.cat(outputs), residual, relu)
+        return _finish(outputs[0] if groups == 1 else torch.cat(outputs), residual, relu)
+
+    def _moved(self, mean: Tensor, var: Tensor, count: int, mode: BatchNormMode) -> None:
+        """Running statistics move by those of a pass, (groups · parts, C), or are left in ``mode.found`` to do so."""
+        if self.parts > 1:
+            mean, var = (one.unflatten(0, (mode.groups, self.parts)).mean(dim=1) for one in (mean, var))
+        mine = Found(self, mean, var, count)
+        if mode.found is None:
+            update_running_statistics([mine])
+        else:
+            mode.found.append(mine)
+
+
+def set_batch_norms(network: nn.Module, *, parts: int, synced: bool) -> None:
+    """Whose pictures a statistic is of, in all norms of a network: see `GroupedBatchNorm`."""
+    for module in network.modules():
+        if isinstance(module, GroupedBatchNorm):
+            module.parts, module.synced = parts, synced
 
 
 def _finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dgnet_fast.config import Config
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, build_appearance_encoder, upsample_small
-from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.batch_norm import BatchNormMode, set_batch_norms
 from dgnet_fast.models.decoder import AppearanceMlp, Decoder
 from dgnet_fast.models.discriminator import Discriminator
 from dgnet_fast.models.structure_encoder import StructureEncoder
@@ -42,6 +42,7 @@ class DGNet(nn.Module):
     def teach(self, teachers: list[AppearanceEncoder]) -> None:
         """Let these teachers label the generated pictures."""
         self.teachers = ModuleList(teachers).requires_grad_(False)
+        set_batch_norms(self, parts=self.config.bn_parts, synced=self.config.sync_bn)
 
     def _build(self, config: Config, generator: torch.Generator) -> None:
         self.structure_encoder = StructureEncoder(config.gen, generator)

@@ -56,6 +56,7 @@ class RunLog:
         main_terms: the scalars that a progress line shows, in this order. If none of them is given to `progress`, it
             shows the first six scalars that it is given.
         clock: a monotonic clock in seconds.
+        silent: write and print nothing, for a run of several processes of which one has the log.
 
     Raises:
         ValueError: `total_steps` or `every` below 1.
@@ -72,11 +73,12 @@ class RunLog:
         every: int = 1,
         main_terms: Sequence[str] = MAIN_TERMS,
         clock: Callable[[], float] = time.perf_counter,
+        silent: bool = False,
     ) -> None:
         for name, value in (("total_steps", total_steps), ("every", every)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self.folder = Path(run_folder)
+        self.folder, self.silent = Path(run_folder), silent
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / METRICS_FILE
         self.total_steps = total_steps
@@ -92,6 +94,9 @@ class RunLog:
         self._intervals: deque[float] = deque(maxlen=_RECENT)
         self._last = (0, clock())  # step and time of the last call of progress
         self._printed_at = -math.inf
+        if silent:
+            self._file = open(os.devnull, "a", encoding="utf-8")
+            return
         if self.path.exists() and not _ends_with_newline(self.path):
             _keep_lines(self.path, lambda record: True)  # a run killed in the middle of a write
         self._file = self.path.open("a", encoding="utf-8")
@@ -102,6 +107,8 @@ class RunLog:
         Raises:
             ValueError: a scalar is named `step` or `phase`, or is no number.
         """
+        if self.silent:
+            return
         values = {}
         for name, value in scalars.items():
             if name in _OWN_KEYS:
@@ -136,8 +143,8 @@ class RunLog:
 
     def due(self, step: int) -> bool:
         """Whether `progress` would print at this step. Ask this before you read scalars from a GPU."""
-        silent = self._clock() - self._printed_at
-        return silent >= LONGEST_SILENCE or step % self.every == 0 or step >= self.total_steps
+        waited = self._clock() - self._printed_at
+        return waited >= LONGEST_SILENCE or step % self.every == 0 or step >= self.total_steps
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         """Print `step/total`, the share done, seconds per step, time left and the main loss terms, when due.
@@ -146,6 +153,8 @@ class RunLog:
         the
         recent intervals between calls: pauses for evaluation or pictures do not move it.
         """
+        if self.silent:
+            return
         now = self._clock()
         last_step, last_time = self._last
         if step > last_step:
@@ -167,6 +176,8 @@ class RunLog:
 
     def note(self, text: str, *, level: int = logging.WARNING) -> None:
         """Write one line of text between the progress lines."""
+        if self.silent:
+            return
         if self._stream is None:
             logger.log(level, text)
         else:
@@ -207,6 +218,8 @@ class RunLog:
         Raises:
             RuntimeError: something was already written to TensorBoard by this log.
         """
+        if self.silent:
+            return
         if self._tensorboard is not None:
             raise RuntimeError("truncate_after must come before the first write")
         self._file.close()

@@ -13,11 +13,13 @@ from dgnet_fast.checkpoints.fingerprint import digest
 from dgnet_fast.checkpoints.loading import load_encoder
 from dgnet_fast.config import Config
 from dgnet_fast.config.device import resolve_device
-from dgnet_fast.data import Split, cache_folder, normalize
-from dgnet_fast.data.chunks import CHUNK, decoded_chunks
+from dgnet_fast.data import Split, cache_folder, cached_pictures, decode_split, normalize
+from dgnet_fast.data.chunks import CHUNK, Slice, batches_of, decoded_chunks
 from dgnet_fast.data.files import picture_files, unlabelled
 from dgnet_fast.data.inputs import images_of
 from dgnet_fast.data.reading import resized
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.sharing import shared_out
 from dgnet_fast.metrics import symmetric_features
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import fold_batch_norms
@@ -144,17 +146,40 @@ class Extractor:
             raise ValueError("no pictures to extract features from")
         return self.split(split, cached=False, progress=progress)
 
-    def split(self, split: Split, *, cached: bool = True, progress: Progress | None = None) -> Tensor:
+    def split(
+        self, split: Split, *, cached: bool = True, together: bool = False, progress: Progress | None = None
+    ) -> Tensor:
         """Features float32 (N, F) on the CPU of all pictures of a split, decoded a bounded number at a time; with
         ``cached`` from the cache of decoded pictures that the options name, which is made at once if need be.
+
+        ``together``: all processes of a run call this; each computes a share, and all get all rows, which are bit by bit
+        those of one process.
         """
         rows, cache = [], self.cache if cached else None
+        if together and processes.size() > 1:
+            with processes.first_on_node("decoded pictures"):
+                kept = cached_pictures(split, self.height, self.width, cache, workers=self.workers)
+
+            def share(ends: tuple[int, int]) -> Tensor:
+                return self.rows(split, *ends) if kept is None else self._features(kept.tensor[slice(*ends)])
+
+            batches = batches_of(len(split), self.batch)
+            for (_, last), features in zip(batches, shared_out(share, batches), strict=True):
+                rows.append(features)
+                if progress is not None:
+                    progress(last, len(split))
+            return torch.cat(rows)
         chunks = decoded_chunks(split, self.height, self.width, workers=self.workers, cache=cache)
         for first, pictures in chunks:
             rows += [self._features(part) for part in pictures.split(self.batch)]
             if progress is not None:
                 progress(min(first + CHUNK, len(split)), len(split))
         return torch.cat(rows)
+
+    def rows(self, split: Split, first: int, last: int) -> Tensor:
+        """Features float32 (last - first, F) on the CPU of some pictures of a split, decoded all at once."""
+        pictures = decode_split(Slice(split, first, last), self.height, self.width, workers=self.workers)
+        return torch.cat([self._features(part) for part in pictures.split(self.batch)])
 
     def to_unit(self, features: Tensor) -> Tensor:
         """Vectors (N, F) of unit length whose dot product is the score (0..1 for the same picture: 1), as

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.config.extras import need
 from dgnet_fast.config.shown import shown
 from dgnet_fast.report.files import atomic_folder, checksum, write_bytes, write_text
 from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.large_index import EXACT_UP_TO, LargeVectors, check_state, faiss_library
 
 FORMAT = "dgnet_fast.index.2"
 WITHOUT_CHECKSUM = "dgnet_fast.index.1"
@@ -25,12 +25,8 @@ LARGEST_HEADER = 1024
 """Bytes that a faiss file may have besides the vectors."""
 LARGEST_DIMENSION = 65536
 ENTRIES = "index.json"
-
-
-def faiss_library() -> Any:
-    """The faiss module. Raises ValueError, in one line, if it is not installed."""
-    need("faiss", "search", "searching")
-    return importlib.import_module("faiss")
+FILES = ("vectors-*.faiss", "shard-*.faiss", "lists-*.faiss", "measured-*.npz")
+"""Files with vectors in the folder of an index, of which `index.json` names those that count."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,8 @@ class Entry:
 
 
 class PictureIndex:
-    """Features of a gallery and the pictures they are of, searched exactly by dot product (faiss IndexFlatIP).
+    """Features of a gallery and the pictures they are of, searched by dot product: exactly (faiss IndexFlatIP) up to
+    `EXACT_UP_TO` pictures, else in lists on the disk (`LargeVectors`), which `grow` makes in the folder of the index.
 
     The features are `Extractor.to_unit`'s, of unit length, so scores are at most 1. What the features were
     made by (`Extractor.fingerprint`), how they were normalised and the weight of their second half are stored
@@ -61,7 +58,7 @@ class PictureIndex:
             "second_half_weight": extractor.second_half_weight,
             "dimension": dimension,
         }
-        self.vectors = faiss_library().IndexFlatIP(dimension)
+        self.vectors: Any = faiss_library().IndexFlatIP(dimension)
         self.entries: list[Entry] = []
 
     def __len__(self) -> int:
@@ -69,13 +66,33 @@ class PictureIndex:
 
     def add(self, vectors: Tensor, entries: list[Entry]) -> None:
         """Append pictures; those already in the index do not change. ``vectors``: float32 (N, dimension), of unit
-        length.
+        length. All together at most `EXACT_UP_TO`: use `grow` beyond.
         """
+        assert len(self) + len(entries) <= EXACT_UP_TO or isinstance(self.vectors, LargeVectors)
         array = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         assert array.shape == (len(entries), self.made_by["dimension"])
         assert np.allclose(np.linalg.norm(array, axis=1), 1, atol=1e-3)
-        self.vectors.add(array)
+        self.vectors.add([array] if isinstance(self.vectors, LargeVectors) else array)
         self.entries += entries
+
+    def grow(self, folder: Path, sources: Sequence[np.ndarray], entries: list[Entry]) -> None:
+        """Append many pictures, in lists on the disk in ``folder``, where the index is or will be saved. ``sources``: arrays
+        (n, dimension) of vectors of unit length, one after the other, which may be mapped files.
+        """
+        assert sum(map(len, sources)) == len(entries)
+        if not isinstance(self.vectors, LargeVectors):
+            exact = self.vectors
+            before = [exact.reconstruct_n(0, exact.ntotal)] if exact.ntotal else []
+            self.vectors = LargeVectors(folder, exact.d)
+            self.vectors.train([*before, *sources])
+            self.vectors.add(before)
+        self.vectors.add(sources)
+        self.entries += entries
+
+    @property
+    def recall(self) -> float:
+        """Share of the 10 exact nearest neighbours that a search finds, measured on 100 of the pictures; 1 if exact."""
+        return self.vectors.recall if isinstance(self.vectors, LargeVectors) else 1.0
 
     def search(self, vectors: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 (Q, K) and positions int64 (Q, K) of the ``count`` best pictures, or of all."""
@@ -83,29 +100,34 @@ class PictureIndex:
         return self.vectors.search(asked, min(count, len(self)))
 
     def save(self, folder: Path) -> None:
-        """Write the index to ``folder``. It replaces an index that is there; a new folder appears when it is whole.
+        """Write the index to ``folder``. It replaces an index that is there; a new folder appears when it is whole,
+        unless `grow` has made the lists there already: then it is an index when its list of pictures is written, last.
 
         Hold the folder's lock (`dgnet_fast.report.files.locked`) from `open` to `save`, so that no other process adds
         pictures in between.
         """
-        if not is_index(folder):
+        if not is_index(folder) and not isinstance(self.vectors, LargeVectors):
             with atomic_folder(folder) as temporary:
                 self._write(temporary)
             return
         self._write(folder)
 
     def _write(self, folder: Path) -> None:
-        data = faiss_library().serialize_index(self.vectors).tobytes()
-        name = f"vectors-{len(self):08d}.faiss"
-        write_bytes(folder / name, data)
-        content = self.made_by | {
-            "vectors": name,
-            "vectors_checksum": f"{zlib.crc32(data):08x}",
-            "pictures": [asdict(entry) for entry in self.entries],
-        }
+        if isinstance(self.vectors, LargeVectors):
+            assert self.vectors.folder == folder
+            vectors: Any = self.vectors.state()
+            content = {"vectors": vectors}
+            kept = {vectors["trained"], vectors["measured"], *(shard["file"] for shard in vectors["shards"])}
+        else:
+            data = faiss_library().serialize_index(self.vectors).tobytes()
+            name = f"vectors-{len(self):08d}.faiss"
+            write_bytes(folder / name, data)
+            content = {"vectors": name, "vectors_checksum": f"{zlib.crc32(data):08x}"}
+            kept = {name}
+        content = self.made_by | content | {"pictures": [asdict(entry) for entry in self.entries]}
         write_text(folder / ENTRIES, json.dumps(content | {"checksum": checksum(content)}, indent=0))
-        for old in folder.glob("vectors-*.faiss"):
-            if old.name != name:
+        for old in [path for pattern in FILES for path in folder.glob(pattern)]:
+            if old.name not in kept:
                 old.unlink(missing_ok=True)
 
     @classmethod
@@ -121,31 +143,41 @@ class PictureIndex:
                 raise ValueError(
                     f"{folder} was made with {what} {shown(content.get(name))}, and this one has {ours}; make a new index"
                 )
-        path = folder / content["vectors"]
         index.entries = [Entry(**entry) for entry in content["pictures"]]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{path} is missing or not a faiss index: {error.strerror}") from error
-        if content["format"] == FORMAT and f"{zlib.crc32(data):08x}" != content["vectors_checksum"]:
-            raise ValueError(f"{path} is damaged: its checksum is not that of its content; make a new index")
-        expected = len(index.entries) * content["dimension"] * 4
-        if data[:4] != b"IxFI" or not expected <= len(data) <= expected + LARGEST_HEADER:
-            raise ValueError(
-                f"{path} is missing or not a faiss index: {len(data)} bytes, and {folder / ENTRIES} lists {len(index.entries)} "
-                f"pictures of {content['dimension']} numbers; make a new index"
-            )
-        faiss = faiss_library()
-        try:
-            index.vectors = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
-        except RuntimeError as error:
-            raise ValueError(f"{path} is missing or not a faiss index") from error
+        path = folder
+        if isinstance(content["vectors"], dict):
+            index.vectors = LargeVectors.of(folder, content["dimension"], content["vectors"])
+        else:
+            path = folder / content["vectors"]
+            index.vectors = _exact(path, content)
         if index.vectors.ntotal != len(index.entries) or index.vectors.d != content["dimension"]:
             raise ValueError(
                 f"{path} holds {index.vectors.ntotal} vectors of {index.vectors.d} numbers, and {folder / ENTRIES} lists "
                 f"{len(index.entries)} pictures of {content['dimension']}; make a new index"
             )
         return index
+
+
+def _exact(path: Path, content: dict[str, Any]) -> Any:
+    """The vectors in the file that `index.json` names, ``content``. Raises ValueError if it is missing or damaged."""
+    count = len(content["pictures"])
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} is missing or not a faiss index: {error.strerror}") from error
+    if content["format"] == FORMAT and f"{zlib.crc32(data):08x}" != content["vectors_checksum"]:
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content; make a new index")
+    expected = count * content["dimension"] * 4
+    if data[:4] != b"IxFI" or not expected <= len(data) <= expected + LARGEST_HEADER:
+        raise ValueError(
+            f"{path} is missing or not a faiss index: {len(data)} bytes, and {path.parent / ENTRIES} lists {count} "
+            f"pictures of {content['dimension']} numbers; make a new index"
+        )
+    faiss = faiss_library()
+    try:
+        return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is missing or not a faiss index") from error
 
 
 def is_index(folder: Path) -> bool:
@@ -165,7 +197,9 @@ def read_entries(folder: Path) -> dict[str, Any]:
     if content["format"] == FORMAT and content.get("checksum") != checksum(content):
         raise ValueError(f"{path} is damaged: its checksum is not that of its content; make a new index")
     name, dimension, pictures = (content.get(key) for key in ("vectors", "dimension", "pictures"))
-    if not isinstance(name, str) or not re.fullmatch(r"vectors-\d{8,}\.faiss", name):
+    if isinstance(name, dict):
+        check_state(name, path)
+    elif not isinstance(name, str) or not re.fullmatch(r"vectors-\d{8,}\.faiss", name):
         raise ValueError(f"{path}: vectors is {shown(name)}; expected the name of a file beside it")
     if type(dimension) is not int or not 1 <= dimension <= LARGEST_DIMENSION:
         raise ValueError(

@@ -75,7 +75,8 @@ def retrieval_sets(
     max_queries: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LabelledFeatures]:
-    """The features and labels from which the scores of a data set are computed: 'gallery', 'single' (the queries), and
+    """The features and labels from which the scores of a data set are computed, which all processes of a run compute
+    together: 'gallery', 'single' (the queries), and
     'multi' (the multi-query features), if this is asked for and the data set has it.
 
     Raises ValueError before any feature is computed if no query has a match. Multi-query features that some queries lack
@@ -85,7 +86,9 @@ def retrieval_sets(
     """
 
     def labelled(split: Split) -> LabelledFeatures:
-        return LabelledFeatures(extractor.split(split, progress=progress), split.ids, split.cameras)
+        return LabelledFeatures(
+            extractor.split(split, together=True, progress=progress), split.ids, split.cameras
+        )
 
     asked, more = dataset.query, dataset.multi_query
     if max_queries is not None and max_queries < len(asked):

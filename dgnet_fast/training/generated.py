@@ -12,6 +12,7 @@ from dgnet_fast.checkpoints.teachers import load_teachers
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.data import TrainBatches, normalize
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.distributed import processes
 from dgnet_fast.generation.sets import read_description, read_manifest
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, upsample_small
 from dgnet_fast.models.teacher import teacher_labels
@@ -29,8 +30,9 @@ class GeneratedBatches:
     ) -> None:
         # A picture's label in TrainBatches is its place, which finds its soft label.
         self.batches = TrainBatches(
-            pictures, np.arange(len(pictures)), batch_size=batch_size // 2, seed=seed, pad=pad, device=device
-        )
+            pictures, np.arange(len(pictures)), batch_size=batch_size // 2, seed=seed, pad=pad, device=device,
+            part=processes.part(),
+        )  # fmt: skip
         self.labels = labels.to(device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

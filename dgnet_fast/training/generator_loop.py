@@ -30,6 +30,8 @@ from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.schema import check_fit, check_optimiser, check_step, check_tensors
 from dgnet_fast.config import Config
 from dgnet_fast.data import Batch, TrainBatches
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
@@ -37,9 +39,9 @@ from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import wide
-from dgnet_fast.training.optim import Precision
+from dgnet_fast.training.optim import SENT, Precision
 from dgnet_fast.training.parts import split_streams
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.seeds import seed_step
 
 FORMAT = "dgnet_fast.generator.1"
 BATCHES_OF_CODES = 16
@@ -120,8 +122,7 @@ def train_generator(
     folder: Path,
     precision: Precision,
     stop: StopSignal,
-    *,
-    every: int = 1,
+    log: RunLog,
 ) -> None:
     """Train the networks `TRAINED` of ``model`` for ``generator_steps`` steps of ``batch_size`` pictures a stream, and
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
@@ -134,7 +135,7 @@ def train_generator(
     """
     config, finished, unfinished = model.config, folder / "generator.pt", folder / "generator" / "state.pt"
     networks = {name: getattr(model, name) for name in TRAINED}
-    if finished.is_file():
+    if processes.agreed(finished.is_file()):
         _load(networks, load_file(finished), finished)
         return
     betas = (config.beta1, config.beta2)
@@ -142,11 +143,8 @@ def train_generator(
     optimiser = torch.optim.Adam(parameters, config.generator_lr, betas, weight_decay=config.weight_decay)
     scaler = precision.scalers["gen"]
     first = 0
-    with (
-        held_constant(model.appearance_encoder),
-        RunLog(folder / "generator", config.generator_steps, every=every) as log,
-    ):
-        if unfinished.is_file():
+    with held_constant(model.appearance_encoder):
+        if processes.agreed(unfinished.is_file()):
             content = load_file(unfinished)
             _load(networks, content, unfinished)
             check_optimiser(optimiser, content.get("optimiser"), unfinished)
@@ -159,12 +157,15 @@ def train_generator(
 
         with torch.no_grad():  # the same at every start: E_a and these batches do not change
             codes = torch.cat([appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
+            codes = processes.stacked(codes).flatten(0, 1)
             if first == 0:
                 model.mlp.fit_to(codes)
         deviation = deviation_of(codes) if config.generator_code_w else None
+        processes.broadcast_(model.state_dict().values())
+        sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
 
         for step in range(first, config.generator_steps):
-            torch.manual_seed(derive_seed(config.seed, "generator step", step))
+            seed_step(config.seed, "generator step", step)
             for group in optimiser.param_groups:
                 group["lr"] = rate_at(config, step)
             with precision.autocast():
@@ -173,14 +174,17 @@ def train_generator(
                 if found.code is not None:
                     total = total + config.generator_code_w * found.code.sum()
             optimiser.zero_grad(set_to_none=True)
-            scaler.scale(total).backward()
+            scaler.scale(total / processes.size()).backward()
+            sums.wait("gen")
             scaler.step(optimiser)
             scaler.update()
+            named = {"squared": found.squared, "recon_x": found.absolute}
+            if found.code is not None:
+                named["code"] = found.code
+            seen = processes.mean_(torch.stack([one.detach().mean() for one in named.values()]))
             done = step + 1
             if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
-                scalars = {"squared": found.squared.mean().item(), "recon_x": found.absolute.mean().item()}
-                if found.code is not None:
-                    scalars["code"] = found.code.mean().item()
+                scalars = dict(zip(named, seen.tolist(), strict=True))
                 for name, value in scalars.items():
                     if not math.isfinite(value):
                         raise FloatingPointError(
@@ -189,13 +193,16 @@ def train_generator(
                         )
                 log.write(done, scalars, phase="generator")
                 log.progress(done, scalars)
-            if stop.requested or (done % config.snapshot_save_iter == 0 and done < config.generator_steps):
+            ending = stop.due()
+            due = done % config.snapshot_save_iter == 0 and done < config.generator_steps
+            if not log.silent and (ending or due):
                 save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
-            if stop.requested:
+            if ending:
                 raise stop.stopped(done)
     optimiser.zero_grad(set_to_none=True)
-    save_atomically(content_at(config.generator_steps), finished)
-    unfinished.unlink(missing_ok=True)
+    if not log.silent:
+        save_atomically(content_at(config.generator_steps), finished)
+        unfinished.unlink(missing_ok=True)
 
 
 def _load(networks: dict[str, torch.nn.Module], content: object, source: Path) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dgnet_fast.distributed import processes
 from dgnet_fast.training.optim import Optimisers
 
 
@@ -96,6 +97,7 @@ class Guard:
         absent = self.values.new_zeros(self.values.shape[1])
         rows = [terms[name].expand_as(absent) if name in terms else absent for name in self.terms]
         self.values.copy_(torch.stack(rows))
+        processes.mean_(self.values)  # so that all processes decide alike
         self._bad.copy_(self.values.isfinite().all(dim=1).logical_not())
         self.found.copy_(self._bad.any())
         return not self.deferred and bool(self.found)

@@ -18,6 +18,7 @@ import torch
 from dgnet_fast.checkpoints.runs import keep_best, save_run
 from dgnet_fast.config import Config
 from dgnet_fast.data import TrainBatches
+from dgnet_fast.distributed import processes
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.log import RunLog, read_metrics
 from dgnet_fast.training.alarm import DivergenceAlarm
@@ -49,6 +50,9 @@ class StopSignal:
     """While this is active, the first SIGINT, SIGTERM or SIGHUP sets ``requested``, and the loop saves and ends; a
     second signal acts at once. A signal that is ignored (nohup) stays ignored. Outside of the main thread, where Python
     handles no signals, it does nothing.
+
+    Loops ask `due` after every step. Where several processes are one run, a signal to any of them stops all of them after
+    the same step: the one after that in which the first of them knew.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,6 +61,15 @@ class StopSignal:
         self.requested = False
         self.number: int = signal.SIGTERM
         self._before: dict[int, Any] = {}
+        self._asked: Callable[[], bool] | None = None
+
+    def due(self) -> bool:
+        """Whether to save and to end now. All processes ask after the same steps."""
+        if processes.size() == 1:
+            return self.requested
+        # the answer to the question of the step before: nobody waits for it
+        answer, self._asked = self._asked, processes.any_of(self.requested)
+        return answer is not None and answer()
 
     def __enter__(self) -> StopSignal:
         self._install()
@@ -95,6 +108,9 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if self._asked is not None and kind is None:
+            self._asked()
+        self._asked = None
 
 
 def peak_memory(device: torch.device) -> int:
@@ -171,15 +187,14 @@ def train(
     sample_every = min(config.image_display_iter, config.image_save_iter)
     parts = config.accumulate
     alarm, best = DivergenceAlarm(), -1.0
-    for record in read_metrics(
-        log.path
-    ):  # of a run that goes on: the alarm knows what it would know without the break
+    # of a run that goes on: the alarm knows what it would know without the break
+    for record in [] if log.silent else read_metrics(log.path):
         if record["phase"] == "train" and "skipped" not in record:
             alarm.observe(record["step"], record)
         best = max(best, record.get("mAP", -1.0)) if record["phase"] == EVALUATION else best
 
-    def save(done: int) -> Path:
-        return save_run(
+    def save(done: int) -> Path | None:
+        return None if log.silent else save_run(
             checkpoints, done, model, optimisers, precision, class_names,
             keep=config.keep_checkpoints, average=average.state_dict() if average else None,
         )  # fmt: skip
@@ -191,7 +206,8 @@ def train(
             average.update(step)
         done = step + 1
         log_due = done % config.log_iter == 0 or done == last_step
-        if not step_function.guard.deferred or log_due or done % config.max_bad_steps == 0 or log.due(done):
+        by_clock = processes.size() == 1 and log.due(done)  # else all processes read after the same steps
+        if not step_function.guard.deferred or log_due or done % config.max_bad_steps == 0 or by_clock:
             scalars = scalars_of(result, config, step)
             skips = step_function.guard.skips()
             if skips.skipped:
@@ -203,22 +219,23 @@ def train(
                 for text in alarm.observe(done, scalars):
                     log.note(f"step {done}: {text}")
             log.progress(done, scalars)
-        if sample is not None and (done % sample_every == 0 or done == last_step):
+        if sample is not None and not log.silent and (done % sample_every == 0 or done == last_step):
             with averaged():
                 sample(done)
         saved = None
         if evaluate is not None and config.eval_iter and done % config.eval_iter == 0:
             with averaged():
                 scores = evaluate()
-            if scores["mAP"] > best:
+            if not log.silent and scores["mAP"] > best:
                 best, saved = scores["mAP"], save(done)
+                assert saved is not None
                 keep_best(saved)
             log.write(done, scores, phase=EVALUATION)
             log.note(
                 f"step {done}: " + "  ".join(f"{name} {value:.4g}" for name, value in scores.items()),
                 level=logging.INFO,
             )
-        if stop.requested:
+        if stop.due():
             if not saved:
                 save(done)
             raise stop.stopped(done)

@@ -18,6 +18,8 @@ from dgnet_fast.training.schedule import decay_at
 HEAD_FACTOR = 10
 """The learning rate of the identity heads is this many times that of the backbone of E_a."""
 
+SENT = {"as-is": None, "bf16": torch.bfloat16}
+"""What ``send_gradients`` allows, as the dtype in which gradients are summed over the processes of a run."""
 
 OWN_SETTINGS = ("lr", "capturable", "fused", "foreach")
 """Entries of a parameter group that belong to the device and the schedule, not to a checkpoint."""

@@ -242,12 +242,18 @@ def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: 
     return with_total(model, settings.weights, terms)
 
 
+def trains_on_generated(model: DGNet, settings: Settings) -> bool:
+    """Whether E_a learns from generated pictures in this step (`teacher_part`)."""
+    config = model.config
+    return is_present(settings.weights.teacher_w) and bool(config.teacher) and config.ID_style != "PCB"
+
+
 def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
     """E_a learns from generated pictures, held fixed: the teacher's labels (primary) and, in style AB, the structure
     provider's identity (fine-grained). Its BatchNorms see them in train mode, which updates the running statistics.
     """
     config = model.config
-    if not is_present(settings.weights.teacher_w) or not config.teacher or config.ID_style == "PCB":
+    if not trains_on_generated(model, settings):
         return {}
     other = batch.labels.flip(0)
     upsampled = upsample_small(forward.swapped.detach().flatten(0, 1), config.ID_upsample)

@@ -9,6 +9,7 @@ from typing import Any
 from dgnet_fast.config import Config
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
+from dgnet_fast.distributed import processes
 from dgnet_fast.generation.scores import picture_table
 from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
@@ -71,7 +72,7 @@ def final_tables(
     rival = next((name for name in rivals if name.startswith(BASELINE)), rivals[-1])
     retrieval["verdict"] = verdict(dataset, OURS, scores[OURS], rival, scores[rival])
     tables = [retrieval]
-    if config.data == "synthetic":
+    if config.data == "synthetic" and processes.is_first():
         gallery = dataset.gallery
         assert isinstance(gallery, SyntheticSplit)  # as the data set "synthetic" has
         tables.append(picture_table(model, gallery))
@@ -87,6 +88,8 @@ def _score_and_draw(
     sets = retrieval_sets(extractor, dataset)
     scores = score_sets(sets, ranking)["single"]
     assert isinstance(scores, RetrievalScores)
+    if not processes.is_first():
+        return scores
     rows = rank_list_rows(sets, dataset, ranking, queries=RANK_LIST_QUERIES)
     with atomically(folder / "rank_list.png", sync=False) as temporary:
         rank_list(rows).save(temporary, format="PNG")

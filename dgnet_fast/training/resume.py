@@ -11,6 +11,7 @@ from dgnet_fast.checkpoints.schema import check_fit
 from dgnet_fast.checkpoints.teachers import check_classes
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.data import ReidDataset
+from dgnet_fast.distributed import processes
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.optim import Optimisers, Precision
@@ -20,7 +21,7 @@ def content_of(
     config: Config, dataset: ReidDataset, folder: Path, resume: bool, given: set[str] | None
 ) -> tuple[Path | None, dict[str, Any] | None]:
     """The newest checkpoint of the folder and its content, if it can be resumed with the options of the run."""
-    checkpoint = latest_checkpoint(folder) if resume else None
+    checkpoint = processes.agreed(latest_checkpoint(folder) if resume else None)
     if checkpoint is None:
         if not resume and (folder / "config.yaml").exists():
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from dgnet_fast.data import (
 )
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
+from dgnet_fast.distributed import processes
 from dgnet_fast.generation.codes import swap_cells
 from dgnet_fast.generation.scores import drawn_scores
 from dgnet_fast.metrics import RetrievalScores
@@ -63,6 +64,7 @@ from dgnet_fast.training.checks import check_training
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, peak_memory, train
+from dgnet_fast.training.one_run import check_one_run
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
 from dgnet_fast.training.results import BASELINE, final_tables, named_teachers, scores_of
 from dgnet_fast.training.resume import check_content, content_of
@@ -108,7 +110,9 @@ class Run:
         check_training(config, dataset, teacher_only=teacher_only)
         if not teacher_only and config.teacher not in ("", "auto"):
             load_teachers(config, dataset.class_names)
-        check_writable(folder)
+        if processes.is_first():
+            check_writable(folder)
+        check_one_run(config, dataset)
         return cls(config, folder, dataset, device, precision)
 
     def begin(self) -> None:
@@ -117,7 +121,9 @@ class Run:
         graphs = graphs_wanted(config, precision)
         check_trackers(config.track)
         folder.mkdir(parents=True, exist_ok=True)
-        clean_temporaries(folder)
+        processes.barrier()  # all have checked what is there before the first of them changes it
+        if processes.is_first():
+            clean_temporaries(folder)
         kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
         in_force = (
             f"{kind} on {self.device} was in force in this run (amp {config.amp}, device {config.device})"
@@ -128,6 +134,11 @@ class Run:
             f"{self.dataset.name}: {config.ID_class} identities, {len(self.dataset.train)} training pictures; {self.device}, {kind}; "
             f"run folder {folder}"
         )
+        if processes.size() > 1:
+            logger.info(
+                f"{processes.size()} processes with a batch size of {config.batch_size} each: {processes.size() * config.batch_size} "
+                "pictures a stream in each step; the learning rates are as given"
+            )
         if self.device.type == "cuda" and not graphs:
             reason = "as asked" if config.cuda_graphs == "off" else graphs_refused(config, precision)
             logger.info(f"steps are not recorded as CUDA graphs: {reason}")
@@ -151,21 +162,36 @@ class Run:
             "appearance_size": appearance_input_size(self.config),
             "pad": self.config.crop_pad,
             "device": self.device,
+            "part": processes.part(),
         }
+        if views and processes.size() > 1:
+            raise ConfigError(
+                f"reid.views is {views} in {processes.size()} processes; allowed: 0, or one process"
+            )
         if views:
             return IdentityBatches(pictures, self.dataset.train_labels, views=views, **options)
         return TrainBatches(pictures, self.dataset.train_labels, **options)
 
+    def log(self, name: str, steps: int, trackers: Sequence[Any] = ()) -> RunLog:
+        """The log of a training of ``steps`` steps in the folder ``name`` of the run; only the first process writes it."""
+        every = max(
+            1, min(100, steps // 50)
+        )  # about fifty progress lines, and at least one in a hundred steps
+        return RunLog(
+            self.folder / name, steps, every=every, trackers=trackers, silent=not processes.is_first()
+        )
+
     def training_pictures(self) -> Tensor | MappedPictures:
         """The decoded training split, uint8 (N, 3, H, W), on the device or the host as the options say."""
         config, start = self.config, time.perf_counter()
-        pictures = load_pictures(
-            self.dataset.train,
-            *config.picture_size,
-            cache_folder(config.data_cache),
-            workers=config.num_workers or 1,
-            progress=progress("decoding training pictures"),
-        )
+        with processes.first_on_node("training pictures"):  # it makes the cache, which the others then map
+            pictures = load_pictures(
+                self.dataset.train,
+                *config.picture_size,
+                cache_folder(config.data_cache),
+                workers=config.num_workers or 1,
+                progress=progress("decoding training pictures"),
+            )
         pictures = place(pictures, self.device, config.pictures_on)
         logger.info(f"{len(pictures)} training pictures ready in {time.perf_counter() - start:.1f} s")
         return pictures
@@ -184,7 +210,7 @@ class Run:
             purpose="teacher data",
             views=config.reid.views,
         )
-        with RunLog(self.folder / name, steps, every=_every(steps)) as log:
+        with self.log(name, steps) as log:
             network = train_teacher(
                 config,
                 batches,
@@ -194,14 +220,15 @@ class Run:
                 stop=stop,
                 **{"about": {"class names": names}} | extra,
             )
-        save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
-        state_file.unlink(missing_ok=True)  # last: until then it is all that is left of the training
+        if processes.is_first():
+            save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
+            state_file.unlink(missing_ok=True)  # last: until then it is all that is left of the training
         return network
 
     def teachers(self, pictures: Tensor | MappedPictures, stop: StopSignal) -> list[AppearanceEncoder]:
         """The teachers that the options name; ``auto`` trains one, only once for each run folder."""
         config = self.config
-        if config.teacher == "auto" and not (self.folder / TEACHER).is_file():
+        if config.teacher == "auto" and not processes.agreed((self.folder / TEACHER).is_file()):
             logger.info("training the teacher (the paper's baseline) first")
             return [self.train_baseline("teacher", config.teacher_steps, pictures, stop)]
         name = str(self.folder / TEACHER) if config.teacher == "auto" else config.teacher
@@ -216,7 +243,7 @@ class Run:
         config = self.config
         steps = config.max_iter + (config.teacher_steps if config.teacher else 0)
         own = self.folder / "baseline.pt"
-        if own.is_file():
+        if processes.agreed(own.is_file()):
             (found,) = load_teachers(config.replace(teacher=str(own)), self.dataset.class_names)
             return found.to(self.device), steps
         logger.info(
@@ -238,7 +265,7 @@ class Run:
             with generators_kept(self.device):
                 one = self.scores_of({"": model.appearance_encoder})[""]
                 scores = {"mAP": 100 * one.mAP, "Rank-1": 100 * one.rank[1]}
-                if self.config.data == "synthetic":
+                if self.config.data == "synthetic" and processes.is_first():
                     pictures, _ = drawn_scores(model, _drawn(self.dataset.gallery))
                     scores["recon_psnr"] = pictures["recon"]["psnr"]
                     scores["swap_clothes_colour"] = pictures["swap"]["clothes_colour"]
@@ -276,11 +303,6 @@ def _drawn(split: Split) -> SyntheticSplit:
     return split
 
 
-def _every(steps: int) -> int:
-    """Number of steps between two progress lines: about fifty lines in a run, and at least one in a hundred steps."""
-    return max(1, min(100, steps // 50))
-
-
 def run_training(
     config: Config,
     folder: Path,
@@ -299,7 +321,7 @@ def run_training(
     another process works in the folder.
     """
     run = Run.open(config, folder)
-    with locked(folder):
+    with processes.held_by_first(locked(folder)):
         return _train(run, resume=resume, max_steps=max_steps, given=given)
 
 
@@ -331,8 +353,8 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
         if config.generator_steps and first == 0 and len(pictures):
             logger.info("training E_s and G alone first")
             batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
-            every = _every(config.generator_steps)
-            train_generator(model, batches, folder, run.precision, stop, every=every)
+            with run.log("generator", config.generator_steps) as log:
+                train_generator(model, batches, folder, run.precision, stop, log)
         optimisers = Optimisers(model, config)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         if content and checkpoint:
@@ -343,12 +365,13 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             if average is not None:
                 average.load_state_dict(content.get("average", model.state_dict()))
             logger.info(f"resuming {checkpoint} at step {first}")
+        processes.broadcast_(model.state_dict().values())
         if first < last:
             batches = run.batches(
                 config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p
             )
-            trackers = trackers_of(config.track, folder, config.to_dict())
-            with RunLog(folder, config.max_iter, every=_every(config.max_iter), trackers=trackers) as log:
+            trackers = trackers_of(config.track, folder, config.to_dict()) if processes.is_first() else ()
+            with run.log("", config.max_iter, trackers=trackers) as log:
                 log.truncate_after(first)
                 begin = time.perf_counter()
                 train(
@@ -369,17 +392,18 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             if config.baseline:
                 network, steps = run.baseline(stop)
                 networks[f"{BASELINE} ({steps} steps)"] = network
-            if stop.requested:
+            if processes.any_of(stop.requested)():
                 raise stop.stopped(last)
         logger.info("scoring on people never trained on")
         with average.in_place() if average else contextlib.nullcontext():
             tables = final_tables(config, run.dataset, model, networks, folder)
-        write_json(folder / "results.json", {TABLES: tables})
+        if processes.is_first():
+            write_json(folder / "results.json", {TABLES: tables})
     else:
         logger.info(
             f"stopped at --max-steps {last} of {config.max_iter}; dgnet-fast evaluate {folder} scores it"
         )
-    report = write_report(folder)
+    report = write_report(folder) if processes.is_first() else None
     return {"folder": folder, "step": last, "tables": tables, "report": report}
 
 

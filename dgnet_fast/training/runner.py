@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils import _pytree as pytree
 
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.training.graphs import NotRecorded, Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,10 @@ class Runner(ABC):
     part through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
     keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed. ``whole`` is a
     part of the model whose weights keep their dtype under autocast (see `WeightCopies`).
+
+    Where several processes are one run (`dgnet_fast.distributed`), each gives a batch of its own, and the step is that of
+    all of them: gradients are summed, in ``sent`` (None: their own dtype), terms are means over the processes, and a loss
+    that is not finite in one process skips the step in all. Dropout differs from process to process.
     """
 
     PHASES: dict[str, Phase]
@@ -97,6 +103,7 @@ class Runner(ABC):
         deferred: bool | None = None,
         recorder: Recorder | None = None,
         whole: nn.Module | None = None,
+        sent: torch.dtype | None = None,
     ) -> None:
         self.model, self.optimisers, self.precision = model, optimisers, precision
         self.seed, self.compile = seed, compile
@@ -115,6 +122,13 @@ class Runner(ABC):
         )
         self.graphs = StepGraphs(self.update, recorder) if recorder else None
         self.copies = WeightCopies(model, precision.dtype, without=whole) if precision.dtype else None
+        self.sums = GradientSums(
+            {
+                name: [p for group in one.param_groups for p in group["params"]]
+                for name, one in optimisers.named()
+            },
+            sent,
+        )
         self._functions: dict[Callable, Callable] = {}
 
     @abstractmethod
@@ -151,8 +165,11 @@ class Runner(ABC):
         return StepResult(self.guard, names)
 
     def _seeded_plan(self, step: int) -> Any:
-        torch.manual_seed(derive_seed(self.seed, "step", step))
-        return self.plan(step)
+        seed_step(self.seed, "step", step, drawn_alike=True)
+        plan = self.plan(step)
+        if not processes.is_first():
+            seed_step(self.seed, "step", step)
+        return plan
 
     def _give_up_graphs(self, error: NotRecorded) -> None:
         """Go on without recordings, and with nothing of the one that failed: it ran no work, but gradients of it, in
@@ -164,6 +181,7 @@ class Runner(ABC):
         for _, optimiser in self.optimisers.named():
             optimiser.zero_grad(set_to_none=True)
         self.guard.forget()
+        self.sums.forget()
         recorder.forget()
 
     def update(self, batches: list[Any], plan: Any) -> list[str]:
@@ -176,6 +194,10 @@ class Runner(ABC):
             self.one_batch(step, batches[0], plan)
         else:
             self.several_batches(step, batches, plan)
+        self.sums.drain()
+        if not step.failed:
+            # running statistics, which each process has moved by its own pictures
+            processes.mean_all_(b for b in self.model.buffers() if b.is_floating_point())
         self.guard.finish(failed=step.failed)
         for _, optimiser in self.optimisers.named():
             optimiser.zero_grad(set_to_none=True)
@@ -184,6 +206,8 @@ class Runner(ABC):
     def move(self, phase: str) -> None:
         """Let the phase's optimisers move their weights."""
         scaler, optimisers = self.precision.scalers[phase], dict(self.optimisers.named())
+        with labelled("sums over processes"):
+            self.sums.wait(*self.PHASES[phase].optimisers)
         with labelled("optimisers"):
             for name in self.PHASES[phase].optimisers:
                 scaler.step(optimisers[name])
@@ -216,6 +240,7 @@ class Step:
 
     def __init__(self, runner: Runner, batches: int) -> None:
         self._runner, self._share = runner, 1 / batches
+        self._weight = self._share / processes.size()  # of a total of this process in what is differentiated
         self._found: dict[str, Terms] = {phase: {} for phase in runner.PHASES}
         self.terms: Terms = {}
         self.failed = False
@@ -240,11 +265,17 @@ class Step:
         if not terms:
             return
         with labelled(part.__name__):
-            runner.precision.scalers[phase].scale(terms["total"] * self._share).backward()
+            runner.precision.scalers[phase].scale(terms["total"] * self._weight).backward()
         for name, value in terms.items():
             known = runner.PHASES[phase].total if name == "total" else name
             share = value.detach() * self._share
             found[known] = found[known] + share if known in found else share
+
+    def whole(self, optimiser: str) -> None:
+        """No more gradients for this optimiser's weights come: begin to sum them over the processes, while the step goes
+        on. Who does not say so loses only time: `apply` begins what was not begun.
+        """
+        self._runner.sums.start(optimiser)
 
     def apply(self, phase: str) -> bool:
         """Check the terms and let the phase's optimisers move; False where a loss is not finite and the step must end."""

@@ -11,7 +11,7 @@ import torch
 from dgnet_fast.data import Batch
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
-from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.optim import SENT, Optimisers, Precision
 from dgnet_fast.training.parts import (
     GENERATOR_PARTS,
     STREAMS,
@@ -21,6 +21,7 @@ from dgnet_fast.training.parts import (
     forward_pass,
     identity_part,
     swapped_only,
+    trains_on_generated,
 )
 from dgnet_fast.training.runner import Phase, Runner, Step
 from dgnet_fast.training.schedule import WeightTensors, is_present, weights_at
@@ -70,6 +71,7 @@ class TrainingStep(Runner):
             deferred=deferred,
             recorder=recorder,
             whole=model.decoder.upsample,
+            sent=SENT[model.config.send_gradients],
         )
 
     def plan(self, step: int) -> Settings:
@@ -91,8 +93,11 @@ class TrainingStep(Runner):
         """
         encoded = step.shared(encode_appearance, batch, dropout=plan.dropout)
         step.learn("gen", identity_part, encoded.leaves, batch, plan)
-        if not encoded.leaves.code.requires_grad:
+        apart = not encoded.leaves.code.requires_grad  # E_a is done when its own parts are
+        if apart:
             encoded.backward()
+        if apart and not trains_on_generated(self.model, plan):
+            step.whole("id")
         forward = step.shared(forward_pass, batch, encoded.leaves.code)
 
         for part in discriminator_parts(self.model.discriminator):
@@ -102,7 +107,10 @@ class TrainingStep(Runner):
 
         for part in GENERATOR_PARTS:
             step.learn("gen", part, forward.leaves, batch, plan)
+        if apart:
+            step.whole("id")
         forward.backward()
+        step.whole("gen")
         encoded.backward()
         step.apply("gen")
 

@@ -14,21 +14,23 @@ from dgnet_fast.checkpoints.schema import check_fit, check_optimiser, check_step
 from dgnet_fast.config import Config
 from dgnet_fast.config.shown import shown
 from dgnet_fast.data import TrainBatches
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import (
     STRIPS,
     AppearanceEncoder,
     build_teacher,
     upsample_small,
 )
-from dgnet_fast.models.batch_norm import BatchNormMode
+from dgnet_fast.models.batch_norm import BatchNormMode, set_batch_norms
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.generated import GeneratedBatches
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import batch_hard_triplet, smoothed_cross_entropy, soft_label_divergence
-from dgnet_fast.training.optim import HEAD_FACTOR, Precision, sgd_for_encoder
-from dgnet_fast.training.seeds import derive_seed
+from dgnet_fast.training.optim import HEAD_FACTOR, SENT, Precision, sgd_for_encoder
+from dgnet_fast.training.seeds import derive_seed, seed_step
 
 DECAY_AT = 2 / 3
 """Share of the steps after which the learning rate falls to a tenth."""
@@ -62,8 +64,8 @@ def train_teacher(
 
     Resumes from ``state_file`` when it is there, and writes it every ``snapshot_save_iter`` steps and when stopped.
     The caller removes it when the teacher itself is saved. ``about`` (the names of the classes, ...) is saved with the
-    state and must be the same when the training continues. Raises Stopped after a signal, and FloatingPointError when
-    a loss is not finite.
+    state and must be the same when the training continues. Where several processes are one run, each has batches of its
+    own, and the first one writes. Raises Stopped after a signal, and FloatingPointError when a loss is not finite.
     """
     device = precision.device
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "teacher"))
@@ -71,13 +73,14 @@ def train_teacher(
     if config.pretrained not in ("", "teacher"):
         load_imagenet(teacher, config.pretrained)
     in_channels_last(teacher, device)
+    set_batch_norms(teacher, parts=config.bn_parts, synced=config.sync_bn)
     optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
     base = [group["lr"] for group in optimiser.param_groups]
     scaler = precision.scalers["gen"]
     recipe = config.reid
     average = WeightAverage(teacher, recipe.ema_decay, parts=("",)) if recipe.ema_decay else None
     first = 0
-    if state_file.is_file():
+    if processes.agreed(state_file.is_file()):
         content = load_file(state_file, "state of a teacher")
         if not isinstance(content, dict) or not {"step", "teacher", "optimiser"} <= content.keys():
             raise ValueError(f"{state_file} is not the state of a teacher")
@@ -96,7 +99,12 @@ def train_teacher(
             average.load_state_dict(content.get("average", state))
     log.truncate_after(first)
 
+    processes.broadcast_(teacher.state_dict().values())
+    sums = GradientSums({"id": list(teacher.parameters())}, SENT[config.send_gradients])
+
     def save(step: int) -> None:
+        if log.silent:
+            return
         content = {
             "step": step,
             "about": about or {},
@@ -108,7 +116,7 @@ def train_teacher(
         save_atomically(content, state_file)
 
     for step in range(first, config.teacher_steps):
-        torch.manual_seed(derive_seed(config.seed, "teacher step", step))
+        seed_step(config.seed, "teacher step", step)
         factor = teacher_rate(config, step)
         for group, lr in zip(optimiser.param_groups, base, strict=True):
             group["lr"] = lr * factor
@@ -133,27 +141,32 @@ def train_teacher(
                 divergence = soft_label_divergence(logits[0][count:], target[None]).mean()
                 loss = loss + generated_weight * divergence
         optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss / processes.size()).backward()
+        sums.wait("id")
         scaler.step(optimiser)
         scaler.update()
+        processes.mean_all_(b for b in teacher.buffers() if b.is_floating_point())
         if average is not None:
             average.update(step)
+        right = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean()
+        seen = processes.mean_(
+            torch.stack([loss.detach(), right] + ([] if generated is None else [divergence.detach()]))
+        )
         done = step + 1
         if done % config.log_iter == 0 or done == config.teacher_steps or log.due(done):
-            value = loss.item()
+            value, accuracy, *rest = seen.tolist()
             if value != value or value in (float("inf"), float("-inf")):
                 raise FloatingPointError(
                     f"the teacher's loss is {value} at step {done}; lower --teacher-lr (now {config.teacher_lr})"
                 )
-            accuracy = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean().item()
             scalars = {"id": value, "accuracy": accuracy}
             if generated is not None:
-                scalars = {"total": value, "generated_kl": divergence.item(), "accuracy": accuracy}
+                scalars = {"total": value, "generated_kl": rest[0], "accuracy": accuracy}
             if recipe.triplet_w:
                 scalars["triplet"] = triplet.item()
             log.write(done, scalars, phase="teacher")
             log.progress(done, scalars)
-        if stop.requested:
+        if stop.due():
             save(done)
             raise stop.stopped(done)
         if done % config.snapshot_save_iter == 0 and done < config.teacher_steps:

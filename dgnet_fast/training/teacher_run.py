@@ -10,6 +10,7 @@ from dgnet_fast.checkpoints.teachers import export_public_teacher, load_teachers
 from dgnet_fast.config import Config, ConfigError, differing, from_dict
 from dgnet_fast.config.device import convolutions_tried
 from dgnet_fast.config.places import absolute, with_absolute_paths
+from dgnet_fast.distributed import processes
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.report.files import locked, write_text
 from dgnet_fast.report.log import METRICS_FILE
@@ -30,7 +31,7 @@ def run_teacher(
     Writes ``teacher.pt``, and ``net_last.pth`` with ``opts.yaml`` for the public code.
     """
     run = Run.open(config, folder, teacher_only=True)
-    with locked(folder):
+    with processes.held_by_first(locked(folder)):
         teacher = _train_teacher(run, generated, labeller, weight)
     return [
         retrieval_table(
@@ -56,7 +57,7 @@ def _train_teacher(run: Run, generated: Path | None, labeller: str, weight: floa
         batches = load_generated(generated, labeller, config, names, run.device)
         extra |= {"generated": batches, "generated_weight": weight}
         extra["about"] |= {"generated set": absolute(str(generated)), "generated_weight": weight}
-    if own.exists():  # ended after the teacher was saved, before it was scored
+    if processes.agreed(own.exists()):  # ended after the teacher was saved, before it was scored
         (teacher,) = load_teachers(config.replace(teacher=str(own)), names)
         teacher = teacher.to(run.device)
     else:
@@ -64,6 +65,7 @@ def _train_teacher(run: Run, generated: Path | None, labeller: str, weight: floa
         run.begin()
         with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
             teacher = run.train_baseline("teacher", config.teacher_steps, pictures, stop, **extra)
-    export_public_teacher(teacher, folder / "net_last.pth")
-    write_text(folder / "opts.yaml", f"stride: {config.teacher_stride}\n")
+    if processes.is_first():
+        export_public_teacher(teacher, folder / "net_last.pth")
+        write_text(folder / "opts.yaml", f"stride: {config.teacher_stride}\n")
     return teacher

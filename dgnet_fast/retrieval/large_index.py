@@ -1,0 +1,230 @@
+"""Vectors of a large gallery, searched in lists on the disk: faiss's inverted lists (IVF) of 8-bit numbers (SQ8).
+
+An exact search reads 4 bytes a number of every picture for each query. Here the vectors are sorted into lists around
+centroids, which are trained on a sample, each number takes a byte, and a query looks into the ``probed`` nearest lists. The
+lists are in files of at most `SHARD` vectors, which are mapped and not read: memory stays bounded, both when vectors are
+added and when they are searched. What is lost against the exact search is measured when vectors are added, and kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgnet_fast.config.extras import need
+from dgnet_fast.config.shown import shown
+from dgnet_fast.report.files import atomically
+
+EXACT_UP_TO = 200_000
+"""Pictures up to which a gallery is searched exactly: 0.8 GB of 1024 float32 each."""
+SHARD = 1_000_000
+"""Vectors in a file of lists: 1 GB in memory while it is filled."""
+SAMPLED = 64
+"""Vectors a centroid that train it; faiss wants at least 39."""
+MOST_LISTS = 16_384
+QUERIES, NEIGHBOURS = 100, 10
+"""Vectors drawn as queries for the measured recall, and how many neighbours of each count."""
+PROBES = (4, 8, 16, 32, 64, 128, 256)
+WANTED = 0.98
+"""Recall at which no more lists are probed."""
+
+
+def faiss_library() -> Any:
+    """The faiss module. Raises ValueError, in one line, if it is not installed."""
+    need("faiss", "search", "searching")
+    return importlib.import_module("faiss")
+
+
+def lists_for(count: int) -> int:
+    """Number of lists: the power of two next to 4 √count, and at most `MOST_LISTS`."""
+    return int(min(MOST_LISTS, 2 ** round(np.log2(4 * np.sqrt(count)))))
+
+
+def check_state(state: dict[str, Any], source: Path) -> None:
+    """Raise ValueError if ``state``, read from the file ``source``, is not what `LargeVectors.state` gives."""
+    patterns = {"trained": r"lists-\d+\.faiss", "measured": r"measured-\d{9,}\.npz"}
+    for key, pattern in patterns.items():
+        if not isinstance(state.get(key), str) or not re.fullmatch(pattern, state[key]):
+            raise ValueError(
+                f"{source}: {key} is {shown(state.get(key))}; expected the name of a file beside it"
+            )
+    if state.get("probed") not in PROBES or type(state.get("recall")) is not float:
+        raise ValueError(
+            f"{source}: probed and recall are {shown(state.get('probed'))} and {shown(state.get('recall'))}; "
+            f"expected one of {', '.join(map(str, PROBES))} and a number"
+        )
+    shards = state.get("shards")
+    for shard in shards if isinstance(shards, list) else [shards]:
+        if (
+            not isinstance(shard, dict)
+            or not isinstance(shard.get("file"), str)
+            or not re.fullmatch(r"shard-\d{5,}-\d{8,}\.faiss", shard["file"])
+            or type(shard.get("count")) is not int
+        ):
+            raise ValueError(
+                f"{source}: a file of vectors is {shown(shard)}; expected its name and its count"
+            )
+
+
+class LargeVectors:
+    """Vectors float32 (N, d) of unit length in the folder of an index, in shards of lists.
+
+    `train` first, then `add`; `search` gives scores (dot products, of the rounded vectors) and positions. Only what
+    `state` describes counts: an interrupted `add` leaves files that nobody reads and that the next one replaces.
+    """
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        self.folder, self.d = folder, dimension
+        self.shards: list[dict[str, Any]] = []
+        self.trained = ""
+        self.probed, self.recall = PROBES[0], float("nan")
+        self._queries = np.empty((0, dimension), np.float32)
+        self._best = np.empty((0, NEIGHBOURS + 1), np.float32)
+        self._places = np.empty((0, NEIGHBOURS + 1), np.int64)
+        self._open: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, folder: Path, dimension: int, state: dict[str, Any]) -> LargeVectors:
+        """Those that `state` describes. Raises ValueError where files are missing or damaged."""
+        made = cls(folder, dimension)
+        made.shards, made.trained = list(state["shards"]), state["trained"]
+        made.probed, made.recall = state["probed"], state["recall"]
+        try:
+            with np.load(folder / state["measured"]) as known:
+                made._queries, made._best, made._places = known["queries"], known["best"], known["places"]
+            for shard in made.shards:
+                if made._shard(shard["file"]).ntotal != shard["count"]:
+                    raise RuntimeError("another number of vectors")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{folder} has a missing or damaged file of vectors ({error}); make a new index"
+            ) from error
+        return made
+
+    @property
+    def ntotal(self) -> int:
+        return sum(shard["count"] for shard in self.shards)
+
+    def train(self, sources: Sequence[np.ndarray], seed: int = 0) -> None:
+        """Find the centroids from a sample of all sources, arrays (n, d) of unit vectors that may be mapped files."""
+        faiss = faiss_library()
+        sizes = np.array([len(one) for one in sources])
+        count = int(sizes.sum())
+        lists = lists_for(count)
+        rng = np.random.default_rng(seed)
+        places = np.sort(rng.choice(count, min(count, lists * SAMPLED), replace=False))
+        sample = _rows(sources, places)
+        index = faiss.index_factory(self.d, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.cp.max_points_per_centroid, index.cp.seed = 8, SAMPLED, seed + 1
+        index.train(sample)
+        self.trained = f"lists-{lists}.faiss"
+        with atomically(self.folder / self.trained) as temporary:
+            faiss.write_index(index, str(temporary))
+        self._queries = _rows(sources, np.sort(rng.choice(count, min(count, QUERIES), replace=False)))
+        self._best = np.full((len(self._queries), NEIGHBOURS + 1), -np.inf, np.float32)
+        self._places = np.full(self._best.shape, -1)
+
+    def add(self, sources: Sequence[np.ndarray]) -> None:
+        """Append vectors, and measure the recall anew."""
+        faiss, index, count, number = faiss_library(), None, 0, len(self.shards)
+        total = self.ntotal
+        if self.shards and self.shards[-1]["count"] < SHARD:
+            number -= 1
+            last = self.shards.pop()
+            index, count = faiss.read_index(str(self.folder / last["file"])), last["count"]
+        for source in sources:
+            first = 0
+            while first < len(source):
+                if index is None:
+                    index, count = faiss.read_index(str(self.folder / self.trained)), 0
+                some = np.ascontiguousarray(
+                    source[first : first + min(SHARD - count, 50_000)], dtype=np.float32
+                )
+                index.add(some)
+                self._note(some, total)
+                first, count, total = first + len(some), count + len(some), total + len(some)
+                if count == SHARD:
+                    self._close(index, number, count)
+                    index, number = None, number + 1
+        if index is not None:
+            self._close(index, number, count)
+        self._measure()
+
+    def search(self, asked: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 (Q, K) and positions int64 (Q, K) of the best pictures found, best first. Where the probed lists
+        hold fewer than K, the last positions are -1.
+        """
+        scores, places, offset = [], [], 0
+        for shard in self.shards:
+            index = self._shard(shard["file"])
+            index.nprobe = self.probed
+            found, where = index.search(asked, count)
+            scores.append(found)
+            places.append(np.where(where < 0, -1, where + offset))
+            offset += shard["count"]
+        value, place = np.concatenate(scores, axis=1), np.concatenate(places, axis=1)
+        order = np.argsort(np.where(place < 0, np.inf, -value), axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(value, order, 1), np.take_along_axis(place, order, 1)
+
+    def state(self) -> dict[str, Any]:
+        """What `of` needs, for a JSON file; writes the measured queries beside it."""
+        measured = f"measured-{self.ntotal:09d}.npz"
+        with atomically(self.folder / measured) as temporary, open(temporary, "wb") as file:
+            np.savez(file, queries=self._queries, best=self._best, places=self._places)
+        return {
+            "shards": self.shards,
+            "trained": self.trained,
+            "probed": self.probed,
+            "recall": self.recall,
+            "measured": measured,
+        }
+
+    def _shard(self, name: str) -> Any:
+        if name not in self._open:
+            faiss = faiss_library()
+            # mapped: the lists that a query probes are read, and no more
+            self._open[name] = faiss.read_index(
+                str(self.folder / name), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+            )
+        return self._open[name]
+
+    def _close(self, index: Any, number: int, count: int) -> None:
+        name = f"shard-{number:05d}-{count:08d}.faiss"
+        with atomically(self.folder / name) as temporary:
+            faiss_library().write_index(index, str(temporary))
+        self.shards.append({"file": name, "count": count})
+
+    def _note(self, vectors: np.ndarray, first: int) -> None:
+        """Keep the queries' exact nearest vectors so far; ``first`` is the position of the first of these."""
+        scores = np.concatenate([self._best, self._queries @ vectors.T], axis=1)
+        here = np.broadcast_to(np.arange(first, first + len(vectors)), (len(self._queries), len(vectors)))
+        places = np.concatenate([self._places, here], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : NEIGHBOURS + 1]
+        self._best, self._places = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
+
+    def _measure(self) -> None:
+        """Probe as many lists as the wanted recall takes. A query is one of the vectors; that it finds itself, the nearest,
+        does not count.
+        """
+        for self.probed in PROBES:
+            _, found = self.search(self._queries, NEIGHBOURS + 1)
+            hits = [np.isin(exact[1:], ours).mean() for exact, ours in zip(self._places, found, strict=True)]
+            self.recall = float(np.mean(hits))
+            if self.recall >= WANTED:
+                return
+
+
+def _rows(sources: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
+    """Rows of several arrays as of one, float32; ``places`` are sorted."""
+    rows, start = [], 0
+    for source in sources:
+        mine = places[(places >= start) & (places < start + len(source))] - start
+        if len(mine):
+            rows.append(np.asarray(source[mine], dtype=np.float32))
+        start += len(source)
+    return np.concatenate(rows)
