@@ -20,10 +20,8 @@ from dgnet_fast.cli.parser import Parser, check_new, program, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.extras import need
-from dgnet_fast.distributed.processes import is_first
 from dgnet_fast.report.files import atomically
 from dgnet_fast.report.progress import progress
-from dgnet_fast.retrieval.parts import extract_in_parts, remove
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +65,10 @@ def body(argv: list[str] | None) -> int:
     check_new("--out", args.out, args.overwrite)
     if args.out.suffix == ".parquet":
         need("pyarrow", "parquet", "a .parquet file")
+    # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.distributed.processes import is_first
+    from dgnet_fast.retrieval.parts import extract_in_parts, remove
+
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
     parts = args.out.with_name(f"{args.out.name}.parts")

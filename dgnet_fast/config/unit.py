@@ -14,9 +14,8 @@ from typing import Any
 import yaml
 
 from dgnet_fast.config.fields import ConfigError, check_value, option
+from dgnet_fast.config.networks import ACTIVATIONS, PADDINGS
 from dgnet_fast.config.options import (
-    ACTIVATIONS,
-    PADDINGS,
     Config,
     GeneratorConfig,
     assign,

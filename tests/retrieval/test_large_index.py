@@ -102,7 +102,7 @@ def test_the_command_grows_from_exact_to_lists(tmp_path, monkeypatch, capsys):
 def test_a_large_gallery_needs_a_place(tmp_path, monkeypatch, capsys):
     _, run = tiny_run(tmp_path / "run")
     draw_people(tmp_path / "people", people=3)
-    monkeypatch.setattr(search, "EXACT_UP_TO", 5)
+    monkeypatch.setattr(large_index, "EXACT_UP_TO", 5)
     words = [
         "--gallery",
         tmp_path / "people",
