@@ -82,7 +82,7 @@ def _about(extractor: Extractor, paths: list[Path]) -> dict[str, str | int]:
     digest = hashlib.sha256()
     for path in paths:
         known = os.stat(path)
-        digest.update(f"{path}\0{known.st_size}\0{known.st_mtime_ns}\0".encode())
+        digest.update(f"{path}\0{known.st_size}\0{known.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
     return {
         "format": FORMAT,
         "model": extractor.fingerprint,

@@ -24,7 +24,10 @@ def check_one_run(config: Config, dataset: ReidDataset) -> None:
     }
     pictures = hashlib.sha256()
     for split in (dataset.train, dataset.query, dataset.gallery):
-        pictures.update("\0".join(split.names).encode() + np.ascontiguousarray(split.ids).tobytes())
+        pictures.update(
+            "\0".join(split.names).encode("utf-8", "surrogateescape")
+            + np.ascontiguousarray(split.ids).tobytes()
+        )
     processes.check_same(
         options
         | {

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main(file: Path) -> int:
     statuses = []
     with processes.joined(), contextlib.ExitStack() as stack:
         if not processes.is_first():
-            stack.enter_context(contextlib.redirect_stdout(None))
+            stack.enter_context(contextlib.redirect_stdout(open(os.devnull, "w")))  # noqa: SIM115
         for name, *words in json.loads(file.read_text()):
             words = [word.replace("{rank}", str(processes.rank())) for word in words]
             statuses.append(importlib.import_module(f"dgnet_fast.{name}").main(words))

@@ -59,6 +59,7 @@ def interrupted(monkeypatch, owner, name, calls, command, arguments):
             command.main(arguments)
 
 
+@pytest.mark.thorough
 def test_two_processes_go_on_where_one_was_killed_and_give_what_one_gives(places, monkeypatch, capfd):
     one, two = places / "one", places / "two"
     for name, *rest in words(places, "one"):
