@@ -88,6 +88,15 @@ def test_the_checkpoint_is_the_first_argument():
             assert positional[0] == "checkpoint", words
 
 
+def test_the_option_checkpoint_of_earlier_versions_is_accepted():
+    for words in (["--checkpoint", "run", "--gallery", "g"], ["--gallery", "g", "--checkpoint=run"]):
+        assert str(MODULES["search"].parser().parse_args(words).checkpoint) == "run"
+    args = MODULES["quality"].parser().parse_args(["set", "--real", "r", "--checkpoint", "run"])
+    assert (str(args.generated), str(args.checkpoint)) == ("set", "run")
+    args = MODULES["extract"].parser().parse_args(["a.png", "--checkpoint", "run", "--out", "f.npz"])
+    assert str(args.checkpoint) == "run" and list(map(str, args.pictures)) == ["a.png"]
+
+
 def test_underscores_are_accepted():
     args = MODULES["evaluate"].parser().parse_args(["run", "--max_queries=3", "--rank_list", "a_b.png"])
     assert args.max_queries == 3 and str(args.rank_list) == "a_b.png"

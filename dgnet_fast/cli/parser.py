@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's. It then shows the log of the package as --quiet and --verbose ask."""
         words = [self._hyphens(word) for word in (sys.argv[1:] if args is None else args)]
-        found = super().parse_known_args(words, namespace)
+        found = super().parse_known_args(self._checkpoint_in_place(words), namespace)
         given = vars(found[0])
         if given.get("quiet") and given.get("verbose"):
             self.error("--quiet and --verbose exclude each other")
@@ -96,6 +96,21 @@ class Parser(argparse.ArgumentParser):
             logging.WARNING if "quiet" in given else logging.DEBUG if "verbose" in given else logging.INFO
         )
         return found
+
+    def _checkpoint_in_place(self, words: list[Any]) -> list[Any]:
+        """The words with the value of --checkpoint, as these commands were called once, where the argument stands now."""
+        places = [action.dest for action in self._actions if not action.option_strings]
+        at = next((k for k, word in enumerate(words) if str(word).partition("=")[0] == "--checkpoint"), None)
+        if at is None or "checkpoint" not in places[:2] or "--checkpoint" in self._option_string_actions:
+            return words
+        _, equals, value = str(words[at]).partition("=")
+        taken = 1 if equals else 2
+        if not equals and at + 1 == len(words):
+            return words
+        value = value if equals else words[at + 1]
+        rest = words[:at] + words[at + taken :]
+        before = places.index("checkpoint")
+        return [*rest[:before], value, *rest[before:]]
 
     def _hyphens(self, word: Any) -> Any:
         """``--recon_x_w=3`` as ``--recon-x-w=3``, if there is an option of that name."""

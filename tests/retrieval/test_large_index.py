@@ -78,7 +78,7 @@ def test_the_command_grows_from_exact_to_lists(tmp_path, monkeypatch, capsys):
     _, run = tiny_run(tmp_path / "run")
     pictures = draw_people(tmp_path / "people", people=50, shots=2)
     first, rest = pictures[:60], pictures[60:]
-    for module in (large_index, index_module, search):
+    for module in (large_index, index_module):
         monkeypatch.setattr(module, "EXACT_UP_TO", 80)
     common = ["--checkpoint", str(run), "--device", "cpu"]
     words = ["--gallery", *map(str, first), "--save", str(tmp_path / "index"), *common]
