@@ -142,7 +142,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its checksum is not that of its content")
     for name, kind in KINDS.items():
         value = content.get(name)
-        if type(value) is not kind or (kind is int and not 0 <= value <= 2**62):
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value <= 2**62):
             raise ValueError(f"{path}: {name} is {shown(value)}; expected {kind.__name__}")
     return content
 

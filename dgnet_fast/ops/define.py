@@ -101,9 +101,9 @@ def _op(
         qualified + torch.library.infer_schema(function, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,)
     )
     # Dynamo traces calls of an op, and nothing that it runs.
-    run = torch.compiler.disable(run)
+    kernel: Any = torch.compiler.disable(run)
     for device in devices:
-        _LIBRARY.impl(qualified, run, device.upper())
+        _LIBRARY.impl(qualified, kernel, device.upper())
     torch.library.register_fake(f"dgnet_fast::{qualified}", fake, lib=_LIBRARY)
     return getattr(torch.ops.dgnet_fast, qualified).default
 

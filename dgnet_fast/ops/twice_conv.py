@@ -50,7 +50,9 @@ def twice_conv(
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    return _Convolution.apply(x, weight, bias, _How(tuple(stride), tuple(padding)), current())
+    return _Convolution.apply(
+        x, weight, bias, _How((stride[0], stride[1]), (padding[0], padding[1])), current()
+    )
 
 
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, how: _How, mask: list[bool]) -> Any:

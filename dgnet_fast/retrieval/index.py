@@ -72,7 +72,10 @@ class PictureIndex:
         array = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
         assert array.shape == (len(entries), self.made_by["dimension"])
         assert np.allclose(np.linalg.norm(array, axis=1), 1, atol=1e-3)
-        self.vectors.add([array] if isinstance(self.vectors, LargeVectors) else array)
+        if isinstance(self.vectors, LargeVectors):
+            self.vectors.add([array])
+        else:
+            self.vectors.add(array)
         self.entries += entries
 
     def grow(self, folder: Path, sources: Sequence[np.ndarray], entries: list[Entry]) -> None:

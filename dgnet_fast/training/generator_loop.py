@@ -95,7 +95,7 @@ def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
 
 
 @contextmanager
-def held_constant(module: nn.Module) -> Iterator[None]:
+def held_constant(module: nn.Module) -> Iterator[nn.Module]:
     """Within it no parameter of the module asks for a gradient."""
     asked = {p: p.requires_grad for p in module.parameters()}
     try:

@@ -203,6 +203,7 @@ class Run:
         ``NAME.pt``. ``extra``: further arguments of `train_teacher`.
         """
         config, state_file = self.config.replace(teacher_steps=steps), self.folder / name / "state.pt"
+        extra.setdefault("about", {"class names": self.dataset.class_names})
         names = self.dataset.class_names
         batches = self.batches(
             max(1, config.teacher_batch // 2),
@@ -218,7 +219,7 @@ class Run:
                 self.precision,
                 state_file=state_file,
                 stop=stop,
-                **{"about": {"class names": names}} | extra,
+                **extra,
             )
         if processes.is_first():
             save_teachers(self.folder / f"{name}.pt", [network], [config.teacher_stride], names, config)
