@@ -97,6 +97,14 @@ def test_the_option_checkpoint_of_earlier_versions_is_accepted():
     assert str(args.checkpoint) == "run" and list(map(str, args.pictures)) == ["a.png"]
 
 
+def test_renamed_options_are_accepted():
+    assert (
+        str(MODULES["search"].parser().parse_args(["run", "--gallery", "g", "--picture", "a.png"]).rank_list)
+        == "a.png"
+    )
+    assert MODULES["demo"].parser().parse_args(["run", "--nearest=3"]).top == 3
+
+
 def test_underscores_are_accepted():
     args = MODULES["evaluate"].parser().parse_args(["run", "--max_queries=3", "--rank_list", "a_b.png"])
     assert args.max_queries == 3 and str(args.rank_list) == "a_b.png"

@@ -46,6 +46,10 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
+RENAMED = {"--picture": "--rank-list", "--nearest": "--top"}
+"""Names that options had once, and have no more in any command; still accepted."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, with --quiet and --verbose, and without abbreviations.
 
@@ -113,7 +117,11 @@ class Parser(argparse.ArgumentParser):
         return [*rest[:before], value, *rest[before:]]
 
     def _hyphens(self, word: Any) -> Any:
-        """``--recon_x_w=3`` as ``--recon-x-w=3``, if there is an option of that name."""
+        """``--recon_x_w=3`` as ``--recon-x-w=3``, if there is an option of that name; and today's name of a renamed option."""
+        if isinstance(word, str):
+            name, equals, value = word.partition("=")
+            if name not in self._option_string_actions and RENAMED.get(name) in self._option_string_actions:
+                return f"{RENAMED[name]}{equals}{value}"
         if not (isinstance(word, str) and word.startswith("--") and "_" in word):
             return word
         name, equals, value = word.partition("=")
