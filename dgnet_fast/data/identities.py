@@ -43,7 +43,7 @@ class IdentityBatches(TrainBatches):
         """Whole batches in one pass over the identities."""
         return len(self._members) // self.people
 
-    def indices(self, step: int) -> np.ndarray:
+    def _whole_indices(self, step: int) -> np.ndarray:
         """The pictures of `step`, int64 (4, B): both streams, then their positives."""
         if step < 0:
             raise ValueError(f"step must be 0 or more, got {step}")

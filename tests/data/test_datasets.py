@@ -140,7 +140,11 @@ def test_prepared_layout(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("duke",), {}, "unknown dataset 'duke'; choose one of synthetic, market1501, folder"),
+        (
+            ("duke",),
+            {},
+            "unknown dataset 'duke'; choose one of synthetic, synthetic-a, synthetic-b, market1501, folder",
+        ),
         (("market1501",), {}, "dataset 'market1501' needs a root folder"),
         (("folder", "/nowhere/at/all"), {}, "missing folder /nowhere/at/all"),
         (("market1501", "/nowhere/at/all"), {}, "missing folder /nowhere/at/all"),

@@ -221,7 +221,9 @@ def test_several_by_the_options(tmp_path):
     dataset = dataset_of(config)
     assert dataset.class_names == ["veri776/0001", "veri776/0776", "synthetic/1", "synthetic/2"]
     assert decode_split(dataset.train, 40, 24).shape == (10, 3, 40, 24)
-    with pytest.raises(ValueError, match="data is 'veri776\\+car'; allowed: synthetic, market1501"):
+    with pytest.raises(
+        ValueError, match="data is 'veri776\\+car'; allowed: synthetic, synthetic-a, synthetic-b, market1501"
+    ):
         tiny_config(data="veri776+car")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dgnet_fast import teacher
 from dgnet_fast.config import Config, from_dict
+from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import batch_hard_triplet, cross_entropy, smoothed_cross_entropy
 from dgnet_fast.training.teacher_loop import teacher_rate
 from tests.tiny import arguments, tiny_config
@@ -75,13 +78,12 @@ def test_a_strong_teacher_trains_and_resumes(tmp_path, monkeypatch):
     assert len(lines) == 6 and '"triplet"' in lines[0]
     from dgnet_fast.training import teacher_loop
 
-    class Stop:
+    class Stop(StopSignal):
         """Asks the third step to be the last."""
 
         count = 0
 
-        @property
-        def requested(self):
+        def due(self):
             self.count += 1
             return self.count == 3
 
@@ -89,7 +91,7 @@ def test_a_strong_teacher_trains_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dgnet_fast.training.run.train_teacher", lambda *a, **k: plain(*a, **k | {"stop": Stop()})
     )
-    assert teacher.main(words(tmp_path / "halted", **STRONG)) == 0
+    assert teacher.main(words(tmp_path / "halted", **STRONG)) == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert not (tmp_path / "halted" / "teacher.pt").exists()
     assert teacher.main(words(tmp_path / "halted", **STRONG)) == 0
