@@ -72,7 +72,9 @@ def body(argv: list[str] | None) -> int:
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
     parts = args.out.with_name(f"{args.out.name}.parts")
-    features = extract_in_parts(extractor, paths, parts, progress=progress("features"))
+    features = extract_in_parts(
+        extractor, paths, parts, progress=progress("features"), overwrite=args.overwrite
+    )
     if not is_first():
         return 0
     write_features(args.out, features, paths, extractor.fingerprint)

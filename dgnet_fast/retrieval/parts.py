@@ -26,23 +26,34 @@ SMALL = 50 * CHUNK
 
 
 def extract_in_parts(
-    extractor: Extractor, paths: list[Path], folder: Path, *, progress: Progress | None = None
+    extractor: Extractor,
+    paths: list[Path],
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Features of picture files, float32 (N, F) on the CPU, as `Extractor.files` gives them, bit by bit, by way of
     `extract_parts`.
     """
-    files = extract_parts(extractor, paths, folder, progress=progress)
+    files = extract_parts(extractor, paths, folder, progress=progress, overwrite=overwrite)
     return torch.from_numpy(np.concatenate([np.load(file) for file in files]))
 
 
 def extract_parts(
-    extractor: Extractor, paths: list[Path], folder: Path, *, progress: Progress | None = None
+    extractor: Extractor,
+    paths: list[Path],
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """The features of picture files, in order, in .npy files float32 (n, F) of at most a chunk of pictures each.
 
     Each part is written to ``folder`` when it is done. If the program is killed, the same call goes on from the parts that
     are there. Where several processes are one run, all of them call this and each computes a share.
-    The caller removes the folder with `remove` when the features are safe.
+    The caller removes the folder with `remove` when the features are safe. With ``overwrite`` parts of another extraction
+    make room.
 
     Raises:
         ValueError: no pictures, an unreadable picture, or the folder holds parts of another extraction.
@@ -52,7 +63,7 @@ def extract_parts(
         raise ValueError("no pictures to extract features from")
     about = _about(extractor, paths)
     if processes.is_first():
-        _open(folder, about)
+        _open(folder, about, overwrite)
     processes.barrier()
     count = len(split)
     ends = batches_of(count, extractor.batch if count <= SMALL else CHUNK)
@@ -92,7 +103,7 @@ def _about(extractor: Extractor, paths: list[Path]) -> dict[str, str | int]:
     }
 
 
-def _open(folder: Path, about: dict[str, str | int]) -> None:
+def _open(folder: Path, about: dict[str, str | int], overwrite: bool) -> None:
     file = folder / "parts.json"
     if not file.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -105,9 +116,13 @@ def _open(folder: Path, about: dict[str, str | int]) -> None:
         there = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         there = {}
+    if overwrite and there != about:
+        remove(folder)
+        write_json(file, about)
+        return
     for name, ours in about.items():
         if not isinstance(there, dict) or there.get(name) != ours:
             raise ValueError(
-                f"{folder} holds the parts of another extraction that did not end ({name} differs); remove the folder, or "
-                "give another --out"
+                f"{folder} holds the parts of another extraction that did not end ({name} differs); remove the folder, "
+                "give another --out, or --overwrite"
             )
