@@ -11,6 +11,7 @@ their own gallery. A stopped comparison goes on when the command is run again.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def parser() -> Parser:
     return made
 
 
-def recipe(args, name: str, root: str | None) -> Config:  # noqa: ANN001
+def recipe(args: argparse.Namespace, name: str, root: str | None) -> Config:
     """The options of the baseline with the data set ``name``."""
     if name not in DATASETS:
         raise ConfigError(f"data set is {name!r}; allowed: {', '.join(DATASETS)}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
 # Nothing of a test stays in the user's cache, and no test finds what another one left; subprocesses inherit it.
 os.environ["DGNET_FAST_CACHE"] = "off"
+# A run leaves a signal alone that was ignored when it began, as nohup asks; the tests of signals want none ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):

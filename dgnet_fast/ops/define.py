@@ -101,7 +101,7 @@ def _op(
         qualified + torch.library.infer_schema(function, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,)
     )
     # Dynamo traces calls of an op, and nothing that it runs.
-    kernel: Any = torch.compiler.disable(run)
+    kernel: Any = torch._disable_dynamo(run)  # torch.compiler.disable imports all of Dynamo at once
     for device in devices:
         _LIBRARY.impl(qualified, kernel, device.upper())
     torch.library.register_fake(f"dgnet_fast::{qualified}", fake, lib=_LIBRARY)

@@ -34,6 +34,7 @@ def run(tmp_path, *words):
     return json.loads(path.read_text())
 
 
+@pytest.mark.thorough
 def test_generator_and_encoder(teacher, tmp_path, capsys):
     options = ["--teacher", str(teacher), "--steps", "2", "--every", "2"]
     squared = run(tmp_path, "generator", *options)

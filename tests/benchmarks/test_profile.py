@@ -25,6 +25,7 @@ def test_kinds_of_work():
     assert kind_of("aten::something_new") == "other"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_where_the_time_of_a_step_goes(capsys):
     assert main(["--profile", "--device", "cpu", "--batch", "2", "--height", "80", "--width", "40"]) == 0

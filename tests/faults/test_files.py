@@ -222,7 +222,7 @@ def test_1_a_damaged_config_is_refused(tmp_path):
 
 def test_l_paths_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.setenv("HOME", "/data/x")
     (tmp_path / "models" / "best").mkdir(parents=True)
     config = with_absolute_paths(
         tiny_config(
@@ -233,7 +233,7 @@ def test_l_paths_are_absolute(tmp_path, monkeypatch):
             data_cache="c",
         )
     )
-    assert config.data_root == f"{tmp_path}/a,/home/x/b.csv" and config.pretrained == f"{tmp_path}/w.pth"
+    assert config.data_root == f"{tmp_path}/a,/data/x/b.csv" and config.pretrained == f"{tmp_path}/w.pth"
     assert config.teacher == f"{tmp_path}/models/best,auto2" and config.data_cache == f"{tmp_path}/c"
 
 

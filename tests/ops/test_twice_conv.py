@@ -7,8 +7,6 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from functorch.compile import make_boxed_func
-from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgnet_fast.config import DiscriminatorConfig
@@ -117,27 +115,3 @@ def test_no_filter_in_ds_penalty_is_as_large_as_a_picture(amp, kind, options):
     assert seen.sizes and max(max(size) for size in seen.sizes) <= 4
     assert all(score.dtype == (amp or torch.float32) for score in scores)
     assert all(p.grad is not None for p in discriminator.parameters())
-
-
-def test_nor_in_the_compiled_one(fresh_compiler):
-    """torch.compile takes the same formula, through torch.func."""
-    discriminator = Discriminator(DiscriminatorConfig(dim=4, n_res=0, num_scales=1)).double()
-    real = torch.randn(2, 3, 16, 12, dtype=torch.float64)
-    parameters = list(discriminator.parameters())
-
-    def value():
-        scores, penalty = real_scores_and_penalty(discriminator, real)
-        return scores[0].square().sum() + penalty.sum()
-
-    filters = []
-
-    def keep(graph, _):
-        nodes = [n for n in graph.graph.nodes if n.target is torch.ops.aten.convolution.default]
-        filters.extend(tuple(n.args[1].meta["val"].shape[2:]) for n in nodes)
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
-    expected = torch.autograd.grad(value(), parameters)
-    got = torch.autograd.grad(torch.compile(value, backend=backend, fullgraph=True)(), parameters)
-    torch.testing.assert_close(got, expected, **EXACT)
-    assert len(filters) > len(discriminator.scales[0].stem) and max(map(max, filters)) <= 3

@@ -174,7 +174,7 @@ def collect_gradients(model: DGNet, found: dict[str, torch.Tensor], phase: str) 
             found[network] = torch.cat(gradients)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(
     torch.__version__ < "2.11",
     reason="on a CPU the Inductor of PyTorch 2.10 writes C++ of G that does not compile",

@@ -22,6 +22,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, NoOpDeviceGuardImpl<DeviceType::CUDA>)
 """PyTorch asks for a device's guard before copies and for nodes of gradients; its CPU builds have none for CUDA."""
 
 
+@pytest.mark.thorough
 def test_every_part_stays_on_the_device(tmp_path):
     guard = []
     if not torch.backends.cuda.is_built():
