@@ -1,6 +1,6 @@
 """A gallery of millions on this machine: time to build, memory, speed and what the search loses against the exact one.
 
-    python -m benchmarks.gallery --count 2000000 --folder /tmp/gallery
+    python -m benchmarks.gallery --count 2000000 --folder DIR
 
 The features are drawn: 1024 numbers of unit length around one centre for each 20 pictures, as re-identification features
 lie around people. They go to the disk in float16 first and are read from there, mapped.

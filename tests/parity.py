@@ -136,6 +136,20 @@ def probe(x: Tensor) -> dict:
     return {"mean": flat.mean(), "l2": float(np.linalg.norm(flat)), "values": flat[::step][:48]}
 
 
+def add_gradients(comparison: Comparison, recorded: dict, ours: dict) -> None:
+    """Compare gradients by name with the recorded ones; None is recorded for a parameter that has none."""
+    for name, value in recorded.items():
+        grad = ours.get(name)
+        if value is None:
+            if grad is not None:
+                comparison.add(f"{name} has a gradient", signature(name, grad)["l2"], 0.0, 0.0)
+        elif grad is None:
+            comparison.add(f"{name} has none", 0.0, value["l2"], value["l2"])
+        else:
+            for key, got in signature(name, grad).items():
+                comparison.add(f"{name} gradient {key}", got, value[key], value["l2"])
+
+
 def signature(name: str, x: Tensor) -> dict:
     """L2 norm and dot product with the name's own random vector, as recorded for gradients and states."""
     flat = x.detach().double().contiguous().flatten().numpy()
@@ -250,16 +264,7 @@ def compare_step(step: TrainingStep, batch: Batch, recorded: dict, unused: dict)
         for name, value in record.items():
             if name != "grads":
                 groups[group].add(name, losses.get(name, float("nan")), value, value)
-        for name, value in recorded[group]["grads"].items():
-            grad = gradients.get(name)
-            if value is None:
-                if grad is not None:
-                    groups[group].add(f"{name} has a gradient", signature(name, grad)["l2"], 0.0, 0.0)
-            elif grad is None:
-                groups[group].add(f"{name} has none", 0.0, value["l2"], value["l2"])
-            else:
-                for key, got in signature(name, grad).items():
-                    groups[group].add(f"{name} gradient {key}", got, value[key], value["l2"])
+        add_gradients(groups[group], recorded[group]["grads"], gradients)
 
     after = dict(unused)
     for prefix, module, layout in nets(model):

@@ -18,7 +18,7 @@ from dgnet_fast.config.unit import unit_from_dict
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.training.optim import Precision
 from dgnet_fast.translation.step import UnitBatch, UnitOptimisers, UnitStep
-from tests.parity import Comparison, probe, signature
+from tests.parity import Comparison, add_gradients, probe, signature
 
 GROUPS = ("lr", "forward", "dis", "gen", "after")
 SAMPLE = "sample"
@@ -185,16 +185,7 @@ def compare_step(step: UnitStep, batch: UnitBatch, index: int, recorded: dict) -
     for group in ("dis", "gen"):
         for name, value in recorded[group]["losses"].items():
             groups[group].add(name, losses.get(name, float("nan")), value, value)
-        for name, value in recorded[group]["grads"].items():
-            grad = gradients.get(name)
-            if value is None:
-                if grad is not None:
-                    groups[group].add(f"{name} has a gradient", signature(name, grad)["l2"], 0.0, 0.0)
-            elif grad is None:
-                groups[group].add(f"{name} has none", 0.0, value["l2"], value["l2"])
-            else:
-                for key, got in signature(name, grad).items():
-                    groups[group].add(f"{name} gradient {key}", got, value[key], value["l2"])
+        add_gradients(groups[group], recorded[group]["grads"], gradients)
     after = {
         prefix(kind, d) + name: value
         for kind, d in NETWORKS

@@ -197,7 +197,7 @@ class GeneratedSet:
             write_json(folder / "set.json", description | {"checksum": checksum(description)})
         if not self.manifest.exists():
             write_text(self.manifest, ",".join(COLUMNS) + "\n")
-        _cut_unfinished_line(self.manifest)
+        cut_unfinished_line(self.manifest)
         self.rows = {row.file: row for row in read_manifest(folder)}
         self.listed = set(self.rows)
 
@@ -242,7 +242,7 @@ class GeneratedSet:
         write_bytes(self.folder / row.file, data.getvalue(), sync=False)
 
 
-def _cut_unfinished_line(path: Path) -> None:
+def cut_unfinished_line(path: Path) -> None:
     """Remove an incomplete last line, which a killed program left; its picture is listed again."""
     with open(path, "r+b") as file:
         content = file.read()

@@ -50,9 +50,8 @@ def twice_conv(
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if (
-        torch.compiler.is_compiling()
-    ):  # under torch.func.vjp, as D's compiled penalty is, `_Convolution` gave 0 in float32
+    # Traced under torch.func.vjp, as D's compiled penalty is, `_Convolution` gave a penalty of 0.
+    if torch.compiler.is_compiling():
         return F.conv2d(x, weight, bias, stride, padding)
     return _Convolution.apply(
         x, weight, bias, _How((stride[0], stride[1]), (padding[0], padding[1])), current()

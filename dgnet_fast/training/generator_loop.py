@@ -81,11 +81,8 @@ def errors(model: DGNet, batch: Batch, deviation: Tensor | None = None) -> Error
         swaps = split_streams(model.decode(structure, wanted.flatten(0, 1)))
         again = split_streams(appearance_codes(model, swaps))
         found = (wide(again - wanted) / deviation).square().flatten(1).mean(dim=1)
-    return Errors(difference.square().flatten(1).mean(dim=1), _mean_absolute(difference), found)
-
-
-def _mean_absolute(difference: Tensor) -> Tensor:
-    return difference.detach().abs().flatten(1).mean(dim=1)
+    absolute = difference.detach().abs().flatten(1).mean(dim=1)
+    return Errors(difference.square().flatten(1).mean(dim=1), absolute, found)
 
 
 def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
@@ -155,12 +152,15 @@ def train_generator(
         def content_at(step: int) -> dict:
             return {"format": FORMAT, "step": step} | {k: v.state_dict() for k, v in networks.items()}
 
-        with torch.no_grad():  # the same at every start: E_a and these batches do not change
-            codes = torch.cat([appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)])
-            codes = processes.stacked(codes).flatten(0, 1)
+        deviation = None
+        if first == 0 or config.generator_code_w:
+            with torch.no_grad():  # the same at every start: E_a and these batches do not change
+                codes = [appearance_codes(model, batches.batch(k).x) for k in range(BATCHES_OF_CODES)]
+                codes = processes.stacked(torch.cat(codes)).flatten(0, 1)
             if first == 0:
                 model.mlp.fit_to(codes)
-        deviation = deviation_of(codes) if config.generator_code_w else None
+            if config.generator_code_w:
+                deviation = deviation_of(codes)
         processes.broadcast_(model.state_dict().values())
         sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
 

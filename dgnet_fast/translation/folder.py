@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dgnet_fast.report.files import atomically
+from dgnet_fast.generation.sets import JPEG_QUALITY, cut_unfinished_line
+from dgnet_fast.report.files import write_bytes, write_json, write_text
 from dgnet_fast.report.grid import to_image
-
-JPEG_QUALITY = 95
 
 
 def manifest_lines(folder: str | Path, columns: Sequence[str]) -> list[list[str]]:
@@ -71,10 +70,10 @@ class TranslatedSet:
             raise ValueError(f"{folder} exists and holds no translated set; choose another --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "set.json", (json.dumps(description, indent=1) + "\n").encode())
+            write_json(folder / "set.json", description)
         if not self.manifest.exists():
-            _write(self.manifest, (",".join(columns) + "\n").encode())
-        _cut_unfinished_line(self.manifest)
+            write_text(self.manifest, ",".join(columns) + "\n")
+        cut_unfinished_line(self.manifest)
         self.listed = {line[0] for line in manifest_lines(folder, columns)}
 
     def missing(self, files: Sequence[str]) -> list[int]:
@@ -104,17 +103,4 @@ class TranslatedSet:
         data = io.BytesIO()
         suffix = Path(row.file).suffix
         to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)
-        _write(self.folder / row.file, data.getvalue(), sync=False)
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    """Remove an incomplete last line, which a killed program left; its picture is listed again."""
-    with open(path, "r+b") as file:
-        content = file.read()
-        if not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def _write(path: Path, data: bytes, *, sync: bool = True) -> None:
-    with atomically(path, sync=sync) as temporary:
-        temporary.write_bytes(data)
+        write_bytes(self.folder / row.file, data.getvalue(), sync=False)
