@@ -303,7 +303,7 @@ def check_same(what: dict[str, Any]) -> None:
     """
     first, *others = gathered(what)
     for number, other in enumerate(others, start=1):
-        for name in first.keys() | other.keys():
+        for name in first | other:
             if first.get(name) != other.get(name):
                 raise ValueError(
                     f"{name} is {other.get(name)!r} in process {number} and {first.get(name)!r} in process 0; "
