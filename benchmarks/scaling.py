@@ -17,13 +17,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.step import random_batch, step_config
 from dgnet_fast.distributed import processes
-from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers, Precision
@@ -61,6 +61,7 @@ def predict() -> None:
 
 
 KINDS = ("one alone", "each for itself", "together", "of it waiting")
+"""The last is time in which a process waits for sums, or for the other to come to them."""
 
 
 @contextlib.contextmanager
@@ -82,14 +83,14 @@ def measure(args: argparse.Namespace) -> None:
     step = TrainingStep(model, Optimisers(model, config), Precision(None, torch.device("cpu")))
     batch = random_batch(config, (args.batch, args.height, args.width), processes.rank(), "cpu", True)
     waited: list[float] = []
-    plain = GradientSums.wait
+    plain = processes.finish
 
-    def wait(self: GradientSums, *names: str) -> None:
+    def finish(work: Any) -> None:
         begin = time.perf_counter()
-        plain(self, *names)
+        plain(work)
         waited.append(time.perf_counter() - begin)
 
-    GradientSums.wait = wait
+    processes.finish = finish
 
     def timed(work: Callable[[], object]) -> tuple[float, float]:
         """Seconds of the clock and of the processor, Gloo's threads included."""

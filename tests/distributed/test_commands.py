@@ -171,6 +171,22 @@ def test_two_processes_go_on_where_one_was_killed(places, monkeypatch, tmp_path)
 def test_scores_of_two_processes_are_those_of_one(places, tmp_path):
     _, *ours = words(places, "one")
     _, *theirs = words(places, "two")
+    cross = [
+        "generate",
+        "cross",
+        str(places / "run"),
+        "--source",
+        "synthetic:query",
+        "--device",
+        "cpu",
+        "--batch",
+        "3",
+        "--out",
+    ]
+    ours, theirs = (
+        [*ours, [*cross, str(places / "one" / "cross")]],
+        [*theirs, [*cross, str(places / "two" / "cross")]],
+    )
     by_one(places, *ours)
     ended = by_two(
         places, theirs, DGNET_FAST_CACHE=str(tmp_path)
@@ -181,6 +197,7 @@ def test_scores_of_two_processes_are_those_of_one(places, tmp_path):
     assert (one / "scores.json").read_text() == (two / "scores.json").read_text()
     assert (one / "quality.json").read_text() == (two / "quality.json").read_text().replace("/two/", "/one/")
     same_files(places, "set")
+    assert len(same_files(places, "cross")) > 9
 
 
 def test_another_extractions_parts_are_refused(places, tmp_path, monkeypatch, capsys):
