@@ -89,6 +89,7 @@ def joined() -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
+    _World.store = None  # ends its thread while Python still runs; after an error `first_to_fail` asks it
 
 
 def _meet(place: Place, backend: str) -> None:
