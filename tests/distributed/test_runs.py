@@ -37,6 +37,7 @@ OPTIONS = NETWORK | {
     "generator_steps": 2,
     "baseline": "false",
     "num_workers": 1,
+    "gray_jitter": 0,  # drawn for each process, as dropout is
     "amp": "off",
     "device": "cpu",
 }
