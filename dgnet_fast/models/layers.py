@@ -67,21 +67,22 @@ def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) 
     return reflect_pad(x if negative_slope is None else F.leaky_relu(x, negative_slope), padding)
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False) -> Tensor:
+def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False, biased: bool = True) -> Tensor:
     """conv(x), by the op `conv3x3` where it is of that kind; ``twice``: by `twice_conv` where that op does not serve, for
-    a network whose input gradient is itself differentiated.
+    a network whose input gradient is itself differentiated. Without its bias where it is not to be ``biased``.
     """
+    bias = conv.bias if biased else None
     if isinstance(conv.padding, str) or conv.dilation != (1, 1):
-        return conv(x)
+        return conv._conv_forward(x, conv.weight, bias)
     if conv.kernel_size == (3, 3) and conv.stride == (1, 1):
-        given = (x, conv.weight, conv.bias)
+        given = (x, conv.weight, bias)
         # torch.func's transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
         if not twice or (not torch.compiler.is_compiling() and conv3x3_serves(*given, conv.padding[0])):
             return conv3x3(*given, padding=conv.padding[0])
     if not twice:
-        return conv(x)
+        return conv._conv_forward(x, conv.weight, bias)
     stride, padding = conv.stride, conv.padding
-    return twice_conv(x, conv.weight, conv.bias, stride=stride, padding=padding)  # pyright: ignore[reportArgumentType]
+    return twice_conv(x, conv.weight, bias, stride=stride, padding=padding)  # pyright: ignore[reportArgumentType]
 
 
 def as_computed(x: Tensor, weight: Tensor) -> Tensor:
@@ -151,11 +152,18 @@ class ConvBlock(nn.Module):
         """Reflect padding that this block's convolution reads; 0 for another kind of padding."""
         return self.padding if self.pad_type == "reflect" else 0
 
+    @property
+    def bias_is_idle(self) -> bool:
+        """Whether the norm that follows takes the convolution's bias out again, so that it is not even added: what a
+        channel has in all its pixels is no part of an instance norm. Its gradient is zero (`idle_biases`).
+        """
+        return self.norm_kind in ("in", "adain")
+
     def convolve(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """Pad, unless x comes ``padded`` by `reflection`, and convolve; nothing else."""
         if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
-        return convolve(self.conv, x, twice=self.twice_differentiable)
+        return convolve(self.conv, x, twice=self.twice_differentiable, biased=not self.bias_is_idle)
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
@@ -204,6 +212,14 @@ class ConvBlock(nn.Module):
     ) -> Tensor:
         x = self.convolve(x, padded=padded)
         return self.finish(x, scale, shift, residual, pad_result=pad_result)
+
+
+def idle_biases(network: nn.Module) -> list[nn.Parameter]:
+    """The biases within ``network`` that change no result: they get no gradient, which an optimiser with weight decay
+    must take for zero.
+    """
+    blocks = (m for m in network.modules() if isinstance(m, ConvBlock) and m.bias_is_idle)
+    return [block.conv.bias for block in blocks if block.conv.bias is not None]
 
 
 class ResidualBlock(nn.Module):

@@ -35,11 +35,12 @@ from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import wide
-from dgnet_fast.training.optim import SENT, Precision
+from dgnet_fast.training.optim import SENT, Precision, ZeroGradients
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import seed_step
 
@@ -138,6 +139,7 @@ def train_generator(
     betas = (config.beta1, config.beta2)
     parameters = [p for network in networks.values() for p in network.parameters()]
     optimiser = torch.optim.Adam(parameters, config.generator_lr, betas, weight_decay=config.weight_decay)
+    zeros = ZeroGradients(idle_biases(model), [("gen", optimiser)])
     scaler = precision.scalers["gen"]
     first = 0
     with held_constant(model.appearance_encoder):
@@ -176,6 +178,7 @@ def train_generator(
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(total / processes.size()).backward()
             sums.wait("gen")
+            zeros.give("gen")
             scaler.step(optimiser)
             scaler.update()
             named = {"squared": found.squared, "recon_x": found.absolute}

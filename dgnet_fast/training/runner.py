@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -24,7 +24,7 @@ from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.training.graphs import NotRecorded, Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
-from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.optim import Optimisers, Precision, ZeroGradients
 from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
 
@@ -78,7 +78,8 @@ class Runner(ABC):
     A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs every pass and
     part through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
     keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed. ``whole`` is a
-    part of the model whose weights keep their dtype under autocast (see `WeightCopies`).
+    part of the model whose weights keep their dtype under autocast (see `WeightCopies`). ``idle``: weights that change no
+    result, whose gradient is zero.
 
     Where several processes are one run (`dgnet_fast.distributed`), each gives a batch of its own, and the step is that of
     all of them: gradients are summed, in ``sent`` (None: their own dtype), terms are means over the processes, and a loss
@@ -103,6 +104,7 @@ class Runner(ABC):
         deferred: bool | None = None,
         recorder: Recorder | None = None,
         whole: nn.Module | None = None,
+        idle: Sequence[nn.Parameter] = (),
         sent: torch.dtype | None = None,
     ) -> None:
         self.model, self.optimisers, self.precision = model, optimisers, precision
@@ -129,6 +131,7 @@ class Runner(ABC):
             },
             sent,
         )
+        self._zeros = ZeroGradients(idle, optimisers.named())
         self._functions: dict[Callable, Callable] = {}
 
     @abstractmethod
@@ -210,6 +213,7 @@ class Runner(ABC):
             self.sums.wait(*self.PHASES[phase].optimisers)
         with labelled("optimisers"):
             for name in self.PHASES[phase].optimisers:
+                self._zeros.give(name)
                 scaler.step(optimisers[name])
             scaler.update()
 

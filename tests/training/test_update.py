@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import TrainingStep
 from tests.tiny import (
@@ -64,6 +65,29 @@ def collect_gradients(step):
 
         optimiser.register_step_pre_hook(hook)
     return found
+
+
+def test_biases_that_change_no_result_take_weight_decay_alone():
+    """Instance norms take them out again, so no kernel adds them and no backward pass reaches them."""
+    config = tiny_config(weight_decay=0.1, **ALL_TERMS)
+    terms = []
+    for value in (0.0, 1.0):
+        model = tiny_model(config, 1, F64)
+        idle = idle_biases(model)
+        assert len(idle) > 20
+        for bias in idle:
+            bias.data.fill_(value)
+        step = tiny_step(model)
+        found = collect_gradients(step)
+        terms.append(step([tiny_batch(config, 0, F64)], 0).terms)
+        places = {id(p): k for k, p in enumerate(step.optimisers.gen.param_groups[0]["params"])}
+        for bias in idle:
+            assert (found["gen"][places[id(bias)]] == 0).all()
+            # Adam's first step is the rate, whatever the gradient's size
+            torch.testing.assert_close(
+                bias, torch.full_like(bias, value * (1 - config.lr_g)), rtol=1e-6, atol=0
+            )
+    assert terms[0] == terms[1]
 
 
 def test_accumulated_gradients_are_the_average():
