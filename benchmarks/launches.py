@@ -23,6 +23,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from dgnet_fast.kernels import batch_norm_act
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,8 +46,6 @@ OUTSIDE = "update"
 
 
 KERNELS = {
-    "batch_norm_act": 3,
-    "batch_norm_act_backward": 3,
     "adain_act": 2,
     "adain_act_backward": 2,
     "layer_norm_act": 2,
@@ -92,6 +91,9 @@ def work(name: str, given: dict[str, Any], made: Any) -> list[Work]:
             found.append(Work("gradient of a bias", 1, size(grad, grad_bias)))
         return found
     again: tuple = ()
+    kernels = KERNELS.get(name, 1)
+    if name.startswith("batch_norm_act"):
+        kernels = batch_norm_act.kernels_of(given["x"], given["groups"])[name.endswith("backward")]
     if name in ("batch_norm_act", "adain_act", "layer_norm_act"):
         again = (given["x"],)
     elif name in ("adain_act_backward", "layer_norm_act_backward"):
@@ -104,7 +106,7 @@ def work(name: str, given: dict[str, Any], made: Any) -> list[Work]:
         again = given["x"], passed
         if not given["relu"]:
             given = given | {"y": None}
-    return [Work(name, KERNELS.get(name, 1), size(given, made, again))]
+    return [Work(name, kernels, size(given, made, again))]
 
 
 def copies(*tensors: torch.Tensor) -> list[Work]:

@@ -3,8 +3,9 @@
 `forward` and `backward` take what the op prepared and allocated, by its names: tensors dense in NCHW or channels_last
 order, weight and bias float32 and contiguous. The batch is cut into units whose pixels are neighbours: in channels_last
 a unit is a group, its samples' pixels being one table of rows, in NCHW a sample. A first kernel leaves the sums
-of each slice of a unit in a workspace, a second merges those of a group and channel in a fixed order, a third
-writes the result. No atomics: results are the same from run to run.
+of each slice of a unit in a workspace, a last one writes the result. Those of a group and channel are merged in a fixed
+order by every program of the last kernel that needs them or, where there are many, by a kernel between the two. Small
+groups take one kernel forward. No atomics: results are the same from run to run.
 
 Statistics are taken about a value of the channel (its group's first), by Welford's running mean within a
 program and by Chan's formula between programs, so that a mean far from zero costs no accuracy.
@@ -20,7 +21,7 @@ Device memory traffic for n bytes of x; the minimum reads each input and writes 
 | ... with a gradient of the residual | 5n | 7n |
 
 The last is no more than without one because the first pass leaves that gradient, the masked grad_y, for the
-third to read in place of grad_y and y. The third kernel begins with what the first read last, which the L2 cache
+last to read in place of grad_y and y. The last kernel begins with what the first read last, which the L2 cache
 may still hold (50 MB on an H100; E_a's largest x is 34 MB of bfloat16 at four groups of 8): that much is counted
 above and not read. The workspace is at most 1 MB each for sums and squares.
 """
@@ -42,6 +43,13 @@ SLICE_ELEMENTS = 8192
 COLUMNS = 64
 # Two to three rounds of what an H100's 132 multiprocessors hold, 6 to 8 blocks of 128 threads each.
 MOST_PROGRAMS = 2048
+# Where a group has at most so many partial sums, each program of the last kernel merges those of its channels by itself: 64
+# of 64 channels are 32 kB out of the L2 cache, as much as the program reads and writes besides, and a launch less.
+MOST_PARTS = 64
+# In channels_last a group of at most so many pixels is served by one kernel, whose second reading comes out of the caches
+# (32 channels of 2048 pixels are 128 kB of bfloat16): E_a's last two stages at 8 pictures a group of 256x128.
+WHOLE_PIXELS = 2048
+WHOLE_COLUMNS = 32
 # Elements of the workspace that a merging program reads at a time, and the most channels it serves.
 MERGE = 4096
 MERGE_COLUMNS = 64
@@ -67,19 +75,15 @@ def _part(unit, index, channel, channels):
 
 
 @triton.jit
-def forward_sums(
-    x_ptr, parts_ptr, units, channels, pixels, slice_pixels,
+def _statistics(
+    x_ptr, pivot, first, last, channels, pixels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Leaves the mean less the pivot, and the sum of squares about it, of each slice and channel.
+    """The mean less the pivot, and the sum of squares about it, of a slice of the unit at x, (1, COLUMNS) each.
 
     Every lane of the tile keeps a running mean and sum of squares, so that x is read once; masked lanes come
     last and change nothing.
     """
-    unit, index, first, last = bounds(pixels, slice_pixels, False)
-    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
-    pivot = _pivot(x_ptr, unit // units, channel, units, channels, pixels, CHANNELS_LAST)
-    x_ptr += unit * pixels * channels
     mean = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(first, last, ROWS):
@@ -92,26 +96,32 @@ def forward_sums(
     count = tl.maximum(0, (last - first - row + ROWS - 1) // ROWS).to(tl.float32)
     whole = tl.sum(mean * count, 0)[None, :] / (last - first)
     apart = mean - whole
-    to = parts_ptr + _part(unit, index, channel, channels)
-    tl.store(to, whole, channel < channels)
-    tl.store(to + channels, tl.sum(squares + count * apart * apart, 0)[None, :], channel < channels)
+    return whole, tl.sum(squares + count * apart * apart, 0)[None, :]
 
 
 @triton.jit
-def _merge(parts_ptr, group, parts, channels, COLUMNS: tl.constexpr):
-    """What a merging program serves: its channels, their mask, and the group's part of the workspace."""
-    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return channel, channel < channels, parts_ptr + group.to(tl.int64) * parts * 2 * channels
-
-
-@triton.jit
-def forward_merge(
-    x_ptr, parts_ptr, mean_ptr, var_ptr, elements, parts, slices, units, channels, pixels, slice_pixels,
+def forward_sums(
+    x_ptr, parts_ptr, units, channels, pixels, slice_pixels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Mean and biased variance of a group's channels from its `parts` partial statistics."""
-    group = tl.program_id(1)
-    channel, inside, parts_ptr = _merge(parts_ptr, group, parts, channels, COLUMNS)
+    """Leaves the `_statistics` of each slice and channel."""
+    unit, index, first, last = bounds(pixels, slice_pixels, False)
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
+    pivot = _pivot(x_ptr, unit // units, channel, units, channels, pixels, CHANNELS_LAST)
+    x_ptr += unit * pixels * channels
+    whole, squares = _statistics(x_ptr, pivot, first, last, channels, pixels, ROWS, COLUMNS, CHANNELS_LAST)
+    to = parts_ptr + _part(unit, index, channel, channels)
+    tl.store(to, whole, channel < channels)
+    tl.store(to + channels, squares, channel < channels)
+
+
+@triton.jit
+def _merged_statistics(
+    parts_ptr, channel, elements, parts, slices, channels, pixels, slice_pixels,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Mean less the pivot and biased variance of a group's channels from its `parts` partial statistics."""
+    inside = channel < channels
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, parts, ROWS):
         part = start + tl.arange(0, ROWS)[:, None]
@@ -127,33 +137,102 @@ def forward_merge(
         at = parts_ptr + part * 2 * channels + channel
         apart = tl.where(mask, tl.load(at, mask, other=0.0) - mean, 0.0)
         sums += count * apart * apart + tl.load(at + channels, mask, other=0.0)
-    pivot = _pivot(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
-    tl.store(mean_ptr + group * channels + channel, pivot + mean, inside)
-    tl.store(var_ptr + group * channels + channel, tl.sum(sums, 0)[None, :] / elements, inside)
+    return mean, tl.sum(sums, 0)[None, :] / elements
 
 
 @triton.jit
-def forward_apply(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, var_ptr, units, channels, pixels,
-    slice_pixels, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    RELU: tl.constexpr,
+def _parts_of(parts_ptr, group, parts, channels):
+    """The part of the workspace (a few MB at most) that is the group's."""
+    return parts_ptr + group * parts * 2 * channels
+
+
+@triton.jit
+def forward_merge(
+    x_ptr, parts_ptr, mean_ptr, var_ptr, elements, parts, slices, units, channels, pixels, slice_pixels,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    unit, index, first, last = bounds(pixels, slice_pixels, True)
+    """Mean and biased variance of a group's channels; a kernel of its own where there are many parts."""
+    group = tl.program_id(1)
+    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    mean, var = _merged_statistics(
+        _parts_of(parts_ptr, group, parts, channels), channel, elements, parts, slices, channels, pixels,
+        slice_pixels, ROWS, COLUMNS,
+    )  # fmt: skip
+    pivot = _pivot(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
+    tl.store(mean_ptr + group * channels + channel, pivot + mean, channel < channels)
+    tl.store(var_ptr + group * channels + channel, var, channel < channels)
+
+
+@triton.jit
+def _write(
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, base, first, last, mean, var, channels, pixels, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Writes a slice of y; ``base`` is where the unit begins."""
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
-    code, inside = unit // units * channels + channel, channel < channels
-    mean = tl.load(mean_ptr + code, inside, other=0.0)
-    factor = tl.load(weight_ptr + channel, inside, other=0.0)
-    factor = factor / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
+    inside = channel < channels
+    factor = tl.load(weight_ptr + channel, inside, other=0.0) / tl.sqrt(var + eps)
     shift = tl.load(bias_ptr + channel, inside, other=0.0)
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
-        at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
+        at = base + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
         z = (_values(x_ptr, at, mask) - mean) * factor + shift
         if residual_ptr is not None:
             z += _values(residual_ptr, at, mask)
         if RELU:
             z = tl.where(z <= 0, 0.0, z)  # NaN passes
         tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def forward_apply(
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, var_ptr, parts_ptr, elements, parts, slices,
+    units, channels, pixels, slice_pixels, eps, MERGE_ROWS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Writes a slice of y; merges the statistics and leaves them, unless `forward_merge` has (MERGE_ROWS 0)."""
+    unit, index, first, last = bounds(pixels, slice_pixels, True)
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
+    group = unit // units
+    code, inside = group * channels + channel, channel < channels
+    if MERGE_ROWS:
+        mean, var = _merged_statistics(
+            _parts_of(parts_ptr, group, parts, channels), channel, elements, parts, slices, channels, pixels,
+            slice_pixels, MERGE_ROWS, COLUMNS,
+        )  # fmt: skip
+        mean += _pivot(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
+        if (unit % units == 0) & (index == 0):
+            tl.store(mean_ptr + code, mean, inside)
+            tl.store(var_ptr + code, var, inside)
+    else:
+        mean = tl.load(mean_ptr + code, inside, other=0.0)
+        var = tl.load(var_ptr + code, inside, other=0.0)
+    _write(
+        x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, unit * pixels * channels, first, last, mean, var,
+        channels, pixels, eps, ROWS, COLUMNS, CHANNELS_LAST, RELU,
+    )  # fmt: skip
+
+
+@triton.jit
+def forward_whole(
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, var_ptr, channels, pixels, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """All three at once: a program serves some channels of a whole group, which is one unit."""
+    group, _, first, last = bounds(pixels, pixels, False)
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
+    base, code, inside = group * pixels * channels, group * channels + channel, channel < channels
+    pivot = _pivot(x_ptr, group, channel, 1, channels, pixels, CHANNELS_LAST)
+    whole, squares = _statistics(
+        x_ptr + base, pivot, first, last, channels, pixels, ROWS, COLUMNS, CHANNELS_LAST
+    )
+    mean, var = pivot + whole, squares / pixels
+    tl.store(mean_ptr + code, mean, inside)
+    tl.store(var_ptr + code, var, inside)
+    _write(
+        x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, base, first, last, mean, var, channels, pixels, eps,
+        ROWS, COLUMNS, CHANNELS_LAST, RELU,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -190,51 +269,77 @@ def backward_sums(
 
 
 @triton.jit
-def backward_merge(parts_ptr, sums_ptr, parts, groups, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums (2, groups, channels) from the `parts` partial ones of each group."""
-    group = tl.program_id(1)
-    channel, inside, parts_ptr = _merge(parts_ptr, group, parts, channels, COLUMNS)
+def _merged_sums(parts_ptr, channel, parts, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The two sums of a group's channels from its `parts` partial ones."""
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, parts, ROWS):
         part = start + tl.arange(0, ROWS)[:, None]
-        mask = (part < parts) & inside
+        mask = (part < parts) & (channel < channels)
         at = parts_ptr + part * 2 * channels + channel
         sums += tl.load(at, mask, other=0.0)
         products += tl.load(at + channels, mask, other=0.0)
+    return tl.sum(sums, 0)[None, :], tl.sum(products, 0)[None, :]
+
+
+@triton.jit
+def backward_merge(parts_ptr, sums_ptr, parts, groups, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums (2, groups, channels); a kernel of its own where there are many parts."""
+    group = tl.program_id(1)
+    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    sums, products = _merged_sums(
+        _parts_of(parts_ptr, group, parts, channels), channel, parts, channels, ROWS, COLUMNS
+    )
     to = sums_ptr + group * channels + channel
-    tl.store(to, tl.sum(sums, 0)[None, :], inside)
-    tl.store(to + groups * channels, tl.sum(products, 0)[None, :], inside)
+    tl.store(to, sums, channel < channels)
+    tl.store(to + groups * channels, products, channel < channels)
+
+
+@triton.jit
+def _sums_of(
+    sums_ptr, group, channel, parts, groups, channels, MERGE_ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """A group's two sums, from what `backward_merge` left or, with MERGE_ROWS, from the parts."""
+    if MERGE_ROWS:
+        sums, products = _merged_sums(
+            _parts_of(sums_ptr, group, parts, channels), channel, parts, channels, MERGE_ROWS, COLUMNS
+        )
+    else:
+        at, inside = sums_ptr + group * channels + channel, channel < channels
+        sums = tl.load(at, inside, other=0.0)
+        products = tl.load(at + groups * channels, inside, other=0.0)
+    return sums, products
 
 
 @triton.jit
 def backward_apply(
     grad_y_ptr, y_ptr, x_ptr, weight_ptr, mean_ptr, var_ptr, sums_ptr, grad_x_ptr, grad_weight_ptr,
-    grad_bias_ptr, elements, groups, units, channels, pixels, slice_pixels, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    grad_bias_ptr, elements, parts, groups, units, channels, pixels, slice_pixels, eps,
+    MERGE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Writes a slice of grad_x; the first slice's programs add up the groups' gradients of weight and bias."""
     unit, index, first, last = bounds(pixels, slice_pixels, True)
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     inside = channel < channels
-    products_ptr = sums_ptr + groups * channels
     if (unit == 0) & (index == 0):
         grad_weight = tl.zeros([1, COLUMNS], tl.float32)
         grad_bias = tl.zeros([1, COLUMNS], tl.float32)
         for group in range(0, groups):
-            code = group * channels + channel
-            deviation = tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
-            grad_weight += tl.load(products_ptr + code, inside, other=0.0) / deviation
-            grad_bias += tl.load(sums_ptr + code, inside, other=0.0)
+            sums, products = _sums_of(sums_ptr, group, channel, parts, groups, channels, MERGE_ROWS, COLUMNS)
+            var = tl.load(var_ptr + group * channels + channel, inside, other=0.0)
+            grad_weight += products / tl.sqrt(var + eps)
+            grad_bias += sums
         tl.store(grad_weight_ptr + channel, grad_weight, inside)
         tl.store(grad_bias_ptr + channel, grad_bias, inside)
 
-    code = unit // units * channels + channel
+    group = unit // units
+    code = group * channels + channel
     mean = tl.load(mean_ptr + code, inside, other=0.0)
     rstd = 1.0 / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
     scale = tl.load(weight_ptr + channel, inside, other=0.0) * rstd
-    level = tl.load(sums_ptr + code, inside, other=0.0) / elements
-    slope = tl.load(products_ptr + code, inside, other=0.0) / elements * rstd * rstd
+    sums, products = _sums_of(sums_ptr, group, channel, parts, groups, channels, MERGE_ROWS, COLUMNS)
+    level = sums / elements
+    slope = products / elements * rstd * rstd
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
@@ -263,22 +368,46 @@ class _Launch:
         self.sizes = (self.units, channels, pixels, self.slices.pixels)
         self.tile = {"CHANNELS_LAST": channels_last, **self.slices.tile}
         self.parts = self.units * self.slices.count
+        merged_here = self.parts <= MOST_PARTS
+        # a quarter of a tile at a time: a whole one took 96 registers
+        rows = max(1, TILE // columns // 4)
+        self.merge_rows = min(triton.next_power_of_2(self.parts), rows) if merged_here else 0
         columns = min(MERGE_COLUMNS, widest, max(4, MERGE // triton.next_power_of_2(self.parts)))
         self.merge = {"ROWS": min(MERGE // columns, triton.next_power_of_2(self.parts)), "COLUMNS": columns}
         self.merge_grid = (triton.cdiv(channels, columns), groups)
-        self.workspace = torch.empty((groups * self.parts, 2, channels), dtype=torch.float32, device=x.device)
+        shape = groups * self.parts, 2, channels
+        self.workspace = torch.empty(shape, dtype=torch.float32, device=x.device)
+        # a group as one slice: narrower, for as many programs as that leaves
+        columns = min(WHOLE_COLUMNS, widest)
+        self.whole_grid = (1, triton.cdiv(channels, columns), groups)
+        rows = min(TILE // columns, triton.next_power_of_2(pixels))
+        self.whole = {"CHANNELS_LAST": channels_last, "ROWS": rows, "COLUMNS": columns}
+        self.is_whole = self.units == 1 and pixels <= WHOLE_PIXELS
+
+
+def kernels_of(x: Tensor, groups: int) -> tuple[int, int]:
+    """How many kernels `forward` and `backward` launch for such an x."""
+    cut = _Launch(x, groups)
+    several = 2 if cut.merge_rows else 3
+    return 1 if cut.is_whole else several, several
 
 
 def forward(a: SimpleNamespace) -> None:
     """Fills y, mean and var."""
     cut = _Launch(a.x, a.groups)
+    filled = (a.x, a.weight, a.bias, a.residual, a.y, a.mean, a.var)
+    if cut.is_whole:
+        _, channels, pixels, _ = cut.sizes
+        forward_whole[cut.whole_grid](*filled, channels, pixels, a.eps, RELU=a.relu, **cut.whole)
+        return
     forward_sums[cut.grid](a.x, cut.workspace, *cut.sizes, **cut.tile)
-    forward_merge[cut.merge_grid](
-        a.x, cut.workspace, a.mean, a.var, cut.elements, cut.parts, cut.slices.count, *cut.sizes,
-        CHANNELS_LAST=cut.tile["CHANNELS_LAST"], **cut.merge,
-    )  # fmt: skip
+    merging = (cut.elements, cut.parts, cut.slices.count, *cut.sizes)
+    if not cut.merge_rows:
+        forward_merge[cut.merge_grid](
+            a.x, cut.workspace, a.mean, a.var, *merging, CHANNELS_LAST=cut.tile["CHANNELS_LAST"], **cut.merge
+        )
     forward_apply[cut.grid](
-        a.x, a.weight, a.bias, a.residual, a.y, a.mean, a.var, *cut.sizes, a.eps, RELU=a.relu, **cut.tile
+        *filled, cut.workspace, *merging, a.eps, MERGE_ROWS=cut.merge_rows, RELU=a.relu, **cut.tile
     )
 
 
@@ -286,12 +415,14 @@ def backward(a: SimpleNamespace) -> None:
     """Fills grad_x, grad_weight and grad_bias, and grad_residual unless it is empty."""
     cut = _Launch(a.x, a.groups)
     grad_residual = a.grad_residual if a.grad_residual.numel() else None
-    sums = torch.empty((2, *a.mean.shape), dtype=torch.float32, device=a.x.device)
     sign = a.y if a.relu else None
     backward_sums[cut.grid](a.grad_y, sign, a.x, a.mean, grad_residual, cut.workspace, *cut.sizes, **cut.tile)
-    backward_merge[cut.merge_grid](cut.workspace, sums, cut.parts, a.groups, a.x.shape[1], **cut.merge)
+    sums = cut.workspace
+    if not cut.merge_rows:
+        sums = torch.empty((2, *a.mean.shape), dtype=torch.float32, device=a.x.device)
+        backward_merge[cut.merge_grid](cut.workspace, sums, cut.parts, a.groups, a.x.shape[1], **cut.merge)
     passed = (a.grad_y, sign) if grad_residual is None else (grad_residual, None)
     backward_apply[cut.grid](
         *passed, a.x, a.weight, a.mean, a.var, sums, a.grad_x, a.grad_weight, a.grad_bias, cut.elements,
-        a.groups, *cut.sizes, a.eps, **cut.tile,
+        cut.parts, a.groups, *cut.sizes, a.eps, MERGE_ROWS=cut.merge_rows, **cut.tile,
     )  # fmt: skip

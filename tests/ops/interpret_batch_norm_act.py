@@ -25,6 +25,8 @@ CASES = [
     (*WITHOUT, NCHW, torch.float32),
     (*WITHOUT, CHANNELS_LAST, torch.float32),
 ]
+#: Sums merged by a kernel of their own, by the last kernel, and none, all in one kernel: `MOST_PARTS` and `WHOLE_PIXELS`.
+FORMS = {"merged apart": (0, 0), "merged by the last": (64, 0), "whole": (0, 1000)}
 
 
 def results(function, given, groups, relu, grad_y, dtype=None):
@@ -50,23 +52,32 @@ def main() -> None:
         grad_y = (draw(shape) * (z.abs() > 1e-2)).to(dtype)
         options = (given, groups, full, grad_y)
         exact = results(batch_norm_act_reference, *options, torch.float64)
-        rows.append(
-            {
-                "case": f"{shape} groups {groups} residual and relu {full} {order} {dtype}",
-                "dtype": str(dtype),
-                "triton": worst(results(batch_norm_act, *options), exact, dtype == torch.bfloat16),
-                "pytorch": worst(results(batch_norm_act_reference, *options), exact),
-            }
-        )
+        pytorch = worst(results(batch_norm_act_reference, *options), exact)
+        for form, (kernels.MOST_PARTS, kernels.WHOLE_PIXELS) in FORMS.items():
+            mine = results(batch_norm_act, *options)
+            rows.append(
+                {
+                    "case": f"{shape} groups {groups} residual and relu {full} {order} {dtype} {form}",
+                    "dtype": str(dtype),
+                    "kernels": kernels.kernels_of(x, groups),
+                    "triton": worst(mine, exact, dtype == torch.bfloat16),
+                    "pytorch": pytorch,
+                }
+            )
     # A mean of ten thousand deviations, without and with an outlier where the statistics' pivot is.
     x = torch.randn(4, 1, 15, 9, generator=torch.Generator().manual_seed(1)) * 1e-2 + 100
     x[2, 0, 0, 0] = 0
-    mean, var = batch_norm_act(x, torch.ones(1), torch.zeros(1), groups=2)[1:]
     exact = x.double().unflatten(0, (2, -1))
-    far = {
-        "mean": ((mean - exact.mean((1, 3, 4))).abs() / 100).max().item(),
-        "var": (var / exact.var((1, 3, 4), correction=0) - 1).abs().max().item(),
-    }
+    far = []
+    for kernels.MOST_PARTS, kernels.WHOLE_PIXELS in FORMS.values():
+        shown = x.expand(-1, 2, -1, -1).contiguous(memory_format=CHANNELS_LAST)
+        mean, var = batch_norm_act(shown, torch.ones(2), torch.zeros(2), groups=2)[1:]
+        far.append(
+            {
+                "mean": ((mean - exact.mean((1, 3, 4))).abs() / 100).max().item(),
+                "var": (var / exact.var((1, 3, 4), correction=0) - 1).abs().max().item(),
+            }
+        )
     print(json.dumps({"rows": rows, "far": far}))
 
 

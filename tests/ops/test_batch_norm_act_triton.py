@@ -15,19 +15,23 @@ from tests.ops.interpreted import interpreted  # noqa: E402
 
 def test_values_under_the_interpreter():
     results = interpreted("interpret_batch_norm_act.py")
-    assert len(results["rows"]) == 6
+    assert len(results["rows"]) == 6 * 3
+    assert {tuple(row["kernels"]) for row in results["rows"]} == {(3, 3), (2, 2), (1, 3)}
     for row in results["rows"]:
         # For bfloat16 the errors are those beyond a truncation, as in test_adain_act_triton.py.
         for mine, pytorch in zip(row["triton"], row["pytorch"], strict=True):
             allowed = 2 * pytorch + 1e-5 if row["dtype"] == "torch.float16" else 1e-6
             assert mine <= allowed, row
-    assert results["far"]["mean"] < 1.2e-7 and results["far"]["var"] < 1e-5, results["far"]
+    for far in results["far"]:
+        assert far["mean"] < 1.2e-7 and far["var"] < 1e-5, far
 
 
 KERNELS = [f"{way}_{part}" for way in ("forward", "backward") for part in ("sums", "merge", "apply")]
+KERNELS.append("forward_whole")
 #: What a training step of E_a launches: shape, residual, channels_last, dtype.
 LAUNCHES = [
     ((32, 64, 128, 64), False, True, torch.bfloat16),
+    ((32, 512, 32, 16), True, True, torch.bfloat16),
     ((32, 2048, 16, 8), True, True, torch.bfloat16),
     ((32, 256, 64, 32), True, False, torch.float32),
 ]
@@ -38,16 +42,18 @@ def launched(monkeypatch, *cases):
     from dgnet_fast.kernels import batch_norm_act as kernels
 
     launches = record(monkeypatch, kernels, KERNELS)
+    expected = 0
     for shape, residual, channels_last, dtype in cases:
         order = torch.channels_last if channels_last else torch.contiguous_format
         x = torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
         weight = torch.empty(shape[1], device="meta")
         added = x if residual else None
+        expected += sum(kernels.kernels_of(x, 4))
         given = {"x": x, "weight": weight, "groups": 4, "relu": True, "eps": 1e-5}
         a = launch("batch_norm_act", "forward", **given, bias=weight, residual=added)
         kept = {"y": a.y, "mean": a.mean, "var": a.var}
         launch("batch_norm_act", "backward", grad_y=a.y, **kept, **given, needs_residual=residual)
-    assert len(launches) == 6 * len(cases)
+    assert len(launches) == expected, (len(launches), expected)
     return launches
 
 
