@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
 from dgnet_fast.ops.conv3x3 import serves as conv3x3_serves
-from dgnet_fast.ops.padding import interior, reflect_pad, replicate_pad
+from dgnet_fast.ops.padding import reflect_pad, replicate_pad, with_interior
 from dgnet_fast.ops.twice_conv import twice_conv
 
 LRELU_SLOPE = 0.2
@@ -245,8 +245,8 @@ class ResidualBlock(nn.Module):
         return self.conv1.reflection
 
     def forward(self, x: Tensor, *, padded: bool = False, pad_result: int = 0) -> Tensor:
+        x, residual = with_interior(x, self.reflection) if padded else (x, x)
         half = self.conv1(x, padded=padded, pad_result=self.conv2.reflection)
-        residual = interior(x, self.reflection) if padded else x
         return self.conv2(half, residual=residual, padded=True, pad_result=pad_result)
 
 
