@@ -58,13 +58,23 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
     return F.pad(x, (amount,) * 4) if amount else x
 
 
-def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) -> Tensor:
+def activate_and_reflect(
+    x: Tensor, negative_slope: float | None, padding: int, bias: Tensor | None = None
+) -> Tensor:
     """Reflect-pad the LeakyReLU of x (x itself for None): by `act_pad`, but compiled in plain PyTorch, which Inductor fuses
-    and which torch.func, in D's compiled penalty, accepts.
+    and which torch.func, in D's compiled penalty, accepts. ``bias`` (C,), where `padding_adds_bias`, is added before.
     """
     if padding and not torch.compiler.is_compiling():
-        return act_pad(x, negative_slope=negative_slope, padding=padding)
+        return act_pad(x, bias, negative_slope=negative_slope, padding=padding)
+    assert bias is None
     return reflect_pad(x if negative_slope is None else F.leaky_relu(x, negative_slope), padding)
+
+
+def padding_adds_bias(x: Tensor) -> bool:
+    """Whether `act_pad` adds the bias of the convolution before it: on CUDA PyTorch adds it in a pass of its own. A CPU's
+    convolutions add it in theirs.
+    """
+    return x.is_cuda and not torch.compiler.is_compiling()
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False, biased: bool = True) -> Tensor:
@@ -159,11 +169,13 @@ class ConvBlock(nn.Module):
         """
         return self.norm_kind in ("in", "adain")
 
-    def convolve(self, x: Tensor, *, padded: bool = False) -> Tensor:
-        """Pad, unless x comes ``padded`` by `reflection`, and convolve; nothing else."""
+    def convolve(self, x: Tensor, *, padded: bool = False, biased: bool = True) -> Tensor:
+        """Pad, unless x comes ``padded`` by `reflection`, and convolve, ``biased`` or without the bias; nothing else."""
         if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
-        return convolve(self.conv, x, twice=self.twice_differentiable, biased=not self.bias_is_idle)
+        return convolve(
+            self.conv, x, twice=self.twice_differentiable, biased=biased and not self.bias_is_idle
+        )
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
@@ -176,8 +188,11 @@ class ConvBlock(nn.Module):
         residual: Tensor | None = None,
         *,
         pad_result: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """What follows the convolution: norm, activation, residual, and reflect padding by ``pad_result``."""
+        """What follows the convolution: norm, activation, residual, and reflect padding by ``pad_result``. ``bias`` is the
+        convolution's where it is left to the padding.
+        """
         slope = FUSED_SLOPES.get(type(self.activation))
         fused = self.activation is None or slope is not None
         if self.norm_kind in ("in", "adain"):
@@ -196,7 +211,7 @@ class ConvBlock(nn.Module):
                 return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
             x = self.norm(x)
         if pad_result and residual is None and slope is not None:
-            return activate_and_reflect(x, slope, pad_result)
+            return activate_and_reflect(x, slope, pad_result, bias)
         x = self.activate(x)
         return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
 
@@ -210,8 +225,11 @@ class ConvBlock(nn.Module):
         padded: bool = False,
         pad_result: int = 0,
     ) -> Tensor:
-        x = self.convolve(x, padded=padded)
-        return self.finish(x, scale, shift, residual, pad_result=pad_result)
+        later = None
+        if pad_result and residual is None and self.norm_kind == "none" and padding_adds_bias(x):
+            later = self.conv.bias if type(self.activation) in FUSED_SLOPES else None
+        x = self.convolve(x, padded=padded, biased=later is None)
+        return self.finish(x, scale, shift, residual, pad_result=pad_result, bias=later)
 
 
 def idle_biases(network: nn.Module) -> list[nn.Parameter]:
