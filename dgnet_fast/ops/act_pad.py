@@ -183,7 +183,7 @@ def _backward(ctx, grad_y: Tensor) -> dict[str, Tensor | None]:
     grad_y = grad_y.contiguous(memory_format=ctx.order)
     grad_x = _backward_op(grad_y, sides, ctx.negative_slope, ctx.padding)
     # a kernel of its own, as PyTorch's convolutions make theirs
-    grad_bias = grad_x.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
+    grad_bias = grad_x.sum((0, 2, 3), dtype=ctx.bias_dtype) if needs_bias else None
     return {"x": grad_x if needs_x else None, "bias": grad_bias}
 
 
