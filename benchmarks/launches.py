@@ -99,13 +99,12 @@ def work(name: str, given: dict[str, Any], made: Any) -> list[Work]:
     elif name in ("adain_act_backward", "layer_norm_act_backward"):
         again = given["grad_y"], given["x"]
     elif name == "batch_norm_act_backward":
-        # the first pass leaves the masked gradient for the last one where a residual wants it
-        passed = (
-            made[3] if given["needs_residual"] else (given["grad_y"], given["y"] if given["relu"] else ())
-        )
-        again = given["x"], passed
-        if not given["relu"]:
+        # the ReLU's side is found from x unless there was a residual; the first pass leaves the masked gradient for the
+        # last one where a residual wants it
+        if not given["relu"] or given["bias"] is not None:
             given = given | {"y": None}
+        passed = made[3] if given["needs_residual"] else [given[k] for k in ("grad_y", "grad_again", "y")]
+        again = given["x"], passed
     return [Work(name, kernels, size(given, made, again))]
 
 

@@ -16,14 +16,16 @@ Device memory traffic for n bytes of x; the minimum reads each input and writes 
 |---|---|---|
 | forward | 2n | 3n |
 | ... with a residual | 3n | 4n |
-| backward | 4n | 7n |
-| ... without ReLU | 3n | 5n |
-| ... with a gradient of the residual | 5n | 7n |
+| backward | 3n | 5n |
+| ... with a residual, without a gradient of it | 4n | 7n |
+| ... and with one | 5n | 7n |
+| ... and a second gradient of y | 6n | 8n |
 
-The last is no more than without one because the first pass leaves that gradient, the masked grad_y, for the
-last to read in place of grad_y and y. The last kernel begins with what the first read last, which the L2 cache
-may still hold (50 MB on an H100; E_a's largest x is 34 MB of bfloat16 at four groups of 8): that much is counted
-above and not read. The workspace is at most 1 MB each for sums and squares.
+Without a residual the ReLU's side is found from x, which is read anyway, and y is not. The gradient of the residual costs
+no more because the first pass leaves it, the masked sum of what comes, for the last to read in place of that and y. The
+last kernel begins with what the first read last, which the L2 cache may still hold (50 MB on an H100; E_a's largest x is
+34 MB of bfloat16 at four groups of 8): that much is counted above and not read. The workspace is at most 1 MB each for sums
+and squares.
 """
 
 from __future__ import annotations
@@ -33,6 +35,15 @@ from types import SimpleNamespace
 import torch
 import triton
 import triton.language as tl
+from dgnet_fast.kernels.batch_norm_parts import (
+    merged_statistics,
+    merged_sums,
+    part_at,
+    parts_of,
+    pivot_of,
+    slice_statistics,
+    values,
+)
 from dgnet_fast.kernels.slices import Slices, bounds, columns_of, offset, tile
 from torch import Tensor
 
@@ -56,94 +67,21 @@ MERGE_COLUMNS = 64
 
 
 @triton.jit
-def _values(pointer, at, mask):
-    return tl.load(pointer + at, mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _pivot(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST: tl.constexpr):
-    """The group's first value of each channel."""
-    at = group.to(tl.int64) * units * pixels * channels
-    at += channel if CHANNELS_LAST else channel.to(tl.int64) * pixels
-    return _values(x_ptr, at, channel < channels)
-
-
-@triton.jit
-def _part(unit, index, channel, channels):
-    """Where the partial sums of a unit's slice are: two for each channel, `channels` apart."""
-    return (unit * tl.num_programs(0) + index) * 2 * channels + channel
-
-
-@triton.jit
-def _statistics(
-    x_ptr, pivot, first, last, channels, pixels,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """The mean less the pivot, and the sum of squares about it, of a slice of the unit at x, (1, COLUMNS) each.
-
-    Every lane of the tile keeps a running mean and sum of squares, so that x is read once; masked lanes come
-    last and change nothing.
-    """
-    mean = tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(first, last, ROWS):
-        pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
-        x = _values(x_ptr, offset(pixel, channel, pixels, channels, CHANNELS_LAST), mask) - pivot
-        difference = tl.where(mask, x - mean, 0.0)
-        mean += difference * (1.0 / ((start - first) // ROWS + 1).to(tl.float32))
-        squares += difference * (x - mean)
-    row = tl.arange(0, ROWS)[:, None]
-    count = tl.maximum(0, (last - first - row + ROWS - 1) // ROWS).to(tl.float32)
-    whole = tl.sum(mean * count, 0)[None, :] / (last - first)
-    apart = mean - whole
-    return whole, tl.sum(squares + count * apart * apart, 0)[None, :]
-
-
-@triton.jit
 def forward_sums(
     x_ptr, parts_ptr, units, channels, pixels, slice_pixels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Leaves the `_statistics` of each slice and channel."""
+    """Leaves the `slice_statistics` of each slice and channel."""
     unit, index, first, last = bounds(pixels, slice_pixels, False)
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
-    pivot = _pivot(x_ptr, unit // units, channel, units, channels, pixels, CHANNELS_LAST)
+    pivot = pivot_of(x_ptr, unit // units, channel, units, channels, pixels, CHANNELS_LAST)
     x_ptr += unit * pixels * channels
-    whole, squares = _statistics(x_ptr, pivot, first, last, channels, pixels, ROWS, COLUMNS, CHANNELS_LAST)
-    to = parts_ptr + _part(unit, index, channel, channels)
+    whole, squares = slice_statistics(
+        x_ptr, pivot, first, last, channels, pixels, ROWS, COLUMNS, CHANNELS_LAST
+    )
+    to = parts_ptr + part_at(unit, index, channel, channels)
     tl.store(to, whole, channel < channels)
     tl.store(to + channels, squares, channel < channels)
-
-
-@triton.jit
-def _merged_statistics(
-    parts_ptr, channel, elements, parts, slices, channels, pixels, slice_pixels,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Mean less the pivot and biased variance of a group's channels from its `parts` partial statistics."""
-    inside = channel < channels
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, parts, ROWS):
-        part = start + tl.arange(0, ROWS)[:, None]
-        mask = (part < parts) & inside
-        count = tl.minimum(slice_pixels, pixels - part % slices * slice_pixels).to(tl.float32)
-        sums += count * tl.load(parts_ptr + part * 2 * channels + channel, mask, other=0.0)
-    mean = tl.sum(sums, 0)[None, :] / elements
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, parts, ROWS):
-        part = start + tl.arange(0, ROWS)[:, None]
-        mask = (part < parts) & inside
-        count = tl.minimum(slice_pixels, pixels - part % slices * slice_pixels).to(tl.float32)
-        at = parts_ptr + part * 2 * channels + channel
-        apart = tl.where(mask, tl.load(at, mask, other=0.0) - mean, 0.0)
-        sums += count * apart * apart + tl.load(at + channels, mask, other=0.0)
-    return mean, tl.sum(sums, 0)[None, :] / elements
-
-
-@triton.jit
-def _parts_of(parts_ptr, group, parts, channels):
-    """The part of the workspace (a few MB at most) that is the group's."""
-    return parts_ptr + group * parts * 2 * channels
 
 
 @triton.jit
@@ -154,11 +92,11 @@ def forward_merge(
     """Mean and biased variance of a group's channels; a kernel of its own where there are many parts."""
     group = tl.program_id(1)
     channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    mean, var = _merged_statistics(
-        _parts_of(parts_ptr, group, parts, channels), channel, elements, parts, slices, channels, pixels,
+    mean, var = merged_statistics(
+        parts_of(parts_ptr, group, parts, channels), channel, elements, parts, slices, channels, pixels,
         slice_pixels, ROWS, COLUMNS,
     )  # fmt: skip
-    pivot = _pivot(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
+    pivot = pivot_of(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
     tl.store(mean_ptr + group * channels + channel, pivot + mean, channel < channels)
     tl.store(var_ptr + group * channels + channel, var, channel < channels)
 
@@ -176,9 +114,9 @@ def _write(
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = base + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
-        z = (_values(x_ptr, at, mask) - mean) * factor + shift
+        z = (values(x_ptr, at, mask) - mean) * factor + shift
         if residual_ptr is not None:
-            z += _values(residual_ptr, at, mask)
+            z += values(residual_ptr, at, mask)
         if RELU:
             z = tl.where(z <= 0, 0.0, z)  # NaN passes
         tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask)
@@ -196,11 +134,11 @@ def forward_apply(
     group = unit // units
     code, inside = group * channels + channel, channel < channels
     if MERGE_ROWS:
-        mean, var = _merged_statistics(
-            _parts_of(parts_ptr, group, parts, channels), channel, elements, parts, slices, channels, pixels,
+        mean, var = merged_statistics(
+            parts_of(parts_ptr, group, parts, channels), channel, elements, parts, slices, channels, pixels,
             slice_pixels, MERGE_ROWS, COLUMNS,
         )  # fmt: skip
-        mean += _pivot(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
+        mean += pivot_of(x_ptr, group, channel, units, channels, pixels, CHANNELS_LAST)
         if (unit % units == 0) & (index == 0):
             tl.store(mean_ptr + code, mean, inside)
             tl.store(var_ptr + code, var, inside)
@@ -222,8 +160,8 @@ def forward_whole(
     group, _, first, last = bounds(pixels, pixels, False)
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     base, code, inside = group * pixels * channels, group * channels + channel, channel < channels
-    pivot = _pivot(x_ptr, group, channel, 1, channels, pixels, CHANNELS_LAST)
-    whole, squares = _statistics(
+    pivot = pivot_of(x_ptr, group, channel, 1, channels, pixels, CHANNELS_LAST)
+    whole, squares = slice_statistics(
         x_ptr + base, pivot, first, last, channels, pixels, ROWS, COLUMNS, CHANNELS_LAST
     )
     mean, var = pivot + whole, squares / pixels
@@ -236,50 +174,61 @@ def forward_whole(
 
 
 @triton.jit
-def _grad_z(grad_y_ptr, y_ptr, at, mask):
-    """The gradient before the ReLU, 0 outside the mask; without a ReLU y is None."""
-    grad = _values(grad_y_ptr, at, mask)
+def _affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps):
+    """Factor and shift of the normalised x; the shift 0 where there is no bias."""
+    factor = tl.load(weight_ptr + channel, inside, other=0.0)
+    factor = factor / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
+    shift = tl.zeros_like(factor)
+    if bias_ptr is not None:
+        shift = tl.load(bias_ptr + channel, inside, other=0.0)
+    return factor, shift
+
+
+@triton.jit
+def _grad_z(
+    grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, factor, shift, at, mask
+):  # fmt: skip
+    """The gradient before the ReLU, 0 outside the mask; the ReLU's side is that of y or, with a bias, of the x that it is
+    made of, and there is no ReLU where both are None.
+    """
+    grad = values(grad_y_ptr, at, mask)
+    if grad_again_ptr is not None:
+        grad += values(grad_again_ptr, at, mask)
     if y_ptr is not None:
-        grad = tl.where(_values(y_ptr, at, mask) <= 0, 0.0, grad)
+        grad = tl.where(values(y_ptr, at, mask) <= 0, 0.0, grad)
+    elif bias_ptr is not None:
+        grad = tl.where(centred * factor + shift <= 0, 0.0, grad)
     return grad
 
 
 @triton.jit
 def backward_sums(
-    grad_y_ptr, y_ptr, x_ptr, mean_ptr, grad_residual_ptr, parts_ptr, units, channels, pixels, slice_pixels,
+    grad_y_ptr, grad_again_ptr, y_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, grad_residual_ptr,
+    parts_ptr, units, channels, pixels, slice_pixels, eps,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Leaves sums of the gradient before the ReLU, plain and times centred x, and writes grad_residual."""
     unit, index, first, last = bounds(pixels, slice_pixels, False)
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
-    mean = tl.load(mean_ptr + unit // units * channels + channel, channel < channels, other=0.0)
+    code, inside = unit // units * channels + channel, channel < channels
+    mean = tl.load(mean_ptr + code, inside, other=0.0)
+    factor, shift = mean, mean
+    if bias_ptr is not None:
+        factor, shift = _affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
-        grad = _grad_z(grad_y_ptr, y_ptr, at, mask)
+        centred = values(x_ptr, at, mask) - mean
+        grad = _grad_z(grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, factor, shift, at, mask)
         if grad_residual_ptr is not None:
             tl.store(grad_residual_ptr + at, grad.to(grad_residual_ptr.dtype.element_ty), mask)
         sums += grad
-        products += grad * (_values(x_ptr, at, mask) - mean)
-    to = parts_ptr + _part(unit, index, channel, channels)
+        products += grad * centred
+    to = parts_ptr + part_at(unit, index, channel, channels)
     tl.store(to, tl.sum(sums, 0)[None, :], channel < channels)
     tl.store(to + channels, tl.sum(products, 0)[None, :], channel < channels)
-
-
-@triton.jit
-def _merged_sums(parts_ptr, channel, parts, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The two sums of a group's channels from its `parts` partial ones."""
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    products = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, parts, ROWS):
-        part = start + tl.arange(0, ROWS)[:, None]
-        mask = (part < parts) & (channel < channels)
-        at = parts_ptr + part * 2 * channels + channel
-        sums += tl.load(at, mask, other=0.0)
-        products += tl.load(at + channels, mask, other=0.0)
-    return tl.sum(sums, 0)[None, :], tl.sum(products, 0)[None, :]
 
 
 @triton.jit
@@ -287,8 +236,8 @@ def backward_merge(parts_ptr, sums_ptr, parts, groups, channels, ROWS: tl.conste
     """Sums (2, groups, channels); a kernel of its own where there are many parts."""
     group = tl.program_id(1)
     channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    sums, products = _merged_sums(
-        _parts_of(parts_ptr, group, parts, channels), channel, parts, channels, ROWS, COLUMNS
+    sums, products = merged_sums(
+        parts_of(parts_ptr, group, parts, channels), channel, parts, channels, ROWS, COLUMNS
     )
     to = sums_ptr + group * channels + channel
     tl.store(to, sums, channel < channels)
@@ -301,8 +250,8 @@ def _sums_of(
 ):  # fmt: skip
     """A group's two sums, from what `backward_merge` left or, with MERGE_ROWS, from the parts."""
     if MERGE_ROWS:
-        sums, products = _merged_sums(
-            _parts_of(sums_ptr, group, parts, channels), channel, parts, channels, MERGE_ROWS, COLUMNS
+        sums, products = merged_sums(
+            parts_of(sums_ptr, group, parts, channels), channel, parts, channels, MERGE_ROWS, COLUMNS
         )
     else:
         at, inside = sums_ptr + group * channels + channel, channel < channels
@@ -313,8 +262,8 @@ def _sums_of(
 
 @triton.jit
 def backward_apply(
-    grad_y_ptr, y_ptr, x_ptr, weight_ptr, mean_ptr, var_ptr, sums_ptr, grad_x_ptr, grad_weight_ptr,
-    grad_bias_ptr, elements, parts, groups, units, channels, pixels, slice_pixels, eps,
+    grad_y_ptr, grad_again_ptr, y_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, grad_x_ptr,
+    grad_weight_ptr, grad_bias_ptr, elements, parts, groups, units, channels, pixels, slice_pixels, eps,
     MERGE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Writes a slice of grad_x; the first slice's programs add up the groups' gradients of weight and bias."""
@@ -336,15 +285,17 @@ def backward_apply(
     code = group * channels + channel
     mean = tl.load(mean_ptr + code, inside, other=0.0)
     rstd = 1.0 / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
-    scale = tl.load(weight_ptr + channel, inside, other=0.0) * rstd
+    # as the forward pass has it, to the bit: the ReLU's side is found from it
+    scale, shift = _affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps)
     sums, products = _sums_of(sums_ptr, group, channel, parts, groups, channels, MERGE_ROWS, COLUMNS)
     level = sums / elements
     slope = products / elements * rstd * rstd
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
-        grad = _grad_z(grad_y_ptr, y_ptr, at, mask)
-        grad_x = (grad - level - (_values(x_ptr, at, mask) - mean) * slope) * scale
+        centred = values(x_ptr, at, mask) - mean
+        grad = _grad_z(grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, scale, shift, at, mask)
+        grad_x = (grad - level - centred * slope) * scale
         tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask)
 
 
@@ -415,14 +366,18 @@ def backward(a: SimpleNamespace) -> None:
     """Fills grad_x, grad_weight and grad_bias, and grad_residual unless it is empty."""
     cut = _Launch(a.x, a.groups)
     grad_residual = a.grad_residual if a.grad_residual.numel() else None
-    sign = a.y if a.relu else None
-    backward_sums[cut.grid](a.grad_y, sign, a.x, a.mean, grad_residual, cut.workspace, *cut.sizes, **cut.tile)
+    sign = a.y if a.relu and a.bias is None else None
+    bias = a.bias if a.relu else None
+    statistics = (a.mean, a.var)
+    passed = (a.grad_y, a.grad_again, sign, a.x, a.weight, bias)
+    backward_sums[cut.grid](*passed, *statistics, grad_residual, cut.workspace, *cut.sizes, a.eps, **cut.tile)
     sums = cut.workspace
     if not cut.merge_rows:
         sums = torch.empty((2, *a.mean.shape), dtype=torch.float32, device=a.x.device)
         backward_merge[cut.merge_grid](cut.workspace, sums, cut.parts, a.groups, a.x.shape[1], **cut.merge)
-    passed = (a.grad_y, sign) if grad_residual is None else (grad_residual, None)
+    if grad_residual is not None:  # what the first kernel read of the gradients, summed and masked
+        passed = (grad_residual, None, None, a.x, a.weight, None)
     backward_apply[cut.grid](
-        *passed, a.x, a.weight, a.mean, a.var, sums, a.grad_x, a.grad_weight, a.grad_bias, cut.elements,
+        *passed, *statistics, sums, a.grad_x, a.grad_weight, a.grad_bias, cut.elements,
         cut.parts, a.groups, *cut.sizes, a.eps, MERGE_ROWS=cut.merge_rows, **cut.tile,
     )  # fmt: skip
