@@ -105,6 +105,8 @@ def work(name: str, given: dict[str, Any], made: Any) -> list[Work]:
             given = given | {"y": None}
         passed = made[3] if given["needs_residual"] else [given[k] for k in ("grad_y", "grad_again", "y")]
         again = given["x"], passed
+    if name.startswith("batch_norm_act") and batch_norm_act.reads_once(given["x"], given["groups"]):
+        again = ()
     return [Work(name, kernels, size(given, made, again))]
 
 
@@ -175,7 +177,7 @@ def count(args: argparse.Namespace, *, train_encoder: bool) -> Count:
         for module in model.modules():  # by hand, since `Module.to` refuses fake weights
             for name, weight in module.named_parameters(recurse=False):
                 if weight.ndim == 4:
-                    last = weight.detach().contiguous(memory_format=torch.channels_last)
+                    last = weight.detach().to(memory_format=torch.channels_last)
                     setattr(module, name, nn.Parameter(last, requires_grad=weight.requires_grad))
         batch = random_batch(config, (args.batch, args.height, args.width), 0, "cpu", True)
         dtype = {"fp32": None, "bf16": torch.bfloat16}[args.precision]

@@ -5,12 +5,12 @@ order, weight and bias float32 and contiguous. The batch is cut into units whose
 a unit is a group, its samples' pixels being one table of rows, in NCHW a sample. A first kernel leaves the sums
 of each slice of a unit in a workspace, a last one writes the result. Those of a group and channel are merged in a fixed
 order by every program of the last kernel that needs them or, where there are many, by a kernel between the two. Small
-groups take one kernel forward. No atomics: results are the same from run to run.
+groups stay in registers (batch_norm_whole.py). No atomics: results are the same from run to run.
 
 Statistics are taken about a value of the channel (its group's first), by Welford's running mean within a
 program and by Chan's formula between programs, so that a mean far from zero costs no accuracy.
 
-Device memory traffic for n bytes of x; the minimum reads each input and writes each output once:
+Device memory traffic for n bytes of x; the minimum, which small groups take, reads each input and writes each output once:
 
 | | minimum | here |
 |---|---|---|
@@ -36,6 +36,8 @@ import torch
 import triton
 import triton.language as tl
 from dgnet_fast.kernels.batch_norm_parts import (
+    affine,
+    grad_before_relu,
     merged_statistics,
     merged_sums,
     part_at,
@@ -44,6 +46,7 @@ from dgnet_fast.kernels.batch_norm_parts import (
     slice_statistics,
     values,
 )
+from dgnet_fast.kernels.batch_norm_whole import backward_groups, backward_whole, forward_whole
 from dgnet_fast.kernels.slices import Slices, bounds, columns_of, offset, tile
 from torch import Tensor
 
@@ -57,10 +60,11 @@ MOST_PROGRAMS = 2048
 # Where a group has at most so many partial sums, each program of the last kernel merges those of its channels by itself: 64
 # of 64 channels are 32 kB out of the L2 cache, as much as the program reads and writes besides, and a launch less.
 MOST_PARTS = 64
-# In channels_last a group of at most so many pixels is served by one kernel, whose second reading comes out of the caches
-# (32 channels of 2048 pixels are 128 kB of bfloat16): E_a's last two stages at 8 pictures a group of 256x128.
-WHOLE_PIXELS = 2048
-WHOLE_COLUMNS = 32
+# In channels_last a group of at most so many pixels is kept in registers (batch_norm_whole.py), 16 channels a program, which
+# are a sector of bfloat16: E_a's last two stages at 8 pictures a group of 256x128. 512 threads hold 32 values each of a tensor.
+WHOLE_PIXELS = 1024
+WHOLE_COLUMNS = 16
+WHOLE_WARPS = 16
 # Elements of the workspace that a merging program reads at a time, and the most channels it serves.
 MERGE = 4096
 MERGE_COLUMNS = 64
@@ -102,27 +106,6 @@ def forward_merge(
 
 
 @triton.jit
-def _write(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, base, first, last, mean, var, channels, pixels, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
-):  # fmt: skip
-    """Writes a slice of y; ``base`` is where the unit begins."""
-    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
-    inside = channel < channels
-    factor = tl.load(weight_ptr + channel, inside, other=0.0) / tl.sqrt(var + eps)
-    shift = tl.load(bias_ptr + channel, inside, other=0.0)
-    for start in range(first, last, ROWS):
-        pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
-        at = base + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
-        z = (values(x_ptr, at, mask) - mean) * factor + shift
-        if residual_ptr is not None:
-            z += values(residual_ptr, at, mask)
-        if RELU:
-            z = tl.where(z <= 0, 0.0, z)  # NaN passes
-        tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask)
-
-
-@triton.jit
 def forward_apply(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, var_ptr, parts_ptr, elements, parts, slices,
     units, channels, pixels, slice_pixels, eps, MERGE_ROWS: tl.constexpr, ROWS: tl.constexpr,
@@ -145,60 +128,17 @@ def forward_apply(
     else:
         mean = tl.load(mean_ptr + code, inside, other=0.0)
         var = tl.load(var_ptr + code, inside, other=0.0)
-    _write(
-        x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, unit * pixels * channels, first, last, mean, var,
-        channels, pixels, eps, ROWS, COLUMNS, CHANNELS_LAST, RELU,
-    )  # fmt: skip
-
-
-@triton.jit
-def forward_whole(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, var_ptr, channels, pixels, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
-):  # fmt: skip
-    """All three at once: a program serves some channels of a whole group, which is one unit."""
-    group, _, first, last = bounds(pixels, pixels, False)
-    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
-    base, code, inside = group * pixels * channels, group * channels + channel, channel < channels
-    pivot = pivot_of(x_ptr, group, channel, 1, channels, pixels, CHANNELS_LAST)
-    whole, squares = slice_statistics(
-        x_ptr + base, pivot, first, last, channels, pixels, ROWS, COLUMNS, CHANNELS_LAST
-    )
-    mean, var = pivot + whole, squares / pixels
-    tl.store(mean_ptr + code, mean, inside)
-    tl.store(var_ptr + code, var, inside)
-    _write(
-        x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, base, first, last, mean, var, channels, pixels, eps,
-        ROWS, COLUMNS, CHANNELS_LAST, RELU,
-    )  # fmt: skip
-
-
-@triton.jit
-def _affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps):
-    """Factor and shift of the normalised x; the shift 0 where there is no bias."""
-    factor = tl.load(weight_ptr + channel, inside, other=0.0)
-    factor = factor / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
-    shift = tl.zeros_like(factor)
-    if bias_ptr is not None:
-        shift = tl.load(bias_ptr + channel, inside, other=0.0)
-    return factor, shift
-
-
-@triton.jit
-def _grad_z(
-    grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, factor, shift, at, mask
-):  # fmt: skip
-    """The gradient before the ReLU, 0 outside the mask; the ReLU's side is that of y or, with a bias, of the x that it is
-    made of, and there is no ReLU where both are None.
-    """
-    grad = values(grad_y_ptr, at, mask)
-    if grad_again_ptr is not None:
-        grad += values(grad_again_ptr, at, mask)
-    if y_ptr is not None:
-        grad = tl.where(values(y_ptr, at, mask) <= 0, 0.0, grad)
-    elif bias_ptr is not None:
-        grad = tl.where(centred * factor + shift <= 0, 0.0, grad)
-    return grad
+    factor = tl.load(weight_ptr + channel, inside, other=0.0) / tl.sqrt(var + eps)
+    shift = tl.load(bias_ptr + channel, inside, other=0.0)
+    for start in range(first, last, ROWS):
+        pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
+        at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
+        z = (values(x_ptr, at, mask) - mean) * factor + shift
+        if residual_ptr is not None:
+            z += values(residual_ptr, at, mask)
+        if RELU:
+            z = tl.where(z <= 0, 0.0, z)  # NaN passes
+        tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -214,14 +154,14 @@ def backward_sums(
     mean = tl.load(mean_ptr + code, inside, other=0.0)
     factor, shift = mean, mean
     if bias_ptr is not None:
-        factor, shift = _affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps)
+        factor, shift = affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
         centred = values(x_ptr, at, mask) - mean
-        grad = _grad_z(grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, factor, shift, at, mask)
+        grad = grad_before_relu(grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, factor, shift, at, mask)
         if grad_residual_ptr is not None:
             tl.store(grad_residual_ptr + at, grad.to(grad_residual_ptr.dtype.element_ty), mask)
         sums += grad
@@ -286,7 +226,7 @@ def backward_apply(
     mean = tl.load(mean_ptr + code, inside, other=0.0)
     rstd = 1.0 / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
     # as the forward pass has it, to the bit: the ReLU's side is found from it
-    scale, shift = _affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps)
+    scale, shift = affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps)
     sums, products = _sums_of(sums_ptr, group, channel, parts, groups, channels, MERGE_ROWS, COLUMNS)
     level = sums / elements
     slope = products / elements * rstd * rstd
@@ -294,7 +234,7 @@ def backward_apply(
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = unit * pixels * channels + offset(pixel, channel, pixels, channels, CHANNELS_LAST)
         centred = values(x_ptr, at, mask) - mean
-        grad = _grad_z(grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, scale, shift, at, mask)
+        grad = grad_before_relu(grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, scale, shift, at, mask)
         grad_x = (grad - level - centred * slope) * scale
         tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask)
 
@@ -328,19 +268,24 @@ class _Launch:
         self.merge_grid = (triton.cdiv(channels, columns), groups)
         shape = groups * self.parts, 2, channels
         self.workspace = torch.empty(shape, dtype=torch.float32, device=x.device)
-        # a group as one slice: narrower, for as many programs as that leaves
         columns = min(WHOLE_COLUMNS, widest)
-        self.whole_grid = (1, triton.cdiv(channels, columns), groups)
-        rows = min(TILE // columns, triton.next_power_of_2(pixels))
-        self.whole = {"CHANNELS_LAST": channels_last, "ROWS": rows, "COLUMNS": columns}
-        self.is_whole = self.units == 1 and pixels <= WHOLE_PIXELS
+        self.whole_grid = (triton.cdiv(channels, columns), groups)
+        rows = triton.next_power_of_2(pixels)
+        warps = max(1, min(WHOLE_WARPS, rows * columns // 256))
+        self.whole = {"ROWS": rows, "COLUMNS": columns, "num_warps": warps}
+        self.is_whole = channels_last and pixels <= WHOLE_PIXELS
 
 
 def kernels_of(x: Tensor, groups: int) -> tuple[int, int]:
     """How many kernels `forward` and `backward` launch for such an x."""
     cut = _Launch(x, groups)
     several = 2 if cut.merge_rows else 3
-    return 1 if cut.is_whole else several, several
+    return (1, 2) if cut.is_whole else (several, several)
+
+
+def reads_once(x: Tensor, groups: int) -> bool:
+    """Whether they read every tensor once."""
+    return _Launch(x, groups).is_whole
 
 
 def forward(a: SimpleNamespace) -> None:
@@ -370,6 +315,33 @@ def backward(a: SimpleNamespace) -> None:
     bias = a.bias if a.relu else None
     statistics = (a.mean, a.var)
     passed = (a.grad_y, a.grad_again, sign, a.x, a.weight, bias)
+    if cut.is_whole:
+        _, channels, pixels, _ = cut.sizes
+        sums = torch.empty((2, *a.mean.shape), dtype=torch.float32, device=a.x.device)
+        backward_whole[cut.whole_grid](
+            *passed,
+            *statistics,
+            grad_residual,
+            a.grad_x,
+            sums,
+            a.groups,
+            channels,
+            pixels,
+            a.eps,
+            **cut.whole,
+        )
+        backward_groups[(triton.cdiv(channels, MERGE_COLUMNS),)](
+            sums,
+            a.var,
+            a.grad_weight,
+            a.grad_bias,
+            a.groups,
+            channels,
+            a.eps,
+            COLUMNS=MERGE_COLUMNS,
+            num_warps=1,
+        )
+        return
     backward_sums[cut.grid](*passed, *statistics, grad_residual, cut.workspace, *cut.sizes, a.eps, **cut.tile)
     sums = cut.workspace
     if not cut.merge_rows:

@@ -1,4 +1,6 @@
-"""Partial sums of `batch_norm_act`'s Triton body: of a slice, where they lie in the workspace, and merged in a fixed order."""
+"""What the kernels of `batch_norm_act`'s Triton body share: partial sums, of a slice and merged in a fixed order, and the
+gradient before the ReLU.
+"""
 
 from __future__ import annotations
 
@@ -94,3 +96,31 @@ def merged_sums(parts_ptr, channel, parts, channels, ROWS: tl.constexpr, COLUMNS
         sums += tl.load(at, mask, other=0.0)
         products += tl.load(at + channels, mask, other=0.0)
     return tl.sum(sums, 0)[None, :], tl.sum(products, 0)[None, :]
+
+
+@triton.jit
+def affine(weight_ptr, bias_ptr, var_ptr, code, channel, inside, eps):
+    """Factor and shift of the normalised x; the shift 0 where there is no bias."""
+    factor = tl.load(weight_ptr + channel, inside, other=0.0)
+    factor = factor / tl.sqrt(tl.load(var_ptr + code, inside, other=0.0) + eps)
+    shift = tl.zeros_like(factor)
+    if bias_ptr is not None:
+        shift = tl.load(bias_ptr + channel, inside, other=0.0)
+    return factor, shift
+
+
+@triton.jit
+def grad_before_relu(
+    grad_y_ptr, grad_again_ptr, y_ptr, bias_ptr, centred, factor, shift, at, mask
+):  # fmt: skip
+    """The gradient before the ReLU, 0 outside the mask; the ReLU's side is that of y or, with a bias, of the x that it is
+    made of, and there is no ReLU where both are None.
+    """
+    grad = values(grad_y_ptr, at, mask)
+    if grad_again_ptr is not None:
+        grad += values(grad_again_ptr, at, mask)
+    if y_ptr is not None:
+        grad = tl.where(values(y_ptr, at, mask) <= 0, 0.0, grad)
+    elif bias_ptr is not None:
+        grad = tl.where(centred * factor + shift <= 0, 0.0, grad)
+    return grad
