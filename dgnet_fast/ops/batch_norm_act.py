@@ -65,17 +65,17 @@ class reference:
     @staticmethod
     def backward(
         grad_y: Tensor,
-        grad_again: Tensor | None,
         y: Tensor,
         x: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
         mean: Tensor,
         var: Tensor,
         groups: int,
         relu: bool,
         eps: float,
         needs_residual: bool,
+        bias: Tensor | None = None,
+        grad_again: Tensor | None = None,
     ) -> Four:
         """Returns (grad_x, grad_weight, grad_bias, grad_residual); the last is empty, (0,), unless needed.
 
@@ -234,7 +234,7 @@ def _backward(ctx, grad_y, _grad_mean, _grad_var, grad_again=None) -> dict[str, 
     needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     shift = None if ctx.has_residual else bias
     grad_x, grad_weight, grad_bias, grad_residual = _backward_op(
-        grad_y, grad_again, y, x, weight, shift, mean, var, ctx.groups, ctx.relu, ctx.eps, needs_residual
+        grad_y, y, x, weight, mean, var, ctx.groups, ctx.relu, ctx.eps, needs_residual, shift, grad_again
     )
     return {
         "x": grad_x if needs_x else None,

@@ -95,5 +95,5 @@ def test_slices_cover_every_pixel_once(shape, channels_last):
         assert cut.grid[1] * cut.tile["COLUMNS"] >= channels and cut.grid[2] == groups * units
         assert cut.workspace.numel() == cut.grid[0] * cut.grid[2] * 2 * channels
         assert max(cut.grid[1:]) < 65536 and cut.merge_grid[1] < 65536
-        if x.numel() > 10**6 and not cut.is_whole:
+        if x.numel() > 2 * 10**6:
             assert 500 <= cut.grid[0] * cut.grid[1] * cut.grid[2] <= 8192
