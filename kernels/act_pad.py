@@ -50,7 +50,7 @@ def forward_tile(
     at = offset(shown, channel, pixels, channels, CHANNELS_LAST)
     x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
     if bias_ptr is not None:
-        x += tl.load(bias_ptr + channel, channel < channels, other=0.0)
+        x += tl.load(bias_ptr + channel, channel < channels, other=0.0).to(tl.float32)
     side = x
     if sides_ptr is not None:
         sides_ptr += sample * padded_pixels * channels

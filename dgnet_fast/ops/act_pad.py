@@ -153,7 +153,7 @@ def _prepare(a: Arguments) -> Tensor:
     _check(a.x, a.bias, a.negative_slope, a.padding)
     _check_sides(a.sides, padded_shape(a.x, a.padding), a.x)
     a.x, a.sides = _in_one_order(a.x, a.sides)
-    a.bias = as_statistics(a.bias, a.x)
+    a.bias = None if a.bias is None else a.bias.contiguous()
     return a.x
 
 
@@ -217,6 +217,7 @@ _forward_op, _backward_op = define(
 
 
 def _forward_call(a: Arguments) -> dict[str, Any]:
+    a.bias = as_statistics(a.bias, a.x)  # which the Triton body reads in its own dtype: a cast is a launch
     return {
         "layout": layout(a.x, a.padding),
         **addresses(a, "x", "sides", "bias", "y"),

@@ -35,7 +35,7 @@ def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channel
     launches = record(monkeypatch, kernels, ["forward_tile", "backward_tile"])
     order = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=order)
-    bias = torch.empty(case.shape[1], device="meta")
+    bias = torch.empty(case.shape[1], dtype=dtype, device="meta")
     for slope in (0.2, 1.0):
         given = {"negative_slope": slope, "padding": 1}
         launch("act_pad", "forward", x=x, sides=None, bias=bias, **given)
