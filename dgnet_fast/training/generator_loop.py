@@ -35,12 +35,13 @@ from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import wide
-from dgnet_fast.training.optim import SENT, Precision, Rates
+from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import seed_step
 
@@ -144,6 +145,7 @@ def train_generator(
         parameters, config.generator_lr, betas, weight_decay=config.weight_decay, **on_device
     )
     rates = Rates(optimiser, device if on_device else None)
+    zeros = ZeroGradients(idle_biases(model), [("gen", optimiser)])
     scaler = precision.scalers["gen"]
     first = 0
     with held_constant(model.appearance_encoder):
@@ -181,6 +183,7 @@ def train_generator(
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(total / processes.size()).backward()
             sums.wait("gen")
+            zeros.give("gen")
             scaler.step(optimiser)
             scaler.update()
             named = {"squared": found.squared, "recon_x": found.absolute}

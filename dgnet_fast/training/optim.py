@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgnet_fast.checkpoints.schema import check_optimiser, check_scaler
 from dgnet_fast.config import Config
@@ -149,6 +150,31 @@ class Optimisers:
         """Take over a saved state, whichever device it was saved on; this one's settings stay."""
         for name, rates in self._rates.items():
             rates.load_state_dict(state[name])
+
+
+class ZeroGradients:
+    """The gradients of ``parameters`` that no backward pass reaches because they change no result. An optimiser leaves
+    out what has no gradient, its weight decay too; with a zero it does what it does wherever rounding makes the zero.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimisers: Sequence[tuple[str, torch.optim.Optimizer]]
+    ) -> None:
+        idle = {id(p) for p in parameters}
+        self._zeros = {
+            name: [
+                (p, torch.zeros_like(p))
+                for group in one.param_groups
+                for p in group["params"]
+                if id(p) in idle
+            ]
+            for name, one in optimisers
+        }
+
+    def give(self, name: str) -> None:
+        """Give an optimiser's parameters their zeros."""
+        for parameter, zeros in self._zeros[name]:
+            parameter.grad = zeros
 
 
 def cpu_is_fast_at_bf16() -> bool:
