@@ -54,7 +54,7 @@ def predicted(
 def predict() -> None:
     print(f"{'machine':40}{'step':>8}{'sent':>6}{'exchange seen':>15}{'efficiency':>12}")
     for name, (count, bandwidth, latency) in MACHINES.items():
-        for step in (0.010, 0.030, 0.100):
+        for step in (0.010, 0.030, 0.050, 0.100):
             for dtype, size in (("fp32", 4), ("bf16", 2)):
                 seen, share = predicted(step, count, bandwidth, latency, size)
                 print(f"{name:40}{step * 1e3:6.0f}ms{dtype:>6}{seen * 1e3:13.2f}ms{share:12.3f}")
