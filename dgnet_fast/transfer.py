@@ -53,7 +53,7 @@ def parser() -> Parser:
     made.add_argument("--unit", type=Path, metavar="RUN", help="the model that translated, for the checks")
     made.add_argument(
         "--inception", type=Path, metavar="FILE",
-        help="TorchScript file of the 2015 Inception network: the distance is then FID",
+        help="file of the 2015 Inception network (docs/weights_and_data.md): the distance is then FID",
     )  # fmt: skip
     add_device(made, batch=None)
     add_json(made)

@@ -262,7 +262,7 @@ def test_9_a_set_is_continued_with_its_own_batch(tmp_path, capsys):
 
 
 def test_8_scripts_that_nobody_published_are_not_run(tmp_path, capsys):
-    (tmp_path / "x.pt").write_bytes(b"anything")
+    torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "x.pt"))
     draw_people(tmp_path / "p", 2, 2)
     said = fails(
         capsys, quality.main, [tmp_path / "p", "--real", tmp_path / "p", "--inception", tmp_path / "x.pt"]
