@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.output import show_tables
 from dgnet_fast.cli.parser import Parser, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
@@ -86,7 +86,6 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.checkpoints.loading import load_generator
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.pictures import open_pictures
-    from dgnet_fast.distributed.processes import is_first
     from dgnet_fast.generation.score_networks import inception, lpips, unpublished
     from dgnet_fast.generation.scores import (
         Comparison,
@@ -142,9 +141,7 @@ def body(argv: list[str] | None) -> int:
     tables[0]["notes"] += [
         note for path in (args.inception, args.lpips) if path and (note := unpublished(path))
     ]
-    print_tables(tables)
-    if args.json and is_first():
-        write_tables(args.json, tables)
+    show_tables(tables, args.json)
     return 0
 
 

@@ -216,7 +216,7 @@ def test_6_two_additions_to_an_index(stopped, tmp_path, capsys):
 
 
 def test_q_what_reads_the_output_may_end(tmp_path):
-    for module in ("dgnet_fast.doctor", "dgnet_fast.data.validate --data synthetic"):
+    for module in ("dgnet_fast.doctor", "dgnet_fast.validate --data synthetic", "dgnet_fast --help"):
         command = f"{sys.executable} -m {module} 2>{tmp_path}/err | true"
         subprocess.run(["bash", "-c", command], check=False, cwd=os.getcwd())
         assert (tmp_path / "err").read_text() == ""
