@@ -153,7 +153,10 @@ def _machine(folder: Path) -> list[str]:
         seconds += (record["step"] - before) * record["seconds_per_step"]
         before = record["step"]
     peak = max(record["memory_gb"] for record in records)
-    return [f"{seconds / max(before, 1):.3g} s a step, {format_duration(seconds)} in all", f"peak memory {peak:.2f} GB"]
+    return [
+        f"{seconds / max(before, 1):.3g} s a step, {format_duration(seconds)} in all",
+        f"peak memory {peak:.2f} GB",
+    ]
 
 
 def _results(folder: Path) -> str | None:
