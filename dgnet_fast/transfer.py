@@ -115,7 +115,7 @@ def body(argv: list[str] | None) -> int:
                 )
     except Stopped as stopped:
         print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
-        return 0
+        return 128 + stopped.signal
     print_tables(tables)
     write_tables(args.out / "results.json", tables)
     if args.json:
