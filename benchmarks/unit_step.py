@@ -4,10 +4,10 @@
     UNIT_REFERENCE=DIR python -m benchmarks.unit_step --batch 8
     python -m benchmarks.unit_step --height 128 --width 64 --dim 32       smaller, for a machine of little patience
 
-Every side is a process of its own with equal weights and pictures, float32: the median time of a step, on a CPU also the
-time that its threads computed, which other jobs of the machine disturb less, the largest resident memory of the process as the kernel counted it (on a GPU PyTorch's peak), and the losses of its first step,
-which must agree. On a CPU the baselines run twice: with malloc as the system has it ("as shipped") and as dgnet_fast
-sets it. --serve SIDE is one such process.
+Every side is a process of its own with equal weights and pictures, float32: the median time of a step, by the clock and as
+the CPU time of its threads, which other jobs of the machine disturb less; the largest resident memory of the process as
+the kernel counted it (on a GPU PyTorch's peak); and the losses of its first step, which must agree. On a CPU the baselines
+run twice: with malloc as the system has it ("as shipped") and as dgnet_fast sets it. --serve SIDE is one such process.
 """
 
 from __future__ import annotations
@@ -190,6 +190,7 @@ def table(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
         ]
         for (side, keeps), one in found.items()
     ]
+    timed = f"median of {args.rounds} steps after one" if args.rounds else "the first step"
     return {
         "title": f"One training step of UNIT, batch {args.batch} a domain, {args.height}x{args.width}, dim {args.dim}, {args.precision}",
         "columns": [
@@ -202,9 +203,7 @@ def table(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
             "ours, percent of it",
         ],
         "rows": rows,
-        "notes": [
-            f"{f'median of {args.rounds} steps after one' if args.rounds else 'the first step'}; {torch.get_num_threads()} threads; PyTorch {torch.__version__}"
-        ],
+        "notes": [f"{timed}; {torch.get_num_threads()} threads; PyTorch {torch.__version__}"],
     }
 
 
