@@ -30,6 +30,8 @@ MUNIT_ONLY = {
     "": ("recon_s_w", "recon_c_w"),
 }
 """Options of MUNIT's files, which the trainer of UNIT cannot run."""
+COMPILED_DOMAINS = 3
+"""torch.compile serves a function in at most eight forms; a part of the step has two for each two domains."""
 DATA = (
     "camera_pattern", "crop_image_height", "crop_image_width", "synthetic_ids", "synthetic_views", "synthetic_test_ids",
     "seed",
@@ -172,6 +174,11 @@ class UnitConfig:
             raise ConfigError(f"sources is {self.sources}; allowed: none, or at least two")
         if len(self.roots) not in (0, 1, self.domains):
             raise ConfigError(f"roots has {len(self.roots)} folders; allowed: 1, or one for each source")
+        if self.compile and self.domains > COMPILED_DOMAINS:
+            raise ConfigError(
+                f"compile is True for {self.domains} domains; allowed: False, or at most {COMPILED_DOMAINS} domains (a part is "
+                "compiled anew for each two domains, and PyTorch stops at eight times)"
+            )
         multiple = 2**self.gen.n_downsample
         for name in ("crop_image_height", "crop_image_width"):
             if getattr(self, name) % multiple:

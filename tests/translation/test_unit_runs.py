@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(finished, tmp_path):
 
 
 def test_the_perceptual_loss_takes_its_weights_from_a_file(tmp_path, capsys):
-    """A file as the public code caches it, with drawn values: the term is that of this network, and no checkpoint holds it."""
+    """A file as the public code caches it, with drawn values: the term has its size, and no checkpoint holds them."""
     state, generator = {}, torch.Generator().manual_seed(0)
     with torch.device("meta"):
         shapes = Vgg16().state_dict()
