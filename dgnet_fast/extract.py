@@ -20,7 +20,7 @@ from dgnet_fast.cli.parser import Parser, check_new, program, run_command
 from dgnet_fast.cli.shared_options import add_extractor_options, extractor_of, readable_files
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.extras import need
-from dgnet_fast.report.files import atomically
+from dgnet_fast.report.files import atomically, locked
 from dgnet_fast.report.progress import progress
 
 if TYPE_CHECKING:
@@ -66,19 +66,23 @@ def body(argv: list[str] | None) -> int:
     if args.out.suffix == ".parquet":
         need("pyarrow", "parquet", "a .parquet file")
     # After the options were read: they bring torch along, and --help does not need it.
-    from dgnet_fast.distributed.processes import is_first
+    from dgnet_fast.distributed.processes import held_by_first, is_first
     from dgnet_fast.retrieval.parts import extract_in_parts, remove
 
     paths = readable_files(args.pictures, skip=args.skip_unreadable)
     extractor = extractor_of(args)
     parts = args.out.with_name(f"{args.out.name}.parts")
-    features = extract_in_parts(
-        extractor, paths, parts, progress=progress("features"), overwrite=args.overwrite
-    )
-    if not is_first():
-        return 0
-    write_features(args.out, features, paths, extractor.fingerprint)
-    remove(parts)
+    with held_by_first(locked(parts)):
+        check_new(
+            "--out", args.out, args.overwrite
+        )  # another process may have written it before the lock was free
+        features = extract_in_parts(
+            extractor, paths, parts, progress=progress("features"), overwrite=args.overwrite
+        )
+        if not is_first():
+            return 0
+        write_features(args.out, features, paths, extractor.fingerprint)
+        remove(parts)
     print(
         f"{args.out}: {len(features)} features of {features.shape[1]} numbers, model {extractor.fingerprint}"
     )

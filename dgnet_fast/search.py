@@ -267,7 +267,7 @@ def check(args: argparse.Namespace) -> Path | None:
     """Raise ConfigError for options that exclude each other. Returns the folder of the index that --gallery names, or
     None.
     """
-    from dgnet_fast.retrieval.index import is_index
+    from dgnet_fast.retrieval.index import check_new_index, is_index
 
     at_least("top", args.top, 1)
     args.gallery = [os.path.expanduser(place) for place in args.gallery]
@@ -278,9 +278,8 @@ def check(args: argparse.Namespace) -> Path | None:
         raise ConfigError("--add needs a saved index as --gallery; make one with --save INDEX")
     if args.save and saved:
         raise ConfigError(f"{saved[0]} is an index already; add pictures to it with --add")
-    if args.save and args.save.exists() and (args.save.is_file() or any(args.save.iterdir())):
-        raise ConfigError(f"--save {args.save} exists; give the name of a new folder")
     if args.save:
+        check_new_index(args.save, "--save")
         check_writable(args.save, "--save")
     if not (args.query or args.save or args.add):
         raise ConfigError("nothing to do; give --query, --save or --add")
@@ -299,9 +298,14 @@ def check(args: argparse.Namespace) -> Path | None:
 
 
 def body(argv: list[str] | None) -> int:
+    from dgnet_fast.retrieval.index import check_new_index
+
     args = parser().parse_args(argv)
     folder = check(args)
-    with locked(folder) if folder and args.add else contextlib.nullcontext():
+    place = args.save or (folder if args.add else None)
+    with locked(place) if place else contextlib.nullcontext():
+        if args.save:  # another process may have saved an index there before the lock was free
+            check_new_index(args.save, "--save")
         return work(args, folder)
 
 

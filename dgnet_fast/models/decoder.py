@@ -24,7 +24,7 @@ from dgnet_fast.models.layers import (
 from dgnet_fast.models.recompute import recomputed
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import adain_act, appearance_mlp
-from dgnet_fast.ops.padding import interior
+from dgnet_fast.ops.padding import with_interior
 from dgnet_fast.ops.upsample_conv import upsample_conv
 
 STRIPS = 4
@@ -169,8 +169,8 @@ class AdainBlock(nn.Module):
     ) -> Tensor:
         """``padded``: x comes padded by `reflection`; ``pad_result``, 0 or `reflection`: so does the result."""
         if self.kind == "basic":
+            x, residual = with_interior(x, self.reflection) if padded else (x, x)
             half = self.conv1(x, *first, padded=padded, pad_result=self.conv2.reflection)
-            residual = interior(x, self.reflection) if padded else x
             return self.conv2(half, *second, residual=residual, padded=True, pad_result=pad_result)
         return self._half(self.conv2, self._half(self.conv1, x, *first), *second) + x
 

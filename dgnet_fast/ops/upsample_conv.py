@@ -6,8 +6,8 @@ taps: 9 multiplications where the plain form has 25. Zero and replicate padding 
 reflection on the large picture the outermost output line on each side sees one value that the phases do not; it is
 corrected by a one-dimensional convolution along that line.
 
-Plain PyTorch around `conv3x3`: any dtype and device, differentiable to any order by autograd, but not under the
-transforms of torch.func with reflection, nor on CUDA with replication.
+Plain PyTorch around `conv3x3`: any dtype and device, the result in x's memory order, differentiable to any order by
+autograd, but not under the transforms of torch.func with reflection, nor on CUDA with replication.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_fast.ops.conv3x3 import conv3x3
+from dgnet_fast.ops.layouts import memory_format
 from dgnet_fast.ops.padding import replicate_pad
 
 KERNEL = 5
@@ -33,11 +34,14 @@ def upsample_conv_reference(
 
 
 def phase_weights(weight: Tensor) -> Tensor:
-    """(O, C, 5, 5) → (4·O, C, 3, 3): channel 4·o + 2·p + q serves output rows of phase p and columns of phase q."""
+    """(O, C, 5, 5) → (4·O, C, 3, 3): channel (2·p + q)·O + o serves output rows of phase p and columns of phase q.
+
+    Phases before channels, so that `_interleaved` copies rows of neighbours in channels_last.
+    """
     # Tap t of phase p falls on tap (t + p) // 2 of the small picture: 0 0 1 1 2 and 0 1 1 2 2.
     places = torch.arange(KERNEL + 1, device=weight.device).div(2, rounding_mode="floor").unfold(0, KERNEL, 1)
     taps = (places.unsqueeze(1) == places[0, ::2, None]).to(weight.dtype)
-    return torch.einsum("pru,qsv,ocuv->opqcrs", taps, taps, weight).reshape(-1, weight.shape[1], 3, 3)
+    return torch.einsum("pru,qsv,ocuv->pqocrs", taps, taps, weight).reshape(-1, weight.shape[1], 3, 3)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str = "reflect") -> Tensor:
@@ -54,25 +58,67 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
         raise ValueError(f"pad_type is {pad_type!r}; allowed: reflect, replicate, zero")
     if pad_type == "reflect" and min(x.shape[2:]) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; reflection needs H and W of at least 2")
-    phases = None if bias is None else bias.repeat_interleave(4)
     # compiled, PyTorch's own slices and additions in place are part of the graph
     whole = torch.compiler.is_compiling()
     if pad_type == "reflect":
         x, *outermost = _slices(x) if whole else _Slices.apply(x)
-    # nor does the Inductor of PyTorch 2.10 take a convolution's bias that is computed
-    inside = None if whole else phases
     if pad_type == "zero":
-        small = conv3x3(x, phase_weights(weight), inside, padding=1)
+        small = conv3x3(x, phase_weights(weight), padding=1)
     else:
-        small = conv3x3(replicate_pad(x, 1), phase_weights(weight), inside)
-    if whole and phases is not None:
-        small = small + phases.view(1, -1, 1, 1)
-    y = F.pixel_shuffle(small, 2)
+        small = conv3x3(replicate_pad(x, 1), phase_weights(weight))
+    if whole:
+        y = _phases(small).flatten(4, 5).flatten(2, 3).contiguous(memory_format=memory_format(small))
+        y = y if bias is None else y + bias.view(-1, 1, 1)
+    else:
+        y = _Interleave.apply(small, bias)
     if pad_type != "reflect":
         return y
     top, bottom, left, right = outermost
     lines = _reflection(top, bottom, left, right, weight)
     return _add_border(y, *lines) if whole else _AddBorder.apply(y, *lines)
+
+
+def _phases(small: Tensor) -> Tensor:
+    """(B, 4·O, H, W) → (B, O, H, 2, W, 2), a view."""
+    return small.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)
+
+
+class _Interleave(torch.autograd.Function):
+    """The phases (B, 4·O, H, W) as one picture (B, O, 2H, 2W), plus the bias (O,) or None, in one pass and in the phases'
+    memory order: `F.pixel_shuffle` on CUDA answers in NCHW, whatever it reads.
+    """
+
+    @staticmethod
+    def forward(small: Tensor, bias: Tensor | None) -> Tensor:
+        batch, channels, height, width = small.shape
+        shape = (batch, channels // 4, 2 * height, 2 * width)
+        order = memory_format(small)
+        y = torch.empty(shape, dtype=small.dtype, device=small.device, memory_format=order)
+        places = y.unflatten(3, (width, 2)).unflatten(2, (height, 2))
+        if bias is None:
+            places.copy_(_phases(small))
+        else:
+            torch.add(_phases(small), bias.to(y.dtype).view(-1, 1, 1, 1, 1), out=places)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        small, bias = inputs
+        ctx.order, ctx.dtype = memory_format(small), None if bias is None else bias.dtype
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        to_small = to_bias = None
+        if ctx.needs_input_grad[0]:
+            phases = grad.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 3, 5, 1, 2, 4)
+            # first in the order of the result: `flatten` would make a copy in another one
+            if ctx.order == torch.channels_last:
+                to_small = phases.permute(0, 4, 5, 1, 2, 3).flatten(3).permute(0, 3, 1, 2)
+            else:
+                to_small = phases.flatten(1, 3)
+        if ctx.needs_input_grad[1]:
+            to_bias = grad.sum((0, 2, 3), dtype=ctx.dtype)
+        return to_small, to_bias
 
 
 def _slices(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -18,7 +19,7 @@ import shlex
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,30 @@ def _saying(what: str) -> Iterator[None]:
         raise type(error)(error.errno, error.strerror or str(error), what) from error
 
 
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def is_free(folder: str | os.PathLike[str], unfinished: Sequence[str] = ()) -> bool:
+    """Whether something new can be written to ``folder``: it is missing, or nothing is in it but locks, temporary files,
+    and what an interrupted program left of it, files whose names match one of the patterns ``unfinished``.
+
+    Ask again when the lock of the folder is held (`locked`): another process may have written there since.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return not folder.is_symlink()
+    if not folder.is_dir():
+        return False
+    return all(
+        name == LOCK or _TEMPORARY.match(name) or any(fnmatch.fnmatch(name, one) for one in unfinished)
+        for name in os.listdir(folder)
+    )
+
+
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock of a folder that one process may write at a time. Raises `InUse` that names the process which
@@ -266,11 +291,15 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     disturb. Where a file system has no locks, the log says so.
     """
     path = Path(folder) / LOCK
-    made = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
     file = None
     while file is None:
-        file = open(path, "a+", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - held to the end
+        made += [place for place in (path.parent, *path.parent.parents) if not place.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "a+", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - held to the end
+        except FileNotFoundError:  # the one who made the folder has just removed it
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -280,11 +309,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             raise InUse(f"{folder} is in use by {holder}; wait until it has ended, or end it") from None
         except OSError as error:
             logger.warning(f"{folder} cannot be locked ({error.strerror}); let no other process write there")
-        try:
-            same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except FileNotFoundError:
-            same = False
-        if not same:  # the one who held it has just removed it
+        if not _is_at(file.fileno(), path):  # the one who held it has just removed it
             file.close()
             file = None
     try:
@@ -296,7 +321,8 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         file.flush()
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if _is_at(file.fileno(), path):  # otherwise the folder was removed, and may be another's by now
+            path.unlink(missing_ok=True)
         file.close()
         with contextlib.suppress(OSError):  # a folder that holds something stays
             for place in made:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from dgnet_fast.config.shown import shown
-from dgnet_fast.report.files import atomic_folder, checksum, write_bytes, write_text
+from dgnet_fast.report.files import checksum, is_free, write_bytes, write_text
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.large_index import EXACT_UP_TO, LargeVectors, check_state, faiss_library
 
@@ -47,7 +47,7 @@ class PictureIndex:
     and checked when an index is opened.
 
     On disk an index is a folder with `index.json` and the vectors' file that it names. `save` writes new
-    files first and then replaces `index.json`, so an interrupted save leaves the old index.
+    files first and then replaces `index.json`, so an interrupted save leaves the old index, or none.
     """
 
     def __init__(self, extractor: Extractor, dimension: int) -> None:
@@ -103,19 +103,14 @@ class PictureIndex:
         return self.vectors.search(asked, min(count, len(self)))
 
     def save(self, folder: Path) -> None:
-        """Write the index to ``folder``. It replaces an index that is there; a new folder appears when it is whole,
-        unless `grow` has made the lists there already: then it is an index when its list of pictures is written, last.
+        """Write the index to ``folder``. It replaces an index that is there; a new folder is an index when its list of
+        pictures is written, last. Raises ValueError if something else is in the folder.
 
-        Hold the folder's lock (`dgnet_fast.report.files.locked`) from `open` to `save`, so that no other process adds
-        pictures in between.
+        Hold the folder's lock (`dgnet_fast.report.files.locked`) from `open`, or from `check_new_index`, to `save`, so
+        that no other process saves an index there in between.
         """
-        if not is_index(folder) and not isinstance(self.vectors, LargeVectors):
-            with atomic_folder(folder) as temporary:
-                self._write(temporary)
-            return
-        self._write(folder)
-
-    def _write(self, folder: Path) -> None:
+        if not is_index(folder):
+            check_new_index(folder)
         if isinstance(self.vectors, LargeVectors):
             assert self.vectors.folder == folder
             vectors: Any = self.vectors.state()
@@ -123,9 +118,12 @@ class PictureIndex:
             kept = {vectors["trained"], vectors["measured"], *(shard["file"] for shard in vectors["shards"])}
         else:
             data = faiss_library().serialize_index(self.vectors).tobytes()
-            name = f"vectors-{len(self):08d}.faiss"
+            made = f"{zlib.crc32(data):08x}"
+            name = (
+                f"vectors-{len(self):08d}-{made}.faiss"  # never the name of other vectors that are read now
+            )
             write_bytes(folder / name, data)
-            content = {"vectors": name, "vectors_checksum": f"{zlib.crc32(data):08x}"}
+            content = {"vectors": name, "vectors_checksum": made}
             kept = {name}
         content = self.made_by | content | {"pictures": [asdict(entry) for entry in self.entries]}
         write_text(folder / ENTRIES, json.dumps(content | {"checksum": checksum(content)}, indent=0))
@@ -136,9 +134,20 @@ class PictureIndex:
     @classmethod
     def open(cls, folder: Path, extractor: Extractor) -> PictureIndex:
         """The index in ``folder``. Raises ValueError if it is damaged, or was made with another model or other
-        settings.
+        settings. Another process may save there meanwhile; then it is the index before or after.
         """
         content = read_entries(folder)
+        while True:
+            try:
+                return cls._of(folder, content, extractor)
+            except ValueError:
+                newer = read_entries(folder)
+                if newer == content:
+                    raise
+                content = newer  # the files that the earlier list names were replaced while they were read
+
+    @classmethod
+    def _of(cls, folder: Path, content: dict[str, Any], extractor: Extractor) -> PictureIndex:
         index = cls(extractor, content["dimension"])
         for name, ours in index.made_by.items():
             if name != "format" and content.get(name) != ours:
@@ -188,6 +197,12 @@ def is_index(folder: Path) -> bool:
     return (folder / ENTRIES).is_file()
 
 
+def check_new_index(folder: Path, option: str = "") -> None:
+    """Raise ValueError if anything but what an interrupted first save left is in ``folder``."""
+    if not is_free(folder, FILES):
+        raise ValueError(f"{option} {folder} exists; give the name of a new folder".strip())
+
+
 def read_entries(folder: Path) -> dict[str, Any]:
     """The content of the `index.json` of an index. Raises ValueError if the file is anything else."""
     path = folder / ENTRIES
@@ -202,7 +217,7 @@ def read_entries(folder: Path) -> dict[str, Any]:
     name, dimension, pictures = (content.get(key) for key in ("vectors", "dimension", "pictures"))
     if isinstance(name, dict):
         check_state(name, path)
-    elif not isinstance(name, str) or not re.fullmatch(r"vectors-\d{8,}\.faiss", name):
+    elif not isinstance(name, str) or not re.fullmatch(r"vectors-\d{8,}(-[0-9a-f]{8})?\.faiss", name):
         raise ValueError(f"{path}: vectors is {shown(name)}; expected the name of a file beside it")
     if type(dimension) is not int or not 1 <= dimension <= LARGEST_DIMENSION:
         raise ValueError(

@@ -16,7 +16,7 @@ from dgnet_fast.data.chunks import CHUNK, batches_of
 from dgnet_fast.data.files import unlabelled
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.sharing import shared_out
-from dgnet_fast.report.files import atomically, write_json
+from dgnet_fast.report.files import atomically, is_free, write_json
 from dgnet_fast.report.progress import Progress
 from dgnet_fast.retrieval.extractor import Extractor
 
@@ -106,7 +106,7 @@ def _about(extractor: Extractor, paths: list[Path]) -> dict[str, str | int]:
 def _open(folder: Path, about: dict[str, str | int], overwrite: bool) -> None:
     file = folder / "parts.json"
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_free(folder):
             raise ValueError(
                 f"{folder} is in the way: it is where the parts of an extraction are kept; move it away"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgnet_fast.config.unit import UnitConfig
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
 from dgnet_fast.training.optim import Optimisers, Precision
@@ -125,6 +126,7 @@ class UnitStep(Runner):
             deferred=deferred,
             recorder=recorder,
             whole=nn.ModuleList(decoder.upsample for decoder in model.decoders),
+            idle=idle_biases(model),
         )
 
     def plan(self, step: int) -> Pair:

@@ -38,6 +38,38 @@ def test_without_bias_and_in_float32():
     )
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pad_type", ["reflect", "zero"])
+def test_picture_and_gradient_keep_the_memory_order_and_are_shuffled_in_one_copy(
+    monkeypatch, pad_type, order
+):
+    monkeypatch.delattr(torch.nn.functional, "pixel_shuffle")  # on CUDA its result is NCHW
+    inputs = [t.detach().float() for t in case(2, 8, 8, 6, 5)]
+    x, weight, bias = (t.contiguous(memory_format=order) if t.ndim == 4 else t for t in inputs)
+    seen = []
+    x.requires_grad_()
+    y = upsample_conv(x, weight, bias.requires_grad_(), pad_type)
+    small = next(n for n in _nodes(y.grad_fn) if n.name() == "_InterleaveBackward")
+    small.register_hook(lambda made, _: seen.append(made[0]))
+    grad = torch.randn_like(y)
+    ours = torch.autograd.grad(y, (x, bias), grad)
+    plain = torch.autograd.grad(upsample_conv_reference(x, weight, bias, pad_type), (x, bias), grad)
+    for tensor in (y, *seen):
+        assert tensor.is_contiguous(memory_format=order)
+    assert len(seen) == 1
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def _nodes(node):
+    """The node and all before it."""
+    found, left = [], [node]
+    while left:
+        found.append(left.pop())
+        left += [n for n, _ in found[-1].next_functions if n is not None]
+    return found
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

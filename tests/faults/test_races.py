@@ -1,0 +1,166 @@
+"""Two commands in one folder, in an order that is fixed: the second one runs at the worst moment of the first (row 6 of
+docs/reliability.md).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dgnet_fast import extract, search
+from dgnet_fast.report.files import is_free, locked
+from dgnet_fast.retrieval import index as index_module
+from dgnet_fast.retrieval.extractor import Extractor
+from dgnet_fast.retrieval.index import PictureIndex
+from tests.tiny_run import draw_people, fails, tiny_run
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A run, and six pictures."""
+    base = tmp_path_factory.mktemp("races")
+    return tiny_run(base / "run")[1], draw_people(base / "people", people=2, shots=3)
+
+
+def command(run, *words):
+    return search.main([str(run), "-q", "--device", "cpu", *map(str, words)])
+
+
+def before(monkeypatch, module, name, other):
+    """Let ``other()`` run once, immediately before ``module.name`` is called the next time."""
+    wanted, left = getattr(module, name), [other]
+
+    def called(*args, **kwargs):
+        if left:
+            left.pop()()
+        return wanted(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, called)
+
+
+def listed(index, run):
+    return [entry.path for entry in PictureIndex.open(index, Extractor(run)).entries]
+
+
+def test_6_an_index_that_another_saved_meanwhile_stays(given, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    run, pictures = given
+    index = tmp_path / "index"
+
+    def other():
+        assert command(run, "--gallery", *pictures[:3], "--save", index) == 0
+        assert command(run, "--gallery", index, "--add", *pictures[3:]) == 0
+
+    before(monkeypatch, search, "locked", other)
+    said = fails(capsys, search.main, [run, "-q", "--gallery", *pictures[:3], "--save", index])
+    assert f"--save {index} exists; give the name of a new folder" in said
+    assert listed(index, run) == [str(p.resolve()) for p in pictures]
+
+
+def test_6_two_first_saves(given, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    run, pictures = given
+    index = tmp_path / "index"
+    refused = []
+
+    def other():
+        refused.append(fails(capsys, search.main, [run, "-q", "--gallery", *pictures, "--save", index]))
+
+    before(monkeypatch, search, "extractor_of", other)
+    assert command(run, "--gallery", *pictures[:3], "--save", index) == 0
+    assert f"{index} is in use by process {os.getpid()}" in refused[0]
+    assert listed(index, run) == [str(p.resolve()) for p in pictures[:3]]
+
+
+def test_6_an_index_is_read_while_pictures_are_added(given, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    run, pictures = given
+    index = tmp_path / "index"
+    assert command(run, "--gallery", *pictures[:3], "--save", index) == 0
+    before(
+        monkeypatch,
+        index_module,
+        "_exact",
+        lambda: command(run, "--gallery", index, "--add", *pictures[3:]),
+    )
+    assert len(listed(index, run)) == 6
+
+
+def test_10_a_first_save_that_was_interrupted_is_begun_again(given, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    run, pictures = given
+    index = tmp_path / "index"
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(index / "index.json"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index_module, "write_text", full)
+        fails(capsys, search.main, [run, "-q", "--gallery", *pictures, "--save", index])
+    (index / "lists-64.faiss").write_bytes(b"x")  # of a large gallery
+    assert len(os.listdir(index)) == 2
+    assert command(run, "--gallery", *pictures[:3], "--save", index) == 0
+    assert len(listed(index, run)) == 3 and len(os.listdir(index)) == 2
+    (index / "index.json").rename(index / "notes.txt")
+    fails(capsys, search.main, [run, "-q", "--gallery", *pictures, "--save", index])
+    assert len(os.listdir(index)) == 2
+
+
+def test_6_two_extractions_to_one_file(given, tmp_path, monkeypatch, capsys):
+    run, pictures = given
+    words = [*map(str, pictures), "-q", "--checkpoint", str(run), "--out", str(tmp_path / "f.npz")]
+    refused = []
+    with monkeypatch.context() as patched:
+        before(patched, Extractor, "rows", lambda: refused.append(fails(capsys, extract.main, words)))
+        assert extract.main(words) == 0
+    assert f"f.npz.parts is in use by process {os.getpid()}" in refused[0]
+    assert os.listdir(tmp_path) == ["f.npz"] and len(np.load(tmp_path / "f.npz")["features"]) == 6
+    (tmp_path / "f.npz").unlink()
+    before(monkeypatch, extract, "locked", lambda: (extract.main(words), capsys.readouterr()))
+    assert "f.npz exists" in fails(capsys, extract.main, words)
+    assert os.listdir(tmp_path) == ["f.npz"]
+
+
+LOOP = """
+import os, sys
+from dgnet_fast.report.files import InUse, locked
+held = 0
+while held < 300:
+    try:
+        with locked(sys.argv[1]):
+            held += 1
+            with open(sys.argv[2], "x"):  # nobody else is here
+                pass
+            os.unlink(sys.argv[2])
+    except InUse:
+        pass
+"""
+
+
+def test_6_a_lock_whose_folder_comes_and_goes(tmp_path):
+    """Each holder makes the folder and removes it, while two others try."""
+    begun = [
+        subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path / "run"), str(tmp_path / "alone")])
+        for _ in range(3)
+    ]
+    assert [one.wait() for one in begun] == [0, 0, 0]
+    assert os.listdir(tmp_path) in ([], ["run"])  # the folder stays where one held it that had not made it
+    assert not (tmp_path / "run").exists() or os.listdir(tmp_path / "run") == []
+
+
+def test_6_a_lock_leaves_that_of_another_alone(tmp_path):
+    folder = tmp_path / "parts"
+    with locked(folder):
+        for name in os.listdir(folder):
+            (folder / name).unlink()
+        folder.rmdir()
+        with locked(folder):
+            (folder / "x").touch()
+        (folder / ".lock").write_text("")
+        other = (folder / ".lock").stat()
+    assert os.path.samestat((folder / ".lock").stat(), other)
+    assert not is_free(folder) and is_free(folder, ("x",)) and is_free(tmp_path / "new")
