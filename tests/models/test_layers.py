@@ -239,7 +239,7 @@ def test_a_bias_may_be_left_to_the_padding(monkeypatch, activ, twice):
     results = []
     for left in (False, True):
         seen = []
-        monkeypatch.setattr(layers, "padding_adds_bias", lambda _, left=left: left)
+        monkeypatch.setattr(layers, "follower_adds_bias", lambda _, left=left: left)
         monkeypatch.setattr(
             layers,
             "act_pad",
