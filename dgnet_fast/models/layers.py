@@ -64,7 +64,7 @@ def activate_and_reflect(
     """Reflect-pad the LeakyReLU of x (x itself for None): by `act_pad`, but compiled in plain PyTorch, which Inductor fuses
     and which torch.func, in D's compiled penalty, accepts. ``bias`` (C,), where `follower_adds_bias`, is added before.
     """
-    if padding and not torch.compiler.is_compiling():
+    if (padding or bias is not None) and not torch.compiler.is_compiling():
         return act_pad(x, bias, negative_slope=negative_slope, padding=padding)
     assert bias is None
     return reflect_pad(x if negative_slope is None else F.leaky_relu(x, negative_slope), padding)
@@ -219,7 +219,7 @@ class ConvBlock(nn.Module):
                 options = {"negative_slope": slope, "eps": LAYER_EPS, "padding": pad_result}
                 return layer_norm_act(x, gamma, beta, bias, phases=phases, **options)
             x = self.norm(x)
-        if pad_result and residual is None and slope is not None:
+        if (pad_result or bias is not None) and residual is None and slope is not None:
             return activate_and_reflect(x, slope, pad_result, bias)
         x = self.activate(x)
         return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
@@ -235,7 +235,7 @@ class ConvBlock(nn.Module):
         pad_result: int = 0,
     ) -> Tensor:
         later = None
-        if pad_result and residual is None and self.norm_kind == "none" and follower_adds_bias(x):
+        if residual is None and self.norm_kind == "none" and follower_adds_bias(x):
             later = self.conv.bias if type(self.activation) in FUSED_SLOPES else None
         x = self.convolve(x, padded=padded, biased=later is None)
         return self.finish(x, scale, shift, residual, pad_result=pad_result, bias=later)
