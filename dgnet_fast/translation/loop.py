@@ -9,7 +9,7 @@ from pathlib import Path
 from dgnet_fast.checkpoints.unit import save_unit
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.compiling import COMPILING
-from dgnet_fast.training.loop import Stopped, StopSignal, report_skips
+from dgnet_fast.training.loop import StopSignal, report_skips
 from dgnet_fast.translation.batches import DomainBatches
 from dgnet_fast.translation.step import UnitStep
 
