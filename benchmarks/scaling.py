@@ -116,7 +116,11 @@ def measure(args: argparse.Namespace) -> None:
         rows["together"].append(slowest(timed(one_step)))
         rows["of it waiting"].append(slowest((sum(waited), 0.0)))
         if processes.is_first():
-            print(", ".join(f"{name} {found[-1][0]:.2f} s" for name, found in rows.items()), flush=True)
+            last = {name: found[-1] for name, found in rows.items()}
+            said = (
+                f"{name} {clock:.2f} s, {busy:.2f} of the processor" for name, (clock, busy) in last.items()
+            )
+            print("; ".join(said), flush=True)
     sums, _ = slowest(timed(lambda: processes.sum_(torch.ones(43_000_000))))
     if processes.is_first():
         clock, busy = (
