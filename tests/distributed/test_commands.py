@@ -31,7 +31,7 @@ def places(tmp_path_factory):
 def words(places, out):
     run, to = str(places / "run"), places / out
     return [
-        ["extract", str(places / "people"), "--checkpoint", run, "--out", str(to / "features.npz"), *OPTIONS],
+        ["extract", run, str(places / "people"), "--out", str(to / "features.npz"), *OPTIONS],
         ["evaluate", run, "--json", str(to / "scores.json"), *OPTIONS],
         ["generate", "set", run, "--source", "synthetic:gallery", "--count", "9", "--out", str(to / "set"), "--device", "cpu",
          "--batch", "2"],
@@ -138,11 +138,11 @@ def test_two_processes_go_on_where_one_was_killed(places, monkeypatch, tmp_path)
         [
             extracting,
             generating,
-            ["extract", first, "--checkpoint", places / "run", "--out", two / "single.npz", *OPTIONS],
+            ["extract", places / "run", first, "--out", two / "single.npz", *OPTIONS],
             ["train", "--synthetic-ids", "4", "--batch-size", "2", "--seed", "{rank}", *training],
             ["train", *folder, *training],
             ["train", *few, *training],
-            ["extract", other, "--checkpoint", places / "run", "--out", two / "none.npz", *OPTIONS],
+            ["extract", places / "run", other, "--out", two / "none.npz", *OPTIONS],
         ],
     )
     assert [status for status, *_ in ended] == [1, 1], ended
@@ -201,11 +201,11 @@ def test_scores_of_two_processes_are_those_of_one(places, tmp_path):
 
 
 def test_another_extractions_parts_are_refused(places, tmp_path, monkeypatch, capsys):
-    arguments = ["--checkpoint", str(places / "run"), "--out", str(tmp_path / "f.npz"), *OPTIONS]
-    interrupted(monkeypatch, Extractor, "rows", 2, extract, [str(places / "people"), *arguments])
+    run, arguments = str(places / "run"), ["--out", str(tmp_path / "f.npz"), *OPTIONS]
+    interrupted(monkeypatch, Extractor, "rows", 2, extract, [run, str(places / "people"), *arguments])
     capsys.readouterr()
     first = sorted((places / "people").iterdir())[0]
-    line = fails(capsys, extract.main, [first, *arguments])
+    line = fails(capsys, extract.main, [run, first, *arguments])
     assert "f.npz.parts holds the parts of another extraction" in line and "remove the folder" in line
     assert len(list((tmp_path / "f.npz.parts").glob("*.npy"))) == 1
 
@@ -245,7 +245,7 @@ def test_one_picture_is_not_for_several_processes(places, monkeypatch, capsys):
     from dgnet_fast import search
 
     place_of(monkeypatch)
-    line = fails(capsys, search.main, ["--gallery", "x", "--checkpoint", "y", "--query", "z"])
+    line = fails(capsys, search.main, ["y", "--gallery", "x", "--query", "z"])
     assert "torchrun started 2 processes, and this command runs in one" in line
 
 

@@ -80,19 +80,19 @@ def test_the_command_grows_from_exact_to_lists(tmp_path, monkeypatch, capsys):
     first, rest = pictures[:60], pictures[60:]
     for module in (large_index, index_module):
         monkeypatch.setattr(module, "EXACT_UP_TO", 80)
-    common = ["--checkpoint", str(run), "--device", "cpu"]
-    words = ["--gallery", *map(str, first), "--save", str(tmp_path / "index"), *common]
+    common = [str(run), "--device", "cpu"]
+    words = [*common, "--gallery", *map(str, first), "--save", str(tmp_path / "index")]
     assert search.main(words) == 0
-    assert search.main(["--gallery", str(tmp_path / "index"), "--add", *map(str, rest), *common]) == 0
+    assert search.main([*common, "--gallery", str(tmp_path / "index"), "--add", *map(str, rest)]) == 0
     assert not (tmp_path / "index.parts").exists()
     opened = index_module.PictureIndex.open(tmp_path / "index", Extractor(run, device="cpu"))
     assert isinstance(opened.vectors, LargeVectors) and len(opened) == 100
     capsys.readouterr()
     asked = [str(pictures[3]), str(pictures[90])]
-    assert search.main(["--gallery", str(tmp_path / "index"), "--query", *asked, "--top", "3", *common]) == 0
+    assert search.main([*common, "--gallery", str(tmp_path / "index"), "--query", *asked, "--top", "3"]) == 0
     lists = capsys.readouterr().out.splitlines()
     monkeypatch.undo()
-    assert search.main(["--gallery", *map(str, pictures), "--query", *asked, "--top", "3", *common]) == 0
+    assert search.main([*common, "--gallery", *map(str, pictures), "--query", *asked, "--top", "3"]) == 0
     exact = capsys.readouterr().out.splitlines()
     assert len(lists) == len(exact) == 7
     rows = [[line.split(",") for line in found[1:]] for found in (lists, exact)]
@@ -108,15 +108,7 @@ def test_a_large_gallery_needs_a_place(tmp_path, monkeypatch, capsys):
     _, run = tiny_run(tmp_path / "run")
     draw_people(tmp_path / "people", people=3)
     monkeypatch.setattr(large_index, "EXACT_UP_TO", 5)
-    words = [
-        "--gallery",
-        tmp_path / "people",
-        "--query",
-        tmp_path / "people",
-        "--checkpoint",
-        run,
-        "--device",
-        "cpu",
-    ]
+    people = tmp_path / "people"
+    words = [run, "--gallery", people, "--query", people, "--device", "cpu"]
     line = fails(capsys, search.main, words)
     assert "a gallery of 9 pictures is searched on the disk; save it with --save INDEX" in line
