@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
 from dgnet_fast.ops.conv3x3 import serves as conv3x3_serves
+from dgnet_fast.ops.halving_conv import halving_conv
 from dgnet_fast.ops.padding import reflect_pad, replicate_pad, with_interior
 from dgnet_fast.ops.twice_conv import twice_conv
 
@@ -78,8 +79,9 @@ def follower_adds_bias(x: Tensor) -> bool:
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False, biased: bool = True) -> Tensor:
-    """conv(x), by the op `conv3x3` where it is of that kind; ``twice``: by `twice_conv` where that op does not serve, for
-    a network whose input gradient is itself differentiated. Without its bias where it is not to be ``biased``.
+    """conv(x), by the op `conv3x3` or `halving_conv` where it is of that kind; ``twice``: by `twice_conv` where `conv3x3`
+    does not serve, for a network whose input gradient is itself differentiated. Without its bias where it is not to be
+    ``biased``.
     """
     bias = conv.bias if biased else None
     if isinstance(conv.padding, str) or conv.dilation != (1, 1):
@@ -89,6 +91,8 @@ def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False, biased: bool = 
         # torch.func's transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
         if not twice or (not torch.compiler.is_compiling() and conv3x3_serves(*given, conv.padding[0])):
             return conv3x3(*given, padding=conv.padding[0])
+    if not twice and conv.kernel_size == (4, 4) and conv.stride == (2, 2) and conv.padding == (0, 0):
+        return halving_conv(x, conv.weight, bias)
     if not twice:
         return conv._conv_forward(x, conv.weight, bias)
     stride, padding = conv.stride, conv.padding

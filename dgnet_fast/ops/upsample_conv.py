@@ -104,7 +104,8 @@ class _Slices(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
         _, *lines = _slices(x)
-        return x.view_as(x), *(line.clone() for line in lines)
+        # not `view_as`, whose strides of one picture in channels_last are no longer known to be in that order
+        return x.detach(), *(line.clone() for line in lines)
 
     @staticmethod
     def backward(ctx, grad: Tensor, *lines: Tensor) -> Tensor:

@@ -223,6 +223,8 @@ class Runner(ABC):
                 self._zeros.give(name)
                 scaler.step(optimisers[name])
             scaler.update()
+            for name in self.PHASES[phase].optimisers:
+                optimisers[name].zero_grad(set_to_none=True)  # not to lie about through the next phases
 
     def served(self, function: Callable) -> Callable:
         """What runs a pass or a part: the function itself, or what torch.compile made of it when it was first asked for."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from dgnet_fast.checkpoints.unit import save_unit
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.compiling import COMPILING
-from dgnet_fast.training.loop import Stopped, StopSignal, report_skips
+from dgnet_fast.training.loop import StopSignal, report_skips
 from dgnet_fast.translation.batches import DomainBatches
 from dgnet_fast.translation.step import UnitStep
 
@@ -64,5 +64,5 @@ def train_unit(
         if stop.requested or done % config.snapshot_save_iter == 0 or done == last_step:
             save(done)
         if stop.requested:
-            raise Stopped(done)
+            raise stop.stopped(done)
     return max(first_step, last_step)
