@@ -16,7 +16,7 @@ import logging
 import sys
 from pathlib import Path
 
-from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.output import show_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.shared_options import add_device, add_json, add_trust_scripts
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
@@ -53,7 +53,7 @@ def parser() -> Parser:
     made.add_argument("--unit", type=Path, metavar="RUN", help="the model that translated, for the checks")
     made.add_argument(
         "--inception", type=Path, metavar="FILE",
-        help="TorchScript file of the 2015 Inception network: the distance is then FID",
+        help="file of the 2015 Inception network (docs/weights_and_data.md): the distance is then FID",
     )  # fmt: skip
     add_trust_scripts(made, "--inception")
     add_device(made, batch=None)
@@ -127,10 +127,8 @@ def body(argv: list[str] | None) -> int:
     except Stopped as stopped:
         print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
         return 128 + stopped.signal
-    print_tables(tables)
     write_tables(args.out / "results.json", tables)
-    if args.json:
-        write_tables(args.json, tables)
+    show_tables(tables, args.json)
     return 0
 
 

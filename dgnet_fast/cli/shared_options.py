@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgnet_fast.cli.output import STANDARD_OUTPUT
 from dgnet_fast.cli.parser import Parser, at_least
 from dgnet_fast.config import DATASETS, Config, ConfigError
 
@@ -111,8 +112,15 @@ def data_set_config(config: Config, args: argparse.Namespace, **more: Any) -> Co
 
 
 def add_json(made: Parser) -> None:
-    """Add --json, the file that `dgnet_fast.cli.output.write_tables` writes."""
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this JSON file")
+    """Add --json, which `dgnet_fast.cli.output.show_tables` reads."""
+    made.add_argument(
+        "--json",
+        nargs="?",
+        type=Path,
+        const=STANDARD_OUTPUT,
+        metavar="FILE",
+        help="also write the tables to this JSON file; without FILE, print JSON in place of the tables",
+    )
 
 
 def add_trust_scripts(made: Parser, options: str) -> None:

@@ -156,10 +156,6 @@ class Run:
             "device": self.device,
             "part": processes.part(),
         }
-        if views and processes.size() > 1:
-            raise ConfigError(
-                f"reid.views is {views} in {processes.size()} processes; allowed: 0, or one process"
-            )
         if views:
             return IdentityBatches(pictures, self.dataset.train_labels, views=views, **options)
         return TrainBatches(pictures, self.dataset.train_labels, **options)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dgnet_fast.config import Config
 from dgnet_fast.data import ChosenPictures, ReidDataset, Split, decode_split
+from dgnet_fast.generation.score_networks import inception
 from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval
-from dgnet_fast.metrics.generation import Features, frechet_distance, gaussian_of, inception
+from dgnet_fast.metrics.generation import Features, frechet_distance, gaussian_of
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.retrieval.extractor import Extractor
@@ -112,7 +113,7 @@ def check_translation(
         translated=translate(model, pictures[0], 0, 1),
         target=pictures[1],
         features=inception(inception_file, precision.device, trusted=trusted) if inception_file else judge,
-        feature_name="FID" if inception_file else "Fréchet distance over re-id features",
+        feature_name="FID (legacy)" if inception_file else "Fréchet distance over re-id features",
         ranks=(
             identity_kept(judge, source, queries),
             identity_kept(judge, source, translate(model, queries, 0, 1)),
