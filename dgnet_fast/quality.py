@@ -22,6 +22,7 @@ from dgnet_fast.cli.shared_options import (
     add_device,
     add_json,
     add_source_details,
+    add_trust_scripts,
     source_config,
 )
 from dgnet_fast.config import Config, ConfigError
@@ -54,11 +55,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="file for LPIPS: torchvision's weights of AlexNet or VGG-16, or TorchScript of VGG-16",
     )
-    made.add_argument(
-        "--trust-scripts",
-        action="store_true",
-        help="run the files of --inception and --lpips even if they are not the published ones; TorchScript is a program",
-    )
+    add_trust_scripts(made, "--inception and --lpips")
     made.add_argument(
         "--limit", type=int, metavar="N", help="compare at most N pictures of each side (default: all)"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dgnet_fast.cli.output import show_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
-from dgnet_fast.cli.shared_options import add_device, add_json
+from dgnet_fast.cli.shared_options import add_device, add_json, add_trust_scripts
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
 from dgnet_fast.config.presets import PRESETS, preset
 
@@ -55,6 +55,7 @@ def parser() -> Parser:
         "--inception", type=Path, metavar="FILE",
         help="file of the 2015 Inception network (docs/weights_and_data.md): the distance is then FID",
     )  # fmt: skip
+    add_trust_scripts(made, "--inception")
     add_device(made, batch=None)
     add_json(made)
     return made
@@ -76,15 +77,25 @@ def body(argv: list[str] | None) -> int:
     at_least("steps", args.steps, 1)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise ConfigError(f"--seeds is {args.seeds}; allowed: different numbers of at least 0")
+    if args.inception and not args.unit:
+        raise ConfigError(
+            "--inception is for the checks of translated pictures; give their model too: --unit RUN"
+        )
     # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.checkpoints.unit import load_unit
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.metrics.generation import INCEPTION_HINT, check_script
+    from dgnet_fast.report.files import check_writable, locked
     from dgnet_fast.training.loop import Stopped, StopSignal
     from dgnet_fast.training.optim import Precision, resolve_amp
     from dgnet_fast.translation.checks import check_translation
     from dgnet_fast.translation.sets import read_translated, with_training
     from dgnet_fast.translation.transfer import BOTH, DIRECT, TRANSLATED, WITHIN, run_transfer, transfer_table
 
+    if args.inception:
+        check_script(args.inception, INCEPTION_HINT, args.trust_scripts)
+    model = load_unit(args.unit)[0] if args.unit else None
     config = recipe(args, args.source, args.source_root)
     source = dataset_of(config)
     target = dataset_of(recipe(args, args.target, args.target_root))
@@ -102,20 +113,20 @@ def body(argv: list[str] | None) -> int:
         arms[WITHIN] = target
     device = resolve_device(args.device)
     precision = Precision(resolve_amp(config, device), device)
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out)
     try:
-        with StopSignal() as stop:
+        with locked(args.out), StopSignal() as stop:
             cells = run_transfer(config, arms, target, args.seeds, args.out, precision, stop)
             tables = [transfer_table(cells, args.source, target, args.seeds, config.teacher_steps)]
-            if args.unit:
+            if model is not None:
                 tables.append(
                     check_translation(
-                        args.unit, config, source, target, args.out, precision, stop, args.inception
+                        model, config, source, target, args.out, precision, stop, args.inception, args.trust_scripts
                     )
-                )
+                )  # fmt: skip
     except Stopped as stopped:
         print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
-        return 0
+        return 128 + stopped.signal
     write_tables(args.out / "results.json", tables)
     show_tables(tables, args.json)
     return 0

@@ -99,7 +99,7 @@ def forward(a: SimpleNamespace) -> None:
     tiles = _tiles(a.x, padded_pixels, channels_last, TILE)
     forward_tile[tiles.grid](
         a.x, a.sides, a.bias, a.y, channels, pixels, padded_pixels, a.negative_slope,
-        CHANNELS_LAST=channels_last, **constants(height, width, a.padding), **tiles.tile,
+        CHANNELS_LAST=channels_last, **constants(height, width, a.padding, mapped=True), **tiles.tile,
     )  # fmt: skip
 
 
@@ -112,5 +112,5 @@ def backward(a: SimpleNamespace) -> None:
     backward_tile[tiles.grid](
         a.grad_y, a.sides, a.grad_x, channels, pixels, padded_pixels, a.negative_slope,
         CHANNELS_LAST=channels_last, COPIES=copies(height, width, a.padding),
-        **constants(height, width, a.padding), **tiles.tile,
+        **constants(height, width, a.padding, mapped=True), **tiles.tile,
     )  # fmt: skip

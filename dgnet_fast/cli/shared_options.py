@@ -123,6 +123,15 @@ def add_json(made: Parser) -> None:
     )
 
 
+def add_trust_scripts(made: Parser, options: str) -> None:
+    """Add --trust-scripts, for the TorchScript files of ``options``."""
+    made.add_argument(
+        "--trust-scripts",
+        action="store_true",
+        help=f"run the files of {options} even if they are not the published ones; TorchScript is a program",
+    )
+
+
 def add_ranking_options(made: Parser) -> None:
     """Add the options that `ranking_of` reads."""
     made.add_argument(

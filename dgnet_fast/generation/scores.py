@@ -19,7 +19,8 @@ from dgnet_fast.data import ChosenPictures, decode_split, denormalize, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
-from dgnet_fast.distributed.sharing import shared_out
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.sharing import digest_of, shared_out
 from dgnet_fast.generation.codes import reconstructions
 from dgnet_fast.generation.score_networks import Lpips
 from dgnet_fast.generation.sets import read_description, read_manifest
@@ -236,12 +237,23 @@ def frechet_row(
 
 
 def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Comparison) -> dict[str, Any]:
-    """Table of the distances between the two sets, and of the similarity of one person's pictures within each set."""
+    """Table of the distances between the two sets, and of the similarity of one person's pictures within each set. Raises
+    ValueError, on all processes of a run, if one has other pictures or options.
+    """
+    processes.check_same(
+        {
+            "the list of real pictures": digest_of(real.split.names),
+            "the list of generated pictures": digest_of(generated.split.names),
+            "the size, batch, pairs and seed": (how.size, how.batch, how.pairs, how.seed),
+            "the number of scripts": sum(one is not None for one in (how.inception, how.lpips)),
+        }
+    )
     rows = []
     if how.inception:
         rows.append(frechet_row(f"FID ({how.fid_resize})", how.inception, real, generated, how))
     if model is not None:
         own = Extractor.of(model.appearance_encoder, model.config, batch=how.batch)
+        processes.check_same({"the network": own.fingerprint})
         name = "Fréchet distance over the checkpoint's re-id features"
         rows.append(frechet_row(name, own, real, generated, how))
     notes = [

@@ -18,6 +18,7 @@ from dgnet_fast.models.layers import (
     activation_module,
     as_computed,
     chain,
+    follower_adds_bias,
     initialise,
     initialise_weight,
 )
@@ -25,7 +26,7 @@ from dgnet_fast.models.recompute import recomputed
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import adain_act, appearance_mlp
 from dgnet_fast.ops.padding import with_interior
-from dgnet_fast.ops.upsample_conv import upsample_conv
+from dgnet_fast.ops.upsample_conv import upsample_conv, upsample_conv_phases
 
 STRIPS = 4
 """The appearance code is cut in four consecutive quarters; each feeds one scale and one shift MLP."""
@@ -223,5 +224,9 @@ class Decoder(nn.Module):
 
 
 def _upsample_stage(block: ConvBlock, pad_result: int, x: Tensor) -> Tensor:
-    x = upsample_conv(x, block.conv.weight, block.conv.bias, block.pad_type)
+    conv = block.conv
+    if block.takes_phases and follower_adds_bias(x):
+        small = upsample_conv_phases(x, conv.weight, block.pad_type)
+        return block.finish(small, pad_result=pad_result, bias=conv.bias, phases=True)
+    x = upsample_conv(x, conv.weight, conv.bias, block.pad_type)
     return block.finish(x, pad_result=pad_result)

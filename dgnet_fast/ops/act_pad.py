@@ -85,6 +85,7 @@ def act_pad_reference(
     """`act_pad` in plain PyTorch: same arguments and result, any device."""
     slope = as_slope(negative_slope)
     _check(x, bias, slope, padding)
+    _check_work(bias, negative_slope, padding)
     return reference.forward(x, None, bias, slope, padding)
 
 
@@ -98,8 +99,8 @@ def act_pad(
         bias: (C,), of x's dtype or float32, added in float32; or None.
         negative_slope: of the LeakyReLU, at least 0, so that y tells the backward pass where x is above 0; None for no
             activation.
-        padding: pixels of reflect padding on every side, as `F.pad` with mode reflect adds; at least 1, smaller than H
-            and W.
+        padding: pixels of reflect padding on every side, as `F.pad` with mode reflect adds; at least 1, or 0 with a
+            bias and a negative_slope; smaller than H and W.
 
     Returns:
         (B, C, H + 2 padding, W + 2 padding) in x's dtype, in channels_last if x is dense in that order, else contiguous.
@@ -114,6 +115,7 @@ def act_pad(
     """
     check_device("act_pad", x)
     check_padding_is_int(padding)
+    _check_work(bias, negative_slope, padding)
     return _forward_op(x, None, bias, as_slope(negative_slope), padding)
 
 
@@ -122,12 +124,15 @@ def _check(x: Tensor, bias: Tensor | None, negative_slope: float, padding: int) 
     if bias is not None:
         check_affine("bias", bias, x, "C")
     check_padding(padding, x)
-    if padding == 0:
-        raise ValueError(
-            "padding must be at least 1, got 0; without padding use torch.nn.functional.leaky_relu"
-        )
     if not negative_slope >= 0:
         raise ValueError(f"negative_slope must be at least 0, got {negative_slope}")
+
+
+def _check_work(bias: Tensor | None, negative_slope: float | None, padding: int) -> None:
+    if padding == 0 and (bias is None or negative_slope is None):
+        raise ValueError(
+            "padding must be at least 1, got 0, which is allowed with a bias and a negative_slope"
+        )
 
 
 def _check_sides(sides: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:

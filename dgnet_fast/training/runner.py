@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.training.accumulation import add_gradients
+from dgnet_fast.training.compiling import COMPILING
 from dgnet_fast.training.graphs import NotRecorded, Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision, ZeroGradients
@@ -110,6 +111,8 @@ class Runner(ABC):
     ) -> None:
         self.model, self.optimisers, self.precision = model, optimisers, precision
         self.seed, self.compile = seed, compile
+        if compile:
+            COMPILING.watch()
         if deferred is None:
             deferred = precision.device.type == "cuda" and not precision.scaling
         optimisers.create_state()
@@ -220,6 +223,8 @@ class Runner(ABC):
                 self._zeros.give(name)
                 scaler.step(optimisers[name])
             scaler.update()
+            for name in self.PHASES[phase].optimisers:
+                optimisers[name].zero_grad(set_to_none=True)  # not to lie about through the next phases
 
     def served(self, function: Callable) -> Callable:
         """What runs a pass or a part: the function itself, or what torch.compile made of it when it was first asked for."""
@@ -308,9 +313,11 @@ class Step:
 LABEL = "step: "
 
 
-def labelled(name: str) -> record_function:
-    """Time spent within goes by this name in a profile of PyTorch's profiler."""
-    return record_function(LABEL + name)
+@contextlib.contextmanager
+def labelled(name: str) -> Iterator[None]:
+    """Time spent within goes by this name in a profile of PyTorch's profiler, and what is compiled within in the log."""
+    with COMPILING.part(name), record_function(LABEL + name):
+        yield
 
 
 def compile_part(function: Callable) -> Callable:

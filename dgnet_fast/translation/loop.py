@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dgnet_fast.checkpoints.unit import save_unit
 from dgnet_fast.report.log import RunLog
-from dgnet_fast.training.loop import Stopped, StopSignal, report_skips
+from dgnet_fast.training.compiling import COMPILING
+from dgnet_fast.training.loop import StopSignal, report_skips
 from dgnet_fast.translation.batches import DomainBatches
 from dgnet_fast.translation.step import UnitStep
 
@@ -56,11 +57,12 @@ def train_unit(
                 report_skips(log, skips, done, config.max_bad_steps, checkpoints)
             elif log_due:
                 log.write(done, scalars)
+            log.leave_out(COMPILING.taken())
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)
         if stop.requested or done % config.snapshot_save_iter == 0 or done == last_step:
             save(done)
         if stop.requested:
-            raise Stopped(done)
+            raise stop.stopped(done)
     return max(first_step, last_step)

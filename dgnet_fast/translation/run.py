@@ -20,16 +20,15 @@ from dgnet_fast.data import MappedPictures
 from dgnet_fast.data.pictures import Pictures
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.models.unit import Unit
-from dgnet_fast.report.environment import write_environment
-from dgnet_fast.report.files import atomically, write_json, write_text
+from dgnet_fast.report.files import atomically, check_writable, locked, write_json, write_text
 from dgnet_fast.report.grid import picture_rows
-from dgnet_fast.report.log import RunLog, format_duration
+from dgnet_fast.report.log import RunLog
 from dgnet_fast.report.page import LEGEND, write_report
 from dgnet_fast.report.tables import TABLES
+from dgnet_fast.training.folder import begin_folder, say_steps
 from dgnet_fast.training.graphs import graphs_wanted
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.optim import Precision, resolve_amp
-from dgnet_fast.training.run import peak_memory
 from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.translation.batches import DomainBatches, decoded, open_domains
 from dgnet_fast.translation.loop import train_unit
@@ -52,8 +51,17 @@ def run_unit(
     """Train UNIT in ``folder`` as the options say; returns {'folder', 'step', 'tables', 'report'}.
 
     With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops it early without a change
-    of the schedule. ``start`` names public files (``gen_*.pt`` and ``dis_*.pt``) whose weights it begins with.
+    of the schedule. ``start`` names public files (``gen_*.pt`` and ``dis_*.pt``) whose weights it begins with. Raises
+    `dgnet_fast.report.files.InUse` if another process works in the folder.
     """
+    check_writable(folder)
+    with locked(folder):
+        return _train(config, folder, resume=resume, max_steps=max_steps, start=start)
+
+
+def _train(
+    config: UnitConfig, folder: Path, *, resume: bool, max_steps: int | None, start: Path | None
+) -> dict[str, Any]:
     device = resolve_device(config.device)
     precision = Precision(resolve_amp(config, device), device)
     graphs_wanted(config, precision)
@@ -63,14 +71,14 @@ def run_unit(
     if start is not None:
         import_public_unit(model, public_files(start))
     domains = open_domains(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", config.to_yaml())
-    write_environment(folder)
     checkpoint = latest_checkpoint(folder) if resume else None
     content = read_unit(checkpoint) if checkpoint else None
     first = content["step"] if content else 0
     last = min(config.max_iter, max_steps or config.max_iter)
-    kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
+    text = config.to_yaml()
+    kind = begin_folder(
+        folder, device, precision, config.amp, lambda remark: write_text(folder / "config.yaml", f"# {remark}\n{text}")
+    )  # fmt: skip
     logger.info(f"UNIT of {len(domains)} domains; {device}, {kind}; run folder {folder}")
     with StopSignal() as stop, generators_kept(device):
         pictures = decoded(domains, config, device)
@@ -99,11 +107,7 @@ def run_unit(
                     step, batches, log, folder,
                     first_step=first, last_step=last, sample=sampler(model, domains, pictures, folder), stop=stop,
                 )  # fmt: skip
-                seconds = time.perf_counter() - begin
-                logger.info(
-                    f"{last - first} steps in {format_duration(seconds)}, {seconds / (last - first):.3g} s a step, "
-                    f"peak memory {peak_memory(device) / 1e9:.2f} GB"
-                )
+                say_steps(last - first, time.perf_counter() - begin, device)
     tables = []
     if last == config.max_iter:
         model.eval()

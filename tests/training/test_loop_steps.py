@@ -80,7 +80,7 @@ def test_recorded_loops_equal_eager_ones_on_a_gpu(tmp_path):
     options = {
         "generator_steps": 8, "generator_code_w": 0.5, "gray_jitter": 0.3, "teacher_steps": 8, "teacher": "auto",
         "max_iter": 1, "device": "cuda", "amp": "off", "log_iter": 1,
-        "reid.triplet_w": 0.5, "reid.smoothing": 0.1, "reid.ema_decay": 0.5,
+        "reid.views": 2, "reid.triplet_w": 0.5, "reid.smoothing": 0.1, "reid.ema_decay": 0.5,
     }  # fmt: skip
     folders = {}
     for graphs in ("on", "off"):
