@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 from dgnet_fast.cli.output import print_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, program, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
 from dgnet_fast.cli.shared_options import add_device, add_json
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
 from dgnet_fast.config.presets import PRESETS, preset
+from dgnet_fast.report.files import check_writable, locked
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
@@ -77,8 +78,11 @@ def body(argv: list[str] | None) -> int:
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise ConfigError(f"--seeds is {args.seeds}; allowed: different numbers of at least 0")
     # After the options were read: they bring torch along, and --help does not need it.
+    from dgnet_fast.checkpoints.unit import load_unit
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.datasets import dataset_of
+    from dgnet_fast.data.rules import check_scorable, check_trainable
+    from dgnet_fast.metrics.generation import inception
     from dgnet_fast.training.loop import Stopped, StopSignal
     from dgnet_fast.training.optim import Precision, resolve_amp
     from dgnet_fast.translation.checks import check_translation
@@ -88,6 +92,14 @@ def body(argv: list[str] | None) -> int:
     config = recipe(args, args.source, args.source_root)
     source = dataset_of(config)
     target = dataset_of(recipe(args, args.target, args.target_root))
+    check_trainable(source)
+    check_scorable(target.query, target.gallery)
+    check_writable(args.out / "results.json", "--out")
+    check_output("--json", args.json)
+    if args.unit:
+        load_unit(args.unit)  # what cannot be read is said before the baselines are trained
+    if args.inception:
+        inception(args.inception)
     made = read_translated(args.translated)
     if unknown := sorted(set(made.ids.tolist()) - set(source.train.ids.tolist())):
         raise ValueError(
@@ -102,9 +114,8 @@ def body(argv: list[str] | None) -> int:
         arms[WITHIN] = target
     device = resolve_device(args.device)
     precision = Precision(resolve_amp(config, device), device)
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
-        with StopSignal() as stop:
+        with locked(args.out), StopSignal() as stop:
             cells = run_transfer(config, arms, target, args.seeds, args.out, precision, stop)
             tables = [transfer_table(cells, args.source, target, args.seeds, config.teacher_steps)]
             if args.unit:
@@ -113,11 +124,11 @@ def body(argv: list[str] | None) -> int:
                         args.unit, config, source, target, args.out, precision, stop, args.inception
                     )
                 )
+            write_tables(args.out / "results.json", tables)
     except Stopped as stopped:
         print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
-        return 0
+        return 128 + stopped.signal
     print_tables(tables)
-    write_tables(args.out / "results.json", tables)
     if args.json:
         write_tables(args.json, tables)
     return 0

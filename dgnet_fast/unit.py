@@ -22,7 +22,7 @@ from typing import Any
 from dgnet_fast.cli.config_options import add_config_options, given_options
 from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
-from dgnet_fast.config import DRAWN, ConfigError, set_in_tree
+from dgnet_fast.config import DRAWN, ConfigError, set_in_tree, walk
 from dgnet_fast.config.unit import UNIT_PRESETS, UnitConfig, unit_from_dict
 from dgnet_fast.config.yaml_files import read_mapping
 
@@ -122,20 +122,23 @@ def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     at_least("max_steps", args.max_steps, 1)
     # After the options were read: they bring torch along, and --help does not need it.
-    from dgnet_fast.checkpoints.runs import saved_tree
+    from dgnet_fast.checkpoints.runs import saved_options
     from dgnet_fast.training.loop import Diverged, Stopped
     from dgnet_fast.translation.run import run_unit
 
+    moved: dict[str, Any] = {}
     if args.resume:
         if args.out is None:
             raise ConfigError("--resume needs the run folder: --out DIR")
-        if args.config or args.preset or args.start or sources_of(args):
+        moved = sources_of(args)
+        if args.config or args.preset or args.start or "sources" in moved:
             raise ConfigError(
                 "--resume takes the options from the run folder; leave out --config, --preset, --start and the sources"
             )
-        tree = saved_tree(args.out)
+        tree = saved_options(args.out, [name for name, _, _ in walk(UnitConfig())])
         for name, value in given_options(args, UnitConfig()).items():
             set_in_tree(tree, name, value)
+        tree |= moved
         config, folder = unit_from_dict(tree), args.out
     else:
         config = config_of(args)
@@ -145,12 +148,19 @@ def body(argv: list[str] | None) -> int:
                 f"{folder} already holds a run; continue it with --resume or choose another --out"
             )
     try:
-        result = run_unit(config, folder, resume=args.resume, max_steps=args.max_steps, start=args.start)
+        result = run_unit(
+            config,
+            folder,
+            resume=args.resume,
+            max_steps=args.max_steps,
+            start=args.start,
+            given={*given_options(args, UnitConfig()), *moved},
+        )
     except Stopped as stopped:
         print(
             f"stopped after step {stopped.step}, saved; continue with: {program('unit')} --resume --out {folder}"
         )
-        return 0
+        return 128 + stopped.signal
     except Diverged as error:
         print(f"{program('unit')}: {error}", file=sys.stderr)
         return 1

@@ -36,12 +36,14 @@ MUNIT_ONLY = {
 class UnitGeneratorConfig:
     """Options of the encoders and the decoders, one of each for each domain."""
 
-    dim: int = option(64, "channels of the first convolution of an encoder; all widths scale with it", low=1)
+    dim: int = option(
+        64, "channels of the first convolution of an encoder; all widths scale with it", low=1, high=1024
+    )
     activ: str = option("relu", "activation function of encoders and decoders", choices=ACTIVATIONS)
     n_downsample: int = option(
         2, "stride-2 convolutions of an encoder, and upsampling layers of a decoder", low=1, high=6
     )
-    n_res: int = option(4, "number of residual blocks of an encoder, and of a decoder", low=1)
+    n_res: int = option(4, "number of residual blocks of an encoder, and of a decoder", low=1, high=64)
     pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
 
 
@@ -49,12 +51,14 @@ class UnitGeneratorConfig:
 class UnitDiscriminatorConfig:
     """Options of the discriminators, one for each domain."""
 
-    dim: int = option(64, "channels of the first convolution; they double in each layer", low=1)
+    dim: int = option(64, "channels of the first convolution; they double in each layer", low=1, high=1024)
     norm: str = option("none", "normalisation, not in the first layer", choices=("none", "in", "ln", "bn"))
     activ: str = option("lrelu", "activation function", choices=ACTIVATIONS)
-    n_layer: int = option(4, "number of stride-2 convolutions at each scale", low=1)
+    n_layer: int = option(4, "number of stride-2 convolutions at each scale", low=1, high=12)
     gan_type: str = option("lsgan", "kind of adversarial loss", choices=("lsgan", "nsgan"))
-    num_scales: int = option(3, "number of picture scales; each has half the size of the one before", low=1)
+    num_scales: int = option(
+        3, "number of picture scales; each has half the size of the one before", low=1, high=12
+    )
     pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
 
 
@@ -71,12 +75,18 @@ class UnitConfig:
     )
     roots: list[str] = option([], "folder of the data sets: one for all sources, or one for each")
     camera_pattern: str = option("", "regular expression that finds the camera in a file name (folder only)")
-    synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2)
-    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=4)
-    synthetic_test_ids: int = option(32, "number of synthetic identities kept for the test", low=2)
-    crop_image_height: int = option(256, "height of the pictures in the networks", low=4, unit="pixels")
-    crop_image_width: int = option(256, "width of the pictures in the networks", low=4, unit="pixels")
-    num_workers: int = option(8, "number of threads that decode pictures", low=0)
+    synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2, high=100000)
+    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=4, high=10000)
+    synthetic_test_ids: int = option(
+        32, "number of synthetic identities kept for the test", low=2, high=100000
+    )
+    crop_image_height: int = option(
+        256, "height of the pictures in the networks", low=4, high=4096, unit="pixels"
+    )
+    crop_image_width: int = option(
+        256, "width of the pictures in the networks", low=4, high=4096, unit="pixels"
+    )
+    num_workers: int = option(8, "number of threads that decode pictures", low=0, high=1024)
     data_cache: str = option("auto", "folder of the cache of decoded pictures, off, or auto")
 
     # --- objective
@@ -99,7 +109,7 @@ class UnitConfig:
         False,
         "begin with the same weights in all domains, so that a translation begins as a reconstruction (not in the public code)",
     )
-    batch_size: int = option(1, "pictures of each of the two domains of a step", low=1)
+    batch_size: int = option(1, "pictures of each of the two domains of a step", low=1, high=65536)
     max_iter: int = option(1000000, "length of the training", low=1, unit="steps")
     lr: float = option(0.0001, "learning rate (Adam)", low=0)
     beta1: float = option(0.5, "first beta of Adam", low=0, high=0.9999)
@@ -108,7 +118,9 @@ class UnitConfig:
     lr_policy: str = option("step", "rate schedule", choices=("constant", "step"))
     step_size: int = option(100000, "interval between two decays of the rate", low=1, unit="steps")
     gamma: float = option(0.5, "factor of each decay", low=0)
-    accumulate: int = option(1, "number of batches whose gradients are added up before each update", low=1)
+    accumulate: int = option(
+        1, "number of batches whose gradients are added up before each update", low=1, high=65536
+    )
     amp: str = option(
         "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
     )
@@ -116,7 +128,9 @@ class UnitConfig:
     cuda_graphs: str = option(
         "auto", "record the steps as CUDA graphs; auto means where possible", choices=("auto", "on", "off")
     )
-    seed: int = option(0, "seed of weights, data order, augmentation and noise", low=0)
+    seed: int = option(
+        0, "seed of weights, data order, augmentation and noise", low=0, high=4611686018427387904
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA if there is one")
     max_bad_steps: int = option(10, "consecutive steps with non-finite losses that end the run", low=1)
 
@@ -128,7 +142,7 @@ class UnitConfig:
     )
     snapshot_save_iter: int = option(10000, "interval between two checkpoints", low=1, unit="steps")
     keep_checkpoints: int = option(3, "number of newest checkpoints that are kept", low=1)
-    display_size: int = option(4, "number of pictures of each domain in a sample grid", low=1)
+    display_size: int = option(4, "number of pictures of each domain in a sample grid", low=1, high=256)
 
     # --- accepted from public files
     data_root: str = option("", "public files: folder with trainA and trainB")

@@ -222,6 +222,26 @@ def checksum(content: Any) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
+def write_checked(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a JSON file with its `checksum`, `atomically`."""
+    write_json(path, content | {"checksum": checksum(content)})
+
+
+def read_checked(path: str | os.PathLike[str], names: Sequence[str], remedy: str) -> dict[str, Any]:
+    """The mapping that `write_checked` wrote, with the entries ``names`` and no others. A file without a checksum is of
+    an earlier version, and is read too. Raises ValueError, ending in ``remedy``, for anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged; {remedy}") from error
+    if not isinstance(content, dict) or content.keys() - {"checksum"} != set(names):
+        raise ValueError(f"{path} is damaged; {remedy}")
+    if content.pop("checksum", known := checksum(content)) != known:
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content; {remedy}")
+    return content
+
+
 def check_writable(path: str | os.PathLike[str], option: str = "") -> None:
     """Raise OSError if a file or folder ``path`` could not be written, before any work is done for it. Nothing is
     left behind.

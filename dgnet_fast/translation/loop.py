@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dgnet_fast.checkpoints.unit import save_unit
 from dgnet_fast.report.log import RunLog
-from dgnet_fast.training.loop import Stopped, StopSignal, report_skips
+from dgnet_fast.training.loop import StopSignal, report_skips
 from dgnet_fast.translation.batches import DomainBatches
 from dgnet_fast.translation.step import UnitStep
 
@@ -59,8 +59,9 @@ def train_unit(
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)
-        if stop.requested or done % config.snapshot_save_iter == 0 or done == last_step:
+        ends = stop.due()
+        if ends or done % config.snapshot_save_iter == 0 or done == last_step:
             save(done)
-        if stop.requested:
-            raise Stopped(done)
+        if ends:
+            raise stop.stopped(done)
     return max(first_step, last_step)
