@@ -333,12 +333,13 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             file.close()
             file = None
     try:
-        file.truncate(0)
         command = shlex.join(sys.orig_argv)[:300]
-        file.write(
+        holder = (
             f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}: {command}"
         )
-        file.flush()
+        with naming(path):  # not by way of the buffer, which a full disk would leave full
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), holder.encode("utf-8", "surrogateescape"), 0)
         yield
     finally:
         if _is_at(file.fileno(), path):  # otherwise the folder was removed, and may be another's by now

@@ -4,6 +4,7 @@ docs/reliability.md).
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -150,6 +151,16 @@ def test_6_a_lock_whose_folder_comes_and_goes(tmp_path):
     assert [one.wait() for one in begun] == [0, 0, 0]
     assert os.listdir(tmp_path) in ([], ["run"])  # the folder stays where one held it that had not made it
     assert not (tmp_path / "run").exists() or os.listdir(tmp_path / "run") == []
+
+
+def test_3_a_full_disk_at_the_lock_names_its_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*run/\.lock"), locked(tmp_path / "run"):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_6_a_lock_leaves_that_of_another_alone(tmp_path):

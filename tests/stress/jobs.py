@@ -21,11 +21,13 @@ from dgnet_fast.checkpoints.fingerprint import digest
 from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run
 from dgnet_fast.checkpoints.unit import read_unit, save_unit
+from dgnet_fast.cli.parser import run_command
 from dgnet_fast.config import from_dict
 from dgnet_fast.data import load_pictures
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.generation.sets import read_manifest
 from dgnet_fast.models.unit import Unit
+from dgnet_fast.report.files import write_text
 from dgnet_fast.retrieval.index import read_entries
 from dgnet_fast.training.optim import Precision
 from dgnet_fast.translation.folder import manifest_lines, read_description
@@ -106,17 +108,21 @@ def _taught(place: Place) -> Any:
 
 
 def _cache(place: Place) -> int:
+    return run_command(lambda: _fill_cache(place), "caching")
+
+
+def _fill_cache(place: Place) -> int:
     config = from_dict({}).replace(**OPTIONS)
     split = dataset_of(config).train
     pictures = load_pictures(split, *config.picture_size, place.job, workers=1)
     kept = getattr(pictures, "tensor", pictures)
-    (place.given / "pictures.txt").write_text(hashlib.sha256(kept.numpy().tobytes()).hexdigest())
+    write_text(place.job / "pictures.txt", hashlib.sha256(kept.numpy().tobytes()).hexdigest())
     return 0
 
 
 def _cached(place: Place) -> Any:
-    left = [p.name for p in place.job.iterdir() if p.name.endswith(".part")]
-    return (place.given / "pictures.txt").read_text(), left
+    left = [p.name for p in place.job.iterdir() if p.name.endswith((".part", ".tmp"))]
+    return (place.job / "pictures.txt").read_text(), left
 
 
 def _set(place: Place) -> int:
