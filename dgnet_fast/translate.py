@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
-from dgnet_fast.cli.shared_options import add_device
+from dgnet_fast.cli.shared_options import add_device, check_outside
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.choices import FILE_TYPES
 from dgnet_fast.report.files import atomic_folder, check_writable, is_free
@@ -81,6 +81,8 @@ def body(argv: list[str] | None) -> int:
     for option, place in (("--export", args.export), ("--out", args.out)):
         if place is not None:
             check_writable(place, option)
+    if args.out is not None:
+        check_outside(args.out, args.source)
     resolve_device(args.device)
     model, known = load_unit(args.checkpoint, config_file=args.config)
     if args.export is not None:

@@ -101,6 +101,11 @@ class Parser(argparse.ArgumentParser):
         )
         return found
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type is Path and not arg_string:  # Path("") is the working folder
+            raise argparse.ArgumentError(action, "it is empty; allowed: the name of a file or a folder")
+        return super()._get_value(action, arg_string)
+
     def _checkpoint_in_place(self, words: list[Any]) -> list[Any]:
         """The words with the value of --checkpoint, as these commands were called once, where the argument stands now."""
         places = [action.dest for action in self._actions if not action.option_strings]

@@ -103,6 +103,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         cause = cause_of(error)
         if cause is None or isinstance(error, InUse):
             raise
+        if isinstance(error, OSError) and error.filename == os.fspath(path):
+            raise  # in words of ours
         if isinstance(cause.filename, str) and not _TEMPORARY.search(cause.filename):
             raise  # of another file, which is named
         raise OSError(cause.errno, os.strerror(cause.errno or 0), os.fspath(path)) from error
@@ -117,11 +119,12 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True, new: bool = F
     by the next process that writes into the folder. Missing folders are created. With ``sync`` the content and then
     the name are on the disk when the context ends, so that a power failure leaves the old file or the new one.
 
-    Raises OSError with the name of ``path`` if it cannot be written, as on a full disk; FileExistsError if it is to be
-    ``new`` and is there.
+    A link stays: the file to which it points is replaced. Raises OSError with the name of ``path`` if it cannot be
+    written, as on a full disk; FileExistsError if it is to be ``new`` and is there.
     """
     path = Path(path)
     with naming(path):
+        path = path if new else _target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         place = (os.getpid(), str(path.parent.absolute()))
         if place not in _cleaned:
@@ -141,6 +144,14 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True, new: bool = F
                 _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """The file to which a link points. Raises OSError for a device or a pipe, which must not be replaced by a file."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(errno.EINVAL, "it is a device or a pipe; allowed: the name of a file", os.fspath(path))
+    return target
 
 
 def _remove(path: Path) -> None:
@@ -247,9 +258,9 @@ def check_writable(path: str | os.PathLike[str], option: str = "") -> None:
     left behind.
     """
     path = Path(path)
-    folder = path
     said = f"{option} {path}".strip()
     with _saying(said):
+        path = folder = _target(path)
         if path.is_dir():
             pass
         elif path.exists() and not os.access(path, os.W_OK):

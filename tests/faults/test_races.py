@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from dgnet_fast import extract, search
+from dgnet_fast import extract, generate, search, train, translate
 from dgnet_fast.report.files import is_free, locked
 from dgnet_fast.retrieval import index as index_module
 from dgnet_fast.retrieval.extractor import Extractor
@@ -175,3 +175,33 @@ def test_6_a_lock_leaves_that_of_another_alone(tmp_path):
         other = (folder / ".lock").stat()
     assert os.path.samestat((folder / ".lock").stat(), other)
     assert not is_free(folder) and is_free(folder, ("x",)) and is_free(tmp_path / "new")
+
+
+def test_10_an_extraction_that_failed_at_once_does_not_block_its_folder(given, tmp_path, capsys):
+    run, pictures = given
+    (tmp_path / "bad.png").write_text("no picture")
+    words = ["-q", "--checkpoint", run, "--out", tmp_path / "f.npz"]
+    assert "bad.png" in fails(capsys, extract.main, [tmp_path / "bad.png", *words])
+    assert extract.main([*map(str, [*pictures, *words])]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["bad.png", "f.npz"]
+
+
+@pytest.mark.parametrize(
+    "command, words, problem",
+    [
+        (train, ["--out", ""], "--out: it is empty; allowed: the name of a file or a folder"),
+        (generate, ["interpolate", "RUN", "--first", "a", "--last", "b", "--fixed", "c", "--steps", 10**9, "--out", "x.png"],
+         "--steps is 1000000000; allowed: at most 1000"),
+        (generate, ["set", "RUN", "--source", "HERE", "--count", 1, "--out", "HERE/made"], "lies in"),
+        (translate, ["RUN", "HERE", "--out", "HERE/made"], "lies in"),
+    ],
+)  # fmt: skip
+def test_c_places_and_sizes_that_cannot_be_right(command, words, problem, given, tmp_path, capsys):
+    words = [str(word).replace("RUN", str(given[0])).replace("HERE", str(tmp_path)) for word in words]
+    said = fails(
+        capsys,
+        command.main,
+        ["-q", *words] if command is not generate else [*words, "-q"],
+        2 if "empty" in problem else 1,
+    )
+    assert problem in said and os.listdir(tmp_path) == []

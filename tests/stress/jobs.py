@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -252,6 +253,7 @@ class Ground:
         tiny_run(self.given / "run")
         draw_people(self.given / "people", people=2, shots=3)
         make_unit(self.given / "unit")
+        os.mkfifo(root / "pipe")  # stands for /dev/null, which an account that may must not replace
 
     def place(self) -> Place:
         """A new place, under a path that is the same for all: paths are part of outcomes."""

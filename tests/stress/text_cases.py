@@ -110,7 +110,7 @@ def command_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[
     module = rng.choice(COMMANDS)
     parser = module.parser()
     spellings = [s for action in parser._actions for s in action.option_strings if s not in ("-h", "--help")]
-    values = ["", "x", "-1", "0", "1e999", "nan", "9" * 40, "../x", "\udcff", "a" * 300, str(folder), "/dev/null", "é\n",
+    values = ["", "x", "-1", "0", "1e999", "nan", "9" * 40, "../x", "\udcff", "a" * 300, str(folder), str(ground.root / "pipe"), "é\n",
               "synthetic:gallery", "synthetic", "[", "~nobody/x", "auto", "/proc/self/mem", "'", "--", "=", "1,2"]  # fmt: skip
     words: list[str] = []
     if module is generate:
