@@ -1,12 +1,14 @@
-"""How many operators a step of ours calls and how many bytes they read and write, without running any of them.
+"""How many kernels a step of ours launches on a GPU and how many bytes they read and write, without running any of them.
 
     python -m benchmarks.launches [--batch 8] [--height 256] [--width 128] [--precision bf16] [--ramps after]
 
-Eager, by part of the step and by operator, counted on fake CPU tensors in half a minute on any machine: about what a GPU
-has to launch, which is what bounds a step of small batches there. An operator may be several kernels; a few of losses and
-copies differ there, and G's replicate padding is 5 calls and 9 for its gradient, here one each. Views and allocations are
-left out; bytes are those of an operator's arguments and results, as if no cache held them. Casts that only a CPU's autocast
-makes, around padding, are left out too.
+Eager, by part of the step and by operator, counted on fake CPU tensors in half a minute on any machine, with what a CPU
+does otherwise than a GPU put right: the weights are in channels_last; an operator of ours is as many kernels as its Triton
+body, and reads twice what that reads twice; the gradients of a convolution's input, weight and bias are kernels of their
+own, and so is the addition of its bias; a convolution copies what does not come in channels_last (`layout copies`);
+`F.pixel_shuffle` answers in NCHW; replicate padding is the slices that it is there. Views and allocations are left out; bytes
+are those of arguments and results, as if no cache held them. A few calls of losses, and lists of tensors that need more
+than one launch, are counted once.
 """
 
 from __future__ import annotations
@@ -16,9 +18,13 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from dgnet_fast.kernels import batch_norm_act
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,6 +33,7 @@ from benchmarks.step import LABEL, RAMPS, random_batch, step_config
 from benchmarks.step import parser as step_parser
 from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.ops.padding import _Replicated
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.parts import Settings
 from dgnet_fast.training.schedule import weights_at
@@ -38,8 +45,79 @@ NOTHING = ("empty", "new_empty", "_unsafe_view")
 OUTSIDE = "update"
 
 
+KERNELS = {
+    "adain_act": 2,
+    "adain_act_backward": 2,
+    "layer_norm_act": 2,
+    "layer_norm_act_backward": 2,
+    "appearance_mlp": 3,
+    "appearance_mlp_backward": 6,
+    "loss_l1": 2,
+    "native_batch_norm": 2,
+    "native_batch_norm_backward": 2,
+}
+"""Kernels of an operator that is more than one: those of the Triton bodies for channels_last, and PyTorch's."""
+
+
+class Work(NamedTuple):
+    """Kernels under a name and the bytes that they move together."""
+
+    name: str
+    kernels: int
+    bytes: int
+
+
+def size(*tensors: Any) -> int:
+    """Bytes of the tensors among the arguments, however nested."""
+    found = (x for x in tree_leaves(tensors) if isinstance(x, torch.Tensor))
+    return sum(x.numel() * x.element_size() for x in found)
+
+
+def work(name: str, given: dict[str, Any], made: Any) -> list[Work]:
+    """What a GPU does for one operator, called with these arguments by name."""
+    if name in ("convolution", "conv3x3"):
+        x, weight, bias = given.get("input", given.get("x")), given["weight"], given["bias"]
+        found = [Work(name, 1, size(x, weight, made)), *copies(x, weight)]
+        return found if bias is None else [*found, Work("bias of a convolution", 1, size(bias, made, made))]
+    if name == "convolution_backward":
+        grad, x, weight = given["grad_output"], given["input"], given["weight"]
+        grad_x, grad_weight, grad_bias = made
+        found = copies(grad, x, weight)
+        if grad_x is not None:
+            found.append(Work(name, 1, size(grad, weight, grad_x)))
+        if grad_weight is not None:
+            found.append(Work(name, 1, size(grad, x, grad_weight)))
+        if grad_bias is not None:
+            found.append(Work("gradient of a bias", 1, size(grad, grad_bias)))
+        return found
+    again: tuple = ()
+    kernels = KERNELS.get(name, 1)
+    if name.startswith("batch_norm_act"):
+        kernels = batch_norm_act.kernels_of(given["x"], given["groups"])[name.endswith("backward")]
+    if name in ("batch_norm_act", "adain_act", "layer_norm_act"):
+        again = (given["x"],)
+    elif name in ("adain_act_backward", "layer_norm_act_backward"):
+        again = given["grad_y"], given["x"]
+    elif name == "batch_norm_act_backward":
+        # the ReLU's side is found from x unless there was a residual; the first pass leaves the masked gradient for the
+        # last one where a residual wants it
+        if not given["relu"] or given["bias"] is not None:
+            given = given | {"y": None}
+        passed = made[3] if given["needs_residual"] else [given[k] for k in ("grad_y", "grad_again", "y")]
+        again = given["x"], passed
+    if name.startswith("batch_norm_act") and batch_norm_act.reads_once(given["x"], given["groups"]):
+        again = ()
+    return [Work(name, kernels, size(given, made, again))]
+
+
+def copies(*tensors: torch.Tensor) -> list[Work]:
+    """A convolution's arguments that are not dense in channels_last, each read and written once."""
+    others = [x for x in tensors if not x.is_contiguous(memory_format=torch.channels_last)]
+    return [Work("layout copies", 1, 2 * size(x)) for x in others]
+
+
 class Count(TorchDispatchMode):
-    """``calls`` and ``bytes`` by (part of the step, operator)."""
+    """``calls``, kernels on a GPU, and ``bytes`` by (part of the step, operator)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,38 +136,50 @@ class Count(TorchDispatchMode):
             else:
                 self._parts.pop()
         elif space != "prim" and not func.is_view and not name.startswith(NOTHING):
-            key = self._parts[-1], name
-            self.calls[key] += 1
-            self.bytes[key] += sum(
-                x.numel() * x.element_size()
-                for x in tree_leaves((args, kwargs, made))
-                if isinstance(x, torch.Tensor)
-            )
+            names = (one.name for one in func._schema.arguments)
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            for label, kernels, moved in work(name, given, made):
+                self.calls[self._parts[-1], label] += kernels
+                self.bytes[self._parts[-1], label] += moved
         return made
 
 
 @contextlib.contextmanager
-def padding_without_casts() -> Iterator[None]:
-    """A CPU's autocast pads in float32, a GPU's in what comes."""
+def as_on_a_gpu() -> Iterator[None]:
+    """A CPU's autocast pads in float32, a GPU's in what comes; the rest as at the top of this file."""
     pad = F.pad
 
-    def uncast(*args, **options):  # noqa: ANN002, ANN003, ANN202
+    def padded(x, amounts, mode="constant", value=None):  # noqa: ANN001, ANN202
+        if mode == "replicate":
+            return _Replicated.apply(x, amounts[0])
         with torch.autocast("cpu", enabled=False):
-            return pad(*args, **options)
+            return pad(x, amounts, mode, value)
 
-    F.pad = uncast
-    try:
+    def shuffled(x, factor):  # noqa: ANN001, ANN202
+        parts = x.unflatten(1, (-1, factor, factor)).permute(0, 1, 4, 2, 5, 3)
+        return parts.contiguous().flatten(4, 5).flatten(2, 3)
+
+    with (
+        mock.patch.object(F, "pad", padded),
+        mock.patch.object(F, "pixel_shuffle", shuffled),
+        mock.patch("dgnet_fast.ops.conv3x3._FAST_ENOUGH", False),
+        mock.patch("dgnet_fast.models.layers.follower_adds_bias", lambda _: True),
+        mock.patch("dgnet_fast.models.decoder.follower_adds_bias", lambda _: True),
+    ):
         yield
-    finally:
-        F.pad = pad
 
 
 def count(args: argparse.Namespace, *, train_encoder: bool) -> Count:
     """One step with the options of `benchmarks.step`, losses checked as on a GPU."""
     config = step_config(args)
     counted = Count()
-    with FakeTensorMode(allow_non_fake_inputs=True), padding_without_casts():
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu():
         model = DGNet(config, [build_teacher(config, 1)])
+        for module in model.modules():  # by hand, since `Module.to` refuses fake weights
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.ndim == 4:
+                    last = weight.detach().to(memory_format=torch.channels_last)
+                    setattr(module, name, nn.Parameter(last, requires_grad=weight.requires_grad))
         batch = random_batch(config, (args.batch, args.height, args.width), 0, "cpu", True)
         dtype = {"fp32": None, "bf16": torch.bfloat16}[args.precision]
         step = TrainingStep(
@@ -106,13 +196,13 @@ def count(args: argparse.Namespace, *, train_encoder: bool) -> Count:
 
 
 def rows(counted: Count, column: int) -> list[str]:
-    """A table by part (column 0) or operator (1), most calls first."""
+    """A table by part (column 0) or operator (1), most kernels first."""
     calls: Counter[str] = Counter()
     moved: Counter[str] = Counter()
     for key, number in counted.calls.items():
         calls[key[column]] += number
         moved[key[column]] += counted.bytes[key]
-    lines = [f"| {('part', 'operator')[column]} | calls | GB |", "|---|--:|--:|"]
+    lines = [f"| {('part', 'operator')[column]} | kernels | GB |", "|---|--:|--:|"]
     return lines + [
         f"| {name} | {number} | {moved[name] / 1e9:.2f} |" for name, number in calls.most_common()
     ]
@@ -132,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     for train_encoder in (True, False):
         counted = count(args, train_encoder=train_encoder)
         print(
-            f"\n{sum(counted.calls.values())} calls, {sum(counted.bytes.values()) / 1e9:.1f} GB: "
+            f"\n{sum(counted.calls.values())} kernels, {sum(counted.bytes.values()) / 1e9:.1f} GB: "
             f"batch {args.batch}, {args.height}x{args.width}, {args.precision}, {args.ramps} the ramps, "
             f"structure reconstruction through {'E_s in training' if train_encoder else 'a frozen E_s'}\n"
         )

@@ -5,7 +5,8 @@
 
 In turns, so that what else the machine does falls on all alike: one process steps alone while the others wait; all step,
 each for itself; all step together. The first against the second is what cores on one machine take from each other, the
-second against the third what the exchange adds. One thread a process.
+second against the third what the exchange adds. One thread a process. Seconds of processor time stand beside those of the
+clock, since other programs add nothing to them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.step import random_batch, step_config
 from dgnet_fast.distributed import processes
-from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training.optim import Optimisers, Precision
@@ -59,6 +60,10 @@ def predict() -> None:
                 print(f"{name:40}{step * 1e3:6.0f}ms{dtype:>6}{seen * 1e3:13.2f}ms{share:12.3f}")
 
 
+KINDS = ("one alone", "each for itself", "together", "of it waiting")
+"""The last is time in which a process waits for sums, or for the other to come to them."""
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Within, each process is one by itself."""
@@ -78,52 +83,60 @@ def measure(args: argparse.Namespace) -> None:
     step = TrainingStep(model, Optimisers(model, config), Precision(None, torch.device("cpu")))
     batch = random_batch(config, (args.batch, args.height, args.width), processes.rank(), "cpu", True)
     waited: list[float] = []
-    plain = GradientSums.wait
+    plain = processes.finish
 
-    def wait(self: GradientSums, *names: str) -> None:
+    def finish(work: Any) -> None:
         begin = time.perf_counter()
-        plain(self, *names)
+        plain(work)
         waited.append(time.perf_counter() - begin)
 
-    GradientSums.wait = wait
+    processes.finish = finish
 
-    def timed(work: Callable[[], object]) -> float:
+    def timed(work: Callable[[], object]) -> tuple[float, float]:
+        """Seconds of the clock and of the processor, Gloo's threads included."""
         dist.barrier()
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         work()
-        return time.perf_counter() - begin
+        return time.perf_counter() - begin, time.process_time() - busy
 
     def one_step() -> None:
         step([batch], 0)
 
-    rows: dict[str, list[float]] = {
-        "one alone": [],
-        "each for itself": [],
-        "together": [],
-        "of it waiting": [],
-    }
+    rows: dict[str, list[tuple[float, float]]] = {name: [] for name in KINDS}
     with alone():
         one_step()
     for _ in range(args.steps):
         with alone():
             took = timed(one_step if processes.rank() == 0 else lambda: None)
-        rows["one alone"].append(took)
+        rows["one alone"].append(processes.agreed(took))
         with alone():
             took = timed(one_step)
-        rows["each for itself"].append(max(processes.gathered(took)))
+        rows["each for itself"].append(slowest(took))
         waited.clear()
-        rows["together"].append(max(processes.gathered(timed(one_step))))
-        rows["of it waiting"].append(sum(waited))
-    sums = processes.gathered(timed(lambda: processes.sum_(torch.ones(43_000_000))))
+        rows["together"].append(slowest(timed(one_step)))
+        rows["of it waiting"].append(slowest((sum(waited), 0.0)))
+        if processes.is_first():
+            print(", ".join(f"{name} {found[-1][0]:.2f} s" for name, found in rows.items()), flush=True)
+    sums, _ = slowest(timed(lambda: processes.sum_(torch.ones(43_000_000))))
     if processes.is_first():
-        medians = {name: statistics.median(times) for name, times in rows.items()}
-        for name, value in medians.items():
-            print(f"{name:20}{value:8.3f} s a step   (of {', '.join(f'{t:.3f}' for t in rows[name])})")
+        clock, busy = (
+            {name: statistics.median(one[k] for one in found) for name, found in rows.items()}
+            for k in range(2)
+        )
+        for name in KINDS:
+            print(f"{name:20}{clock[name]:8.2f} s a step, {busy[name]:8.2f} s of the processor")
         sent = {name: step.sums.bytes_of(name) / 1e6 for name in ("id", "gen", "dis")}
         print("sent by each process: " + ", ".join(f"{name} {value:.1f} MB" for name, value in sent.items()))
-        print(f"43 million float32 summed with nothing to hide it: {max(sums):.3f} s")
-        print(f"efficiency against one alone:      {medians['one alone'] / medians['together']:.3f}")
-        print(f"efficiency against each for itself: {medians['each for itself'] / medians['together']:.3f}")
+        print(f"43 million float32 summed with nothing to hide it: {sums:.2f} s")
+        for name in KINDS[:2]:
+            shares = clock[name] / clock["together"], busy[name] / busy["together"]
+            print(f"efficiency against {name}: {shares[0]:.3f}, by the processor's seconds {shares[1]:.3f}")
+
+
+def slowest(took: tuple[float, float]) -> tuple[float, float]:
+    """The largest of each of all processes' two numbers."""
+    clock, busy = zip(*processes.gathered(took), strict=True)
+    return max(clock), max(busy)
 
 
 def parser() -> argparse.ArgumentParser:

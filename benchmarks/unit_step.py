@@ -4,10 +4,10 @@
     UNIT_REFERENCE=DIR python -m benchmarks.unit_step --batch 8
     python -m benchmarks.unit_step --height 128 --width 64 --dim 32       smaller, for a machine of little patience
 
-Every side is a process of its own with equal weights and pictures, float32: the median time of a step, the largest
-resident memory of the process as the kernel counted it (on a GPU PyTorch's peak), and the losses of its first step,
-which must agree. On a CPU the baselines run twice: with malloc as the system has it ("as shipped") and as dgnet_fast
-sets it. --serve SIDE is one such process.
+Every side is a process of its own with equal weights and pictures, float32: the median time of a step, by the clock and as
+the CPU time of its threads, which other jobs of the machine disturb less; the largest resident memory of the process as
+the kernel counted it (on a GPU PyTorch's peak); and the losses of its first step, which must agree. On a CPU the baselines
+run twice: with malloc as the system has it ("as shipped") and as dgnet_fast sets it. --serve SIDE is one such process.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def config_of(args: argparse.Namespace) -> UnitConfig:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each step but the first, peak memory, and the first step's totals, of the side ``args.serve``."""
+    """The median seconds of each step but the first (of the first if it is alone), by the clock and of the CPU, peak memory,
+    and the first step's totals, of the side ``args.serve``.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Unit(config_of(args)).to(device)
     side: Any
@@ -132,20 +134,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     size = (2, args.batch, 3, args.height, args.width)
     x = (0.5 * torch.randn(size, generator=generator)).clamp(-1, 1).to(device)
     del model
-    seconds, first = [], {}
+    seconds, computed, first = [], [], {}
     for index in range(1 + args.rounds):
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), time.process_time()
         terms = side.step(x, index, shared_noise)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
+        computed.append(time.process_time() - before)
         first = first or {name: terms[name] for name in ("dis_total", "total")}
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    return {"seconds": statistics.median(seconds[1:]), "peak": peak, "first": first}
+    timed = slice(1 if args.rounds else 0, None)
+    medians = {"seconds": statistics.median(seconds[timed]), "computed": statistics.median(computed[timed])}
+    return medians | {"peak": peak, "first": first}
 
 
 def ask(side: str, keeps: bool, argv: list[str]) -> dict[str, Any]:
@@ -178,18 +183,27 @@ def table(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
             f"{side}{'' if keeps or torch.cuda.is_available() else ', malloc as is'}",
             round(one["seconds"], 3),
             round(one["seconds"] / ours["seconds"], 2),
+            round(one["computed"], 3),
+            round(one["computed"] / ours["computed"], 2),
             round(one["peak"] / 2**30, 2),
             round(100 * ours["peak"] / one["peak"], 1),
         ]
         for (side, keeps), one in found.items()
     ]
+    timed = f"median of {args.rounds} steps after one" if args.rounds else "the first step"
     return {
         "title": f"One training step of UNIT, batch {args.batch} a domain, {args.height}x{args.width}, dim {args.dim}, {args.precision}",
-        "columns": ["", "seconds", "times ours", "peak GiB", "ours, percent of it"],
-        "rows": rows,
-        "notes": [
-            f"median of {args.rounds} steps after one; {torch.get_num_threads()} threads; PyTorch {torch.__version__}"
+        "columns": [
+            "",
+            "seconds",
+            "times ours",
+            "CPU seconds",
+            "times ours",
+            "peak GiB",
+            "ours, percent of it",
         ],
+        "rows": rows,
+        "notes": [f"{timed}; {torch.get_num_threads()} threads; PyTorch {torch.__version__}"],
     }
 
 
@@ -203,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of ours; the others are fp32"
     )
     made.add_argument("--compile", action="store_true", help="torch.compile, ours")
-    made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up")
+    made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up; 0: that one")
     made.add_argument("--serve", choices=("ours", "plain", "public"), help="measure one side and print JSON")
     return made
 

@@ -40,23 +40,43 @@ void activate(T* to, int64_t count, float slope, Value value, Side side) {
     }
 }
 
+// Calls use(value) with the function that gives the values from x on, of one pixel in channels_last or one
+// plane.
+template <class T, class Use>
+void with_bias(const float* bias, const ImageShape& s, int64_t picture, const T* x, Use use) {
+    if (!bias) {
+        use([=](int64_t i) { return load(x[i]); });
+    } else if (s.channels_last) {
+        use([=](int64_t i) { return load(x[i]) + bias[i]; });
+    } else {
+        const float added = bias[picture % s.channels];
+        use([=](int64_t i) { return load(x[i]) + added; });
+    }
+}
+
 template <class T, int64_t V>
 void forward(const ActPadForward& a) {
     const ImageShape& s = a.shape;
     const Pictures pictures(s);
     const int64_t length = s.width * pictures.values;
+    // each value's bias is that of its place in the pixel, or in NCHW the plane's
+    const int64_t run = a.bias && s.channels_last ? s.channels : length;
 #pragma omp parallel for schedule(static)
     for (int64_t task = 0; task < pictures.count * s.height; ++task) {
         const int64_t picture = task / s.height, h = task % s.height;
         const auto y = padded<T, V>(static_cast<T*>(a.y), s, pictures, picture);
         const T* x = static_cast<const T*>(a.x) + task * length;
-        const auto value = [=](int64_t i) { return load(x[i]); };
-        if (a.sides) {
-            const T* sides = padded<const T, V>(static_cast<const T*>(a.sides), s, pictures, picture).row(h);
-            activate(y.row(h), length, a.slope, value, [=](int64_t i) { return load(sides[i]); });
-        } else {
-            activate(y.row(h), length, a.slope, value, value);
-        }
+        const T* sides = a.sides
+                             ? padded<const T, V>(static_cast<const T*>(a.sides), s, pictures, picture).row(h)
+                             : nullptr;
+        for (int64_t at = 0; at < length; at += run)
+            with_bias(a.bias, s, picture, x + at, [&](auto value) {
+                if (sides)
+                    activate(y.row(h) + at, run, a.slope, value,
+                             [=](int64_t i) { return load(sides[at + i]); });
+                else
+                    activate(y.row(h) + at, run, a.slope, value, value);
+            });
         finish_row(y, h);
     }
 }

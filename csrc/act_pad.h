@@ -1,4 +1,4 @@
-// y = pad(act(x)), LeakyReLU and reflect padding; see dgnet_fast/ops/act_pad.py for the definition.
+// y = pad(act(x + bias)), LeakyReLU and reflect padding; see dgnet_fast/ops/act_pad.py for the definition.
 //
 // x, y and their gradients are dense in the order of `shape` and hold `element`, y and grad_y with the border
 // of shape.padding. slope is that of LeakyReLU, 1 for no activation.
@@ -14,6 +14,7 @@ struct ActPadForward {
     Element element;
     const void* x;
     const void* sides;  // may be null
+    const float* bias;  // of each channel; may be null
     void* y;
     float slope;
 };

@@ -32,12 +32,17 @@ Element element_of(const Layout& layout) {
     return static_cast<Element>(std::get<6>(layout));
 }
 
-ActPadForward act_pad_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t sides, uintptr_t y,
-                                        float slope) {
-    return {shape_of(layout),     element_of(layout), pointer<void>(x),
-            pointer<void>(sides), pointer<void>(y),   slope};
+ActPadForward act_pad_forward_arguments(const Layout& layout, uintptr_t x, uintptr_t sides, uintptr_t bias,
+                                        uintptr_t y, float slope) {
+    return {shape_of(layout),
+            element_of(layout),
+            pointer<void>(x),
+            pointer<void>(sides),
+            pointer<float>(bias),
+            pointer<void>(y),
+            slope};
 }
-constexpr std::array act_pad_forward_names{"layout", "x", "sides", "y", "slope"};
+constexpr std::array act_pad_forward_names{"layout", "x", "sides", "bias", "y", "slope"};
 
 ActPadBackward act_pad_backward_arguments(const Layout& layout, uintptr_t grad_y, uintptr_t sides,
                                           uintptr_t grad_x, float slope) {

@@ -10,6 +10,7 @@
 #include <omp.h>
 
 #include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -52,16 +53,26 @@ void store(float* p, V values) {
     std::memcpy(p, &values, sizeof values);
 }
 
-struct Free {
-    void operator()(float* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
+// Memory that begins at a cache line. Aligned by hand: glibc's aligned_alloc cuts its block out of a larger
+// one, and the heap grows in holes (cpu_allocator.cpp).
+class Buffer {
+  public:
+    explicit Buffer(int64_t count) : block_(std::malloc(count * sizeof(float) + kLine)) {
+        if (!block_) throw std::bad_alloc();
+        const auto first = reinterpret_cast<std::uintptr_t>(block_.get());
+        data_ = reinterpret_cast<float*>((first + kLine - 1) / kLine * kLine);
+    }
+    float* get() const { return data_; }
+    float& operator[](int64_t k) const { return data_[k]; }
 
-Buffer buffer(int64_t count) {
-    void* p = std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64);
-    if (!p) throw std::bad_alloc();
-    return Buffer(static_cast<float*>(p));
-}
+  private:
+    static constexpr std::uintptr_t kLine = 64;
+    struct Free {
+        void operator()(void* p) const { std::free(p); }
+    };
+    std::unique_ptr<void, Free> block_;
+    float* data_;
+};
 
 int64_t up_to_panel(int64_t channels) {
     return (channels + kPanel - 1) / kPanel * kPanel;
@@ -280,7 +291,7 @@ int64_t patches_together(int64_t count, int64_t channels, int64_t threads) {
 // channels.
 Buffer transform_taps(const Conv3x3& a) {
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels, padded = up_to_panel(out);
-    Buffer result = buffer(kPoints * in * padded);
+    Buffer result(kPoints * in * padded);
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < padded; panel += kPanel)
         for (int64_t n = 0; n < 2 * in;
@@ -319,14 +330,14 @@ void conv3x3(const Conv3x3& a) {
     const Patches patches(a.shape);
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels, padded = up_to_panel(out);
     const Buffer taps = transform_taps(a);
-    const Buffer zeros = buffer(in);
+    const Buffer zeros(in);
     std::fill_n(zeros.get(), in, 0.f);
     const bool shared = kPoints * in * padded * int64_t{sizeof(float)} > kPrivateTaps;
     const int64_t threads = omp_get_max_threads();
     const int64_t size =
         shared ? patches_together(patches.count, in + padded, 1) : parts_of(patches.count, kBlock, threads);
     const int64_t part = kPoints * size * (in + padded);
-    const Buffer work = buffer((shared ? 1 : threads) * part);
+    const Buffer work((shared ? 1 : threads) * part);
     const int64_t parts = (patches.count + size - 1) / size;
     // Matrices of x, (points, size, in), and of y, (points, size, padded), of the patches from `first` on
     const auto input = [&](float* v, int64_t first, int64_t i) {
@@ -380,10 +391,10 @@ void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
         std::min(patches_together(patches.count, left_channels + right_channels, 1), kLongestChunk);
     // (points, channels / kPanel, chunk, kPanel) both; beyond the channels `right` is zero and `left` is
     // never read
-    const Buffer left = buffer(kPoints * left_channels * chunk);
-    const Buffer right = buffer(kPoints * right_channels * chunk);
-    const Buffer sums = buffer(kPoints * left_channels * right_channels);
-    const Buffer zeros = buffer(std::max(in, out));
+    const Buffer left(kPoints * left_channels * chunk);
+    const Buffer right(kPoints * right_channels * chunk);
+    const Buffer sums(kPoints * left_channels * right_channels);
+    const Buffer zeros(std::max(in, out));
     std::fill_n(zeros.get(), std::max(in, out), 0.f);
     if (out < right_channels) std::fill_n(right.get(), kPoints * right_channels * chunk, 0.f);
     for (int64_t first = 0; first < patches.count; first += chunk) {

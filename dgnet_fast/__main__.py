@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import dgnet_fast
+from dgnet_fast.cli.parser import run_command
 
 COMMANDS = {
     "train": "train DG-Net",
@@ -55,11 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     first = words[0] if words else "--help"
     if first in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+        return run_command(lambda: print(usage()), _called())
     if first in ("-V", "--version"):
-        print(f"dgnet-fast {dgnet_fast.__version__}")
-        return 0
+        return run_command(lambda: print(f"dgnet-fast {dgnet_fast.__version__}"), _called())
     name = first.replace("_", "-")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)

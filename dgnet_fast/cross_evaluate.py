@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.output import show_tables
 from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
@@ -142,9 +142,7 @@ def body(argv: list[str] | None) -> int:
                 "notes": [f"percent; mean over {ranking.single_shot} galleries of one picture an identity"],
             }
         )
-    print_tables(tables)
-    if args.json:
-        write_tables(args.json, tables)
+    show_tables(tables, args.json)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Show what is installed on this machine, what was built, and which body serves which op.
 
 dgnet-fast doctor
-dgnet-fast doctor --json FILE
+dgnet-fast doctor --json             as JSON
+dgnet-fast doctor --json FILE        also to a file
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import dgnet_fast
-from dgnet_fast.cli.output import write_tables
-from dgnet_fast.cli.parser import Parser, program, run_command
+from dgnet_fast.cli.output import STANDARD_OUTPUT, show_tables, write_tables
+from dgnet_fast.cli.parser import Parser, check_output, program, run_command
 from dgnet_fast.cli.shared_options import add_json
 
 
@@ -154,7 +155,11 @@ def parser() -> Parser:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    check_output("--json", args.json)
     facts = report()
+    if args.json == STANDARD_OUTPUT:
+        show_tables(_tables(facts), args.json)
+        return 0
     print("\n".join(_lines(facts)))
     if args.json:
         write_tables(args.json, _tables(facts))

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from dgnet_fast.cli.callable import callable_module
-from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.output import show_tables
 from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
@@ -121,9 +121,7 @@ def body(argv: list[str] | None) -> int:
     if verified is not None:
         tables.append(verification_table(verified))
         save_roc({"single query": (verified.far, verified.true_accept)}, args.roc)
-    print_tables(tables)
-    if args.json:
-        write_tables(args.json, tables)
+    show_tables(tables, args.json)
     if args.rank_list:
         rows = rank_list_rows(sets, dataset, ranking, queries=args.rank_list_queries)
         with atomically(args.rank_list) as temporary:

@@ -1,7 +1,7 @@
 """Score generated pictures: FID and intra-class SSIM compared with real pictures, diversity, and the truth if it is
 known.
 
-    dgnet-fast quality SET --real market1501:gallery --root MARKET --inception inception-2015-12-05.pt
+    dgnet-fast quality SET --real market1501:gallery --root MARKET --inception weights-inception-2015-12-05-6726825d.pth
     dgnet-fast quality SET RUN --real synthetic:gallery
 
 SET is a set that `dgnet-fast generate` made, or any folder of pictures. RUN, the checkpoint that made it, adds three scores: the
@@ -15,16 +15,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.output import show_tables
 from dgnet_fast.cli.parser import Parser, check_output, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
     add_device,
     add_json,
     add_source_details,
+    add_trust_scripts,
     source_config,
 )
 from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.config.choices import FID_RESIZES
 
 
 def parser() -> Parser:
@@ -39,19 +41,21 @@ def parser() -> Parser:
         "--inception",
         type=Path,
         metavar="FILE",
-        help="TorchScript file of the 2015 Inception network, for FID",
+        help="file of the 2015 Inception network, for FID: weights of torch-fidelity or pytorch-fid, or TorchScript",
+    )
+    made.add_argument(
+        "--fid-resize",
+        choices=FID_RESIZES,
+        default="legacy",
+        help="how pictures become 299x299 for FID: as TensorFlow 1 did it, or antialiased as clean-fid does it (default legacy)",
     )
     made.add_argument(
         "--lpips",
         type=Path,
         metavar="FILE",
-        help="TorchScript file of VGG-16 with LPIPS weights, for diversity",
+        help="file for LPIPS: torchvision's weights of AlexNet or VGG-16, or TorchScript of VGG-16",
     )
-    made.add_argument(
-        "--trust-scripts",
-        action="store_true",
-        help="run the files of --inception and --lpips even if they are not the published ones; TorchScript is a program",
-    )
+    add_trust_scripts(made, "--inception and --lpips")
     made.add_argument(
         "--limit", type=int, metavar="N", help="compare at most N pictures of each side (default: all)"
     )
@@ -79,7 +83,7 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.checkpoints.loading import load_generator
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.pictures import open_pictures
-    from dgnet_fast.distributed.processes import is_first
+    from dgnet_fast.generation.score_networks import inception, lpips, unpublished
     from dgnet_fast.generation.scores import (
         Comparison,
         open_generated,
@@ -88,7 +92,6 @@ def body(argv: list[str] | None) -> int:
         set_table,
         truth_table,
     )
-    from dgnet_fast.metrics.generation import INCEPTION_HINT, LPIPS_HINT, check_script
     from dgnet_fast.models.typed import in_channels_last
     from dgnet_fast.report.progress import progress
 
@@ -98,9 +101,11 @@ def body(argv: list[str] | None) -> int:
             raise ConfigError(f"--{name} is {value}; allowed: at least 1")
     device = resolve_device(args.device)
     check_output("--json", args.json)
-    for path, hint in ((args.inception, INCEPTION_HINT), (args.lpips, LPIPS_HINT)):
-        if path is not None:
-            check_script(path, hint, args.trust_scripts)
+    trusted = args.trust_scripts
+    features = (
+        inception(args.inception, device, trusted=trusted, resize=args.fid_resize) if args.inception else None
+    )
+    distance = lpips(args.lpips, device, trusted=trusted) if args.lpips else None
     model = None
     if args.checkpoint:
         model = load_generator(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)[0]
@@ -115,9 +120,9 @@ def body(argv: list[str] | None) -> int:
         batch=args.batch,
         pairs=args.pairs,
         seed=args.seed,
-        inception=args.inception,
-        lpips=args.lpips,
-        trusted=args.trust_scripts,
+        inception=features,
+        fid_resize=args.fid_resize,
+        lpips=distance,
         progress=progress,
     )
     tables = []
@@ -130,9 +135,10 @@ def body(argv: list[str] | None) -> int:
             tables.append(reconstruction_table(model, real, how))
     generated = sample(generated, args.limit, args.seed)
     tables.insert(0, set_table(real, generated, model, how))
-    print_tables(tables)
-    if args.json and is_first():
-        write_tables(args.json, tables)
+    tables[0]["notes"] += [
+        note for path in (args.inception, args.lpips) if path and (note := unpublished(path))
+    ]
+    show_tables(tables, args.json)
     return 0
 
 

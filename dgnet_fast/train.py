@@ -12,30 +12,17 @@ the value of --preset.
 from __future__ import annotations
 
 import sys
-from datetime import datetime
-from pathlib import Path
 
 from dgnet_fast.cli.callable import callable_module
 from dgnet_fast.cli.config_options import add_config_options, config_from, given_options
-from dgnet_fast.cli.output import print_tables
-from dgnet_fast.cli.parser import Parser, program, run_command
+from dgnet_fast.cli.parser import Parser, at_least, program, run_command
+from dgnet_fast.cli.running import add_run, ended, new_folder, resumed_folder
 from dgnet_fast.config import ConfigError, set_in_tree
 
 
 def parser() -> Parser:
     made = Parser(prog=program("train"), description=__doc__)
-    made.add_argument(
-        "--out", type=Path, metavar="DIR", help="run folder (default: runs/DATE-TIME-DATA-PRESET)"
-    )
-    made.add_argument(
-        "--resume", action="store_true", help="continue the run in --out from its newest checkpoint"
-    )
-    early = made.add_argument(
-        "--max-steps",
-        type=int,
-        metavar="N",
-        help="stop after this many steps in total; the schedule does not change",
-    )
+    early = add_run(made, "DATE-TIME-DATA-PRESET")
     made.hide([early])
     add_config_options(made)
     return made
@@ -50,51 +37,34 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.training.loop import Diverged, Stopped
     from dgnet_fast.training.run import run_training
 
-    if args.max_steps is not None and args.max_steps < 1:
-        raise ConfigError(f"--max-steps is {args.max_steps}; allowed: at least 1")
+    at_least("max_steps", args.max_steps, 1)
     if restarted() and args.out is None:
         raise ConfigError(
             "torchrun's --max-restarts needs the run folder, to go on from its checkpoints: --out DIR"
         )
     again = restarted() and agreed((args.out / "config.yaml").exists())
     if args.resume:
-        if args.out is None:
-            raise ConfigError("--resume needs the run folder: --out DIR")
-        if args.config or args.preset:
-            raise ConfigError(
-                "--resume takes the options from the run folder; leave out --config and --preset"
-            )
-        tree = saved_options(args.out)
+        folder = resumed_folder(args.out, "--config and --preset", bool(args.config or args.preset))
+        tree = saved_options(folder)
         for name, value in given_options(args).items():
             set_in_tree(tree, name, value)
-        config, folder = config_from(args, tree)[0], args.out
+        config = config_from(args, tree)[0]
     else:
         config, name = config_from(args)
-        stamp = agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
-        folder = args.out or Path("runs") / f"{stamp}-{config.data}-{name}"
-        if not again and agreed((folder / "config.yaml").exists()):
-            raise ConfigError(
-                f"{folder} already holds a run; continue it with --resume or choose another --out"
-            )
-    try:
-        result = run_training(
+        folder = new_folder(args.out, f"{config.data}-{name}", again=again)
+    return ended(
+        lambda: run_training(
             config,
             folder,
             resume=args.resume or again,
             max_steps=args.max_steps,
             given=set(given_options(args)),
-        )
-    except Stopped as stopped:
-        print(
-            f"stopped after step {stopped.step}, saved; continue with: {program('train')} --resume --out {folder}"
-        )
-        return 128 + stopped.signal
-    except Diverged as error:
-        print(f"{program('train')}: {error}", file=sys.stderr)
-        return 1
-    print_tables(result["tables"])
-    print(f"report: {result['report']}")
-    return 0
+        ),
+        program("train"),
+        folder,
+        stopped=Stopped,
+        diverged=Diverged,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,9 +16,9 @@ import logging
 import sys
 from pathlib import Path
 
-from dgnet_fast.cli.output import print_tables, write_tables
+from dgnet_fast.cli.output import show_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
-from dgnet_fast.cli.shared_options import add_device, add_json
+from dgnet_fast.cli.shared_options import add_device, add_json, add_trust_scripts
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
 from dgnet_fast.config.presets import PRESETS, preset
 from dgnet_fast.report.files import check_writable, locked
@@ -54,8 +54,9 @@ def parser() -> Parser:
     made.add_argument("--unit", type=Path, metavar="RUN", help="the model that translated, for the checks")
     made.add_argument(
         "--inception", type=Path, metavar="FILE",
-        help="TorchScript file of the 2015 Inception network: the distance is then FID",
+        help="file of the 2015 Inception network (docs/weights_and_data.md): the distance is then FID",
     )  # fmt: skip
+    add_trust_scripts(made, "--inception")
     add_device(made, batch=None)
     add_json(made)
     return made
@@ -77,18 +78,25 @@ def body(argv: list[str] | None) -> int:
     at_least("steps", args.steps, 1)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise ConfigError(f"--seeds is {args.seeds}; allowed: different numbers of at least 0")
+    if args.inception and not args.unit:
+        raise ConfigError(
+            "--inception is for the checks of translated pictures; give their model too: --unit RUN"
+        )
     # After the options were read: they bring torch along, and --help does not need it.
     from dgnet_fast.checkpoints.unit import load_unit
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.datasets import dataset_of
     from dgnet_fast.data.rules import check_scorable, check_trainable
-    from dgnet_fast.metrics.generation import inception
+    from dgnet_fast.metrics.generation import INCEPTION_HINT, check_script
     from dgnet_fast.training.loop import Stopped, StopSignal
     from dgnet_fast.training.optim import Precision, resolve_amp
     from dgnet_fast.translation.checks import check_translation
     from dgnet_fast.translation.sets import read_translated, with_training
     from dgnet_fast.translation.transfer import BOTH, DIRECT, TRANSLATED, WITHIN, run_transfer, transfer_table
 
+    if args.inception:
+        check_script(args.inception, INCEPTION_HINT, args.trust_scripts)
+    model = load_unit(args.unit)[0] if args.unit else None
     config = recipe(args, args.source, args.source_root)
     source = dataset_of(config)
     target = dataset_of(recipe(args, args.target, args.target_root))
@@ -96,10 +104,6 @@ def body(argv: list[str] | None) -> int:
     check_scorable(target.query, target.gallery)
     check_writable(args.out / "results.json", "--out")
     check_output("--json", args.json)
-    if args.unit:
-        load_unit(args.unit)  # what cannot be read is said before the baselines are trained
-    if args.inception:
-        inception(args.inception)
     made = read_translated(args.translated)
     if unknown := sorted(set(made.ids.tolist()) - set(source.train.ids.tolist())):
         raise ValueError(
@@ -118,19 +122,17 @@ def body(argv: list[str] | None) -> int:
         with locked(args.out), StopSignal() as stop:
             cells = run_transfer(config, arms, target, args.seeds, args.out, precision, stop)
             tables = [transfer_table(cells, args.source, target, args.seeds, config.teacher_steps)]
-            if args.unit:
+            if model is not None:
                 tables.append(
                     check_translation(
-                        args.unit, config, source, target, args.out, precision, stop, args.inception
+                        model, config, source, target, args.out, precision, stop, args.inception, args.trust_scripts
                     )
-                )
+                )  # fmt: skip
             write_tables(args.out / "results.json", tables)
     except Stopped as stopped:
         print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
         return 128 + stopped.signal
-    print_tables(tables)
-    if args.json:
-        write_tables(args.json, tables)
+    show_tables(tables, args.json)
     return 0
 
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dgnet_fast.cli.config_options import add_config_options, given_options
-from dgnet_fast.cli.output import print_tables
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
+from dgnet_fast.cli.running import add_run, ended, new_folder, resumed_folder
 from dgnet_fast.config import DRAWN, ConfigError, set_in_tree, walk
 from dgnet_fast.config.unit import UNIT_PRESETS, UnitConfig, unit_from_dict
 from dgnet_fast.config.yaml_files import read_mapping
@@ -49,20 +48,13 @@ def parser() -> Parser:
     made.add_argument("--root", metavar="DIR", help="folder of the data sets that the sources name")
     made.add_argument("--a-root", metavar="DIR", help="folder of the data set of --a (default: --root)")
     made.add_argument("--b-root", metavar="DIR", help="folder of the data set of --b (default: --root)")
-    made.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/DATE-TIME-unit)")
-    made.add_argument(
-        "--resume", action="store_true", help="continue the run in --out from its newest checkpoint"
-    )
+    add_run(made, "DATE-TIME-unit")
     made.add_argument(
         "--start",
         type=Path,
         metavar="PATH",
         help="begin with the weights of public files (gen_*.pt, dis_*.pt)",
     )
-    made.add_argument(
-        "--max-steps", type=int, metavar="N",
-        help="stop after this many steps in total; the schedule does not change",
-    )  # fmt: skip
     presets = f"{', '.join(UNIT_PRESETS)} (default: small for the built-in data, otherwise pedestrians; none with --config)"
     add_config_options(made, tree=UnitConfig(), sections=SECTIONS, names={}, presets=presets)
     return made
@@ -128,45 +120,26 @@ def body(argv: list[str] | None) -> int:
 
     moved: dict[str, Any] = {}
     if args.resume:
-        if args.out is None:
-            raise ConfigError("--resume needs the run folder: --out DIR")
         moved = sources_of(args)
-        if args.config or args.preset or args.start or "sources" in moved:
-            raise ConfigError(
-                "--resume takes the options from the run folder; leave out --config, --preset, --start and the sources"
-            )
-        tree = saved_options(args.out, [name for name, _, _ in walk(UnitConfig())])
+        given = bool(args.config or args.preset or args.start or "sources" in moved)
+        folder = resumed_folder(args.out, "--config, --preset, --start and the sources", given)
+        tree = saved_options(folder, [name for name, _, _ in walk(UnitConfig())])
         for name, value in given_options(args, UnitConfig()).items():
             set_in_tree(tree, name, value)
-        tree |= moved
-        config, folder = unit_from_dict(tree), args.out
+        config = unit_from_dict(tree | moved)
     else:
         config = config_of(args)
-        folder = args.out or Path("runs") / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-unit"
-        if (folder / "config.yaml").exists():
-            raise ConfigError(
-                f"{folder} already holds a run; continue it with --resume or choose another --out"
-            )
-    try:
-        result = run_unit(
-            config,
-            folder,
-            resume=args.resume,
-            max_steps=args.max_steps,
-            start=args.start,
-            given={*given_options(args, UnitConfig()), *moved},
-        )
-    except Stopped as stopped:
-        print(
-            f"stopped after step {stopped.step}, saved; continue with: {program('unit')} --resume --out {folder}"
-        )
-        return 128 + stopped.signal
-    except Diverged as error:
-        print(f"{program('unit')}: {error}", file=sys.stderr)
-        return 1
-    print_tables(result["tables"])
-    print(f"report: {result['report']}")
-    return 0
+        folder = new_folder(args.out, "unit")
+    given_now = {*given_options(args, UnitConfig()), *moved}
+    return ended(
+        lambda: run_unit(
+            config, folder, resume=args.resume, max_steps=args.max_steps, start=args.start, given=given_now
+        ),
+        program("unit"),
+        folder,
+        stopped=Stopped,
+        diverged=Diverged,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,7 +36,7 @@ def _sides(
 
 @triton.jit
 def forward_tile(
-    x_ptr, sides_ptr, y_ptr, channels, pixels, padded_pixels, slope,
+    x_ptr, sides_ptr, bias_ptr, y_ptr, channels, pixels, padded_pixels, slope,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
@@ -49,6 +49,8 @@ def forward_tile(
     shown = row * WIDTH + column
     at = offset(shown, channel, pixels, channels, CHANNELS_LAST)
     x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + channel, channel < channels, other=0.0).to(tl.float32)
     side = x
     if sides_ptr is not None:
         sides_ptr += sample * padded_pixels * channels
@@ -96,8 +98,8 @@ def forward(a: SimpleNamespace) -> None:
     pixels, padded_pixels = height * width, a.y.shape[2] * a.y.shape[3]
     tiles = _tiles(a.x, padded_pixels, channels_last, TILE)
     forward_tile[tiles.grid](
-        a.x, a.sides, a.y, channels, pixels, padded_pixels, a.negative_slope,
-        CHANNELS_LAST=channels_last, **constants(height, width, a.padding), **tiles.tile,
+        a.x, a.sides, a.bias, a.y, channels, pixels, padded_pixels, a.negative_slope,
+        CHANNELS_LAST=channels_last, **constants(height, width, a.padding, mapped=True), **tiles.tile,
     )  # fmt: skip
 
 
@@ -110,5 +112,5 @@ def backward(a: SimpleNamespace) -> None:
     backward_tile[tiles.grid](
         a.grad_y, a.sides, a.grad_x, channels, pixels, padded_pixels, a.negative_slope,
         CHANNELS_LAST=channels_last, COPIES=copies(height, width, a.padding),
-        **constants(height, width, a.padding), **tiles.tile,
+        **constants(height, width, a.padding, mapped=True), **tiles.tile,
     )  # fmt: skip

@@ -5,7 +5,8 @@ order, gamma and beta float32 and contiguous. A sample has up to a million eleme
 leaves each program's sums in a workspace, a second merges its sample's in a fixed order and writes the result.
 A program serves a tile of pixels by channels along a slice of the pixels; in NCHW a tile is as long along the
 pixels as it can be. No atomics: results are the same from run to run. Height and width are compile-time
-constants with padding only (padding.py says why).
+constants with padding only (padding.py says why), or with phases: those of a picture in channels_last are its pixels in
+another order, which sums do not see and results are read from and gradients written to (dgnet_fast/ops/phases.py).
 
 Device memory traffic for n bytes of x, with n' bytes of padded y: forward 2n + n' where the minimum (each input
 read once, each output written once) is n + n'; backward 3n + 2n', minimum 2n + n'. The second kernel goes
@@ -43,8 +44,31 @@ def _part(sample, index):
 
 
 @triton.jit
+def _added(bias_ptr, channel, channels):
+    """The bias of channels (1, COLUMNS); 0 where there is none."""
+    bias = tl.zeros_like(channel).to(tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel, channel < channels, other=0.0)
+    return bias
+
+
+@triton.jit
+def _place_in_phases(row, column, WIDTH: tl.constexpr):
+    """Number, among the pixels of a picture in phases, of the one in this row and column of the picture."""
+    return (row // 2 * (WIDTH // 2) + column // 2) * 4 + row % 2 * 2 + column % 2
+
+
+@triton.jit
+def _from_phases(place, WIDTH: tl.constexpr):
+    """Number, in the picture, of a pixel of its phases; `_place_in_phases` the other way."""
+    quad = place // 4
+    row = quad // (WIDTH // 2) * 2 + place % 4 // 2
+    return row * WIDTH + quad % (WIDTH // 2) * 2 + place % 2
+
+
+@triton.jit
 def forward_sums(
-    x_ptr, parts_ptr, channels, pixels, slice_pixels,
+    x_ptr, bias_ptr, parts_ptr, channels, pixels, slice_pixels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Leaves each program's element count, mean and sum of squares about it.
@@ -54,13 +78,15 @@ def forward_sums(
     """
     sample, index, first, last = bounds(pixels, slice_pixels, False)
     x_ptr += sample * pixels * channels
+    _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
+    bias = _added(bias_ptr, channel, channels)
     mean = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
     count = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
-        x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32) + bias
         difference = tl.where(mask, x - mean, 0.0)
         mean += difference * (1.0 / ((start - first) // ROWS + 1).to(tl.float32))
         squares += difference * tl.where(mask, x - mean, 0.0)
@@ -95,10 +121,10 @@ def _merged_statistics(parts_ptr, parts, elements, eps, MERGE: tl.constexpr):
 
 @triton.jit
 def forward_apply(
-    x_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, rdenom_ptr, parts_ptr, parts, channels, pixels,
+    x_ptr, gamma_ptr, beta_ptr, bias_ptr, y_ptr, mean_ptr, rdenom_ptr, parts_ptr, parts, channels, pixels,
     padded_pixels, slice_pixels, slope, eps, MERGE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    PADDING: tl.constexpr,
+    PADDING: tl.constexpr, PHASES: tl.constexpr,
 ):  # fmt: skip
     """Merges a sample's statistics and writes a slice of the padded result."""
     sample, index, first, last = bounds(padded_pixels, slice_pixels, True)
@@ -111,12 +137,13 @@ def forward_apply(
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     factor = tl.load(gamma_ptr + channel, channel < channels, other=0.0) * rdenom
     shift = tl.load(beta_ptr + channel, channel < channels, other=0.0)
+    mean = mean - _added(bias_ptr, channel, channels)  # of x without its bias
     for start in range(first, last, ROWS):
         pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
         shown = pixel
-        if PADDING > 0:
+        if PADDING > 0 or PHASES:
             row, column = source(pixel, HEIGHT, WIDTH, PADDING)
-            shown = row * WIDTH + column
+            shown = _place_in_phases(row, column, WIDTH) if PHASES else row * WIDTH + column
         at = offset(shown, channel, pixels, channels, CHANNELS_LAST)
         z = (tl.load(x_ptr + at, mask, other=0.0).to(tl.float32) - mean) * factor + shift
         to = offset(pixel, channel, padded_pixels, channels, CHANNELS_LAST)
@@ -127,11 +154,13 @@ def forward_apply(
 def _gradients(
     grad_y_ptr, x_ptr, start, last, mean, factor, shift, channels, pixels, padded_pixels, slope,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr, HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
+    WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr, PHASES: tl.constexpr,
 ):  # fmt: skip
     """Returns offsets and mask of a tile, the centred input, and the gradient before the activation (0 outside)."""
     pixel, channel, mask = tile(start, last, channels, ROWS, COLUMNS)
     at = offset(pixel, channel, pixels, channels, CHANNELS_LAST)
+    if PHASES:
+        pixel = _from_phases(pixel, WIDTH)
     grad_y = folded_of_sample(
         grad_y_ptr, pixel, channel, mask, channels, padded_pixels, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES
     )  # fmt: skip
@@ -141,10 +170,10 @@ def _gradients(
 
 @triton.jit
 def backward_sums(
-    grad_y_ptr, x_ptr, gamma_ptr, beta_ptr, mean_ptr, rdenom_ptr, parts_ptr, sums_ptr, channels, pixels,
+    grad_y_ptr, x_ptr, gamma_ptr, beta_ptr, bias_ptr, mean_ptr, rdenom_ptr, parts_ptr, sums_ptr, channels, pixels,
     padded_pixels, slice_pixels, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr,
-    COPIES: tl.constexpr,
+    COPIES: tl.constexpr, PHASES: tl.constexpr,
 ):  # fmt: skip
     """Leaves sums of the gradient before the activation, plain and times the centred input.
 
@@ -156,6 +185,7 @@ def backward_sums(
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     gamma = tl.load(gamma_ptr + channel, channel < channels, other=0.0)
     shift = tl.load(beta_ptr + channel, channel < channels, other=0.0)
+    mean = mean - _added(bias_ptr, channel, channels)
     grad_y_ptr += sample * padded_pixels * channels
     x_ptr += sample * pixels * channels
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -163,7 +193,7 @@ def backward_sums(
     for start in range(first, last, ROWS):
         _, _, centred, grad_z = _gradients(
             grad_y_ptr, x_ptr, start, last, mean, gamma * rdenom, shift, channels, pixels, padded_pixels,
-            slope, ROWS, COLUMNS, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES,
+            slope, ROWS, COLUMNS, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES, PHASES,
         )  # fmt: skip
         sums += grad_z
         sums_centred += grad_z * centred
@@ -190,10 +220,11 @@ def _merged_sum(at_ptr, count, STRIDE: tl.constexpr, MERGE: tl.constexpr):
 
 @triton.jit
 def backward_apply(
-    grad_y_ptr, x_ptr, gamma_ptr, beta_ptr, mean_ptr, rdenom_ptr, grad_x_ptr, grad_gamma_ptr, grad_beta_ptr,
+    grad_y_ptr, x_ptr, gamma_ptr, beta_ptr, bias_ptr, mean_ptr, rdenom_ptr, grad_x_ptr, grad_gamma_ptr, grad_beta_ptr,
     parts_ptr, sums_ptr, channels, pixels, padded_pixels, slice_pixels, slope, eps, least_std,
     MERGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
+    PHASES: tl.constexpr,
 ):  # fmt: skip
     """Merges a sample's sums and writes a slice of grad_x; the programs share the channels of gamma and beta."""
     slices = tl.num_programs(0)
@@ -218,13 +249,14 @@ def backward_apply(
     _, channel, _ = tile(first, last, channels, ROWS, COLUMNS)
     gamma = tl.load(gamma_ptr + channel, channel < channels, other=0.0)
     shift = tl.load(beta_ptr + channel, channel < channels, other=0.0)
+    mean = mean - _added(bias_ptr, channel, channels)
     grad_y_ptr += sample * padded_pixels * channels
     x_ptr += sample * pixels * channels
     grad_x_ptr += sample * pixels * channels
     for start in range(first, last, ROWS):
         at, mask, centred, grad_z = _gradients(
             grad_y_ptr, x_ptr, start, last, mean, gamma * rdenom, shift, channels, pixels, padded_pixels,
-            slope, ROWS, COLUMNS, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES,
+            slope, ROWS, COLUMNS, CHANNELS_LAST, HEIGHT, WIDTH, PADDING, COPIES, PHASES,
         )  # fmt: skip
         grad_x = (grad_z * gamma - total / elements) * rdenom - centred * share
         tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask)
@@ -243,38 +275,45 @@ def _slices(batch: int, channels: int, pixels: int, channels_last: bool, folds: 
     )  # fmt: skip
 
 
+def _sizes(a: SimpleNamespace) -> tuple[int, int, int, int]:
+    """Batch, channels, height and width of the picture; with phases that which they are."""
+    batch, channels, height, width = a.x.shape
+    return (batch, channels // 4, 2 * height, 2 * width) if a.phases else (batch, channels, height, width)
+
+
 def forward(a: SimpleNamespace) -> None:
     """Fills y, mean and rdenom = 1 / (std + eps); negative_slope 1 means no activation."""
-    batch, channels, height, width = a.x.shape
+    batch, channels, height, width = _sizes(a)
     channels_last = not a.x.is_contiguous()
     pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
     read = _slices(batch, channels, pixels, channels_last)
     write = _slices(batch, channels, padded_pixels, channels_last)
     parts = torch.empty((batch, read.count * read.grid[1], 3), dtype=torch.float32, device=a.x.device)
     forward_sums[read.grid](
-        a.x, parts, channels, pixels, read.pixels, CHANNELS_LAST=channels_last, **read.tile
+        a.x, a.bias, parts, channels, pixels, read.pixels, CHANNELS_LAST=channels_last, **read.tile
     )
     forward_apply[write.grid](
-        a.x, a.gamma, a.beta, a.y, a.mean, a.rdenom, parts, parts.shape[1], channels, pixels, padded_pixels,
+        a.x, a.gamma, a.beta, a.bias, a.y, a.mean, a.rdenom, parts, parts.shape[1], channels, pixels, padded_pixels,
         write.pixels, a.negative_slope, a.eps, MERGE=MERGE, CHANNELS_LAST=channels_last,
-        **constants(height, width, a.padding), **write.tile,
+        PHASES=a.phases, **constants(height, width, a.padding, a.padding > 0 or a.phases), **write.tile,
     )  # fmt: skip
 
 
 def backward(a: SimpleNamespace) -> None:
     """Fills grad_x, grad_gamma and grad_beta."""
-    batch, channels, height, width = a.x.shape
+    batch, channels, height, width = _sizes(a)
     channels_last = not a.x.is_contiguous()
     pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
     slices = _slices(batch, channels, pixels, channels_last, folds=a.padding > 0)
     parts = torch.empty((batch, slices.count * slices.grid[1], 2), dtype=torch.float32, device=a.x.device)
     sums = torch.empty((2, channels, batch, slices.count), dtype=torch.float32, device=a.x.device)
-    inputs = (a.grad_y, a.x, a.gamma, a.beta, a.mean, a.rdenom)
+    inputs = (a.grad_y, a.x, a.gamma, a.beta, a.bias, a.mean, a.rdenom)
     sizes = (channels, pixels, padded_pixels, slices.pixels, a.negative_slope)
     options = {
         "CHANNELS_LAST": channels_last,
         "COPIES": copies(height, width, a.padding),
-        **constants(height, width, a.padding),
+        "PHASES": a.phases,
+        **constants(height, width, a.padding, a.padding > 0 or a.phases),
         **slices.tile,
     }
     backward_sums[slices.grid](*inputs, parts, sums, *sizes, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 import dgnet_fast
@@ -27,6 +29,8 @@ def test_the_report_is_true_to_what_is_built(capsys, tmp_path):
     machine, ops = read_tables(tmp_path / "facts.json")
     assert ["versions torch", str(torch.__version__)] in machine["rows"]
     assert ["adain_act", "cpu", "float32", "cpp"] in ops["rows"] and len(ops["rows"]) == len(facts["ops"])
+    assert doctor.main(["--json"]) == 0  # without a file: JSON in place of the text
+    assert json.loads(capsys.readouterr().out) == {"tables": [machine, ops]}
 
 
 def test_text_names_what_is_forced_and_what_it_cannot_serve(capsys, monkeypatch):

@@ -1,42 +1,40 @@
-"""What documents and examples/ show: every command is accepted by its parser, and the examples run."""
+"""The examples in examples/ run, and the version stands in one place."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import runpy
-import shlex
 from pathlib import Path
 
-import pytest
+from PIL import Image
 
-from dgnet_fast.__main__ import COMMANDS
-from tests.test_names import MODULES
 from tests.tiny_run import tiny_run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands(page: Path) -> list[str]:
-    """The dgnet-fast lines of the shell blocks of a page, without their comments."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("dgnet-fast ")]
-
-
-LINES = [pytest.param(line, id=f"{page.name}:{line[:60]}") for page in PAGES for line in commands(page)]
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_a_command_of_the_documents_is_accepted(line):
-    words = shlex.split(line, comments=True)[1:]
-    assert words[0].startswith("--") or words[0] in COMMANDS
-    if words[0] in COMMANDS:
-        MODULES[words[0]].parser().parse_args(words[1:])
-
-
-def test_the_documents_show_commands():
-    assert len(LINES) > 30
+def test_the_notebook(capsys):
+    """Its cells, in order, in one namespace; what its code cells end with can be shown, and no output is stored in it."""
+    cells = json.loads((ROOT / "examples" / "synthetic.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, object] = {"__name__": "__main__"}
+    shown = []
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        body = ast.parse("".join(cell["source"]))
+        last = body.body.pop() if isinstance(body.body[-1], ast.Expr) else None
+        exec(compile(body, "synthetic.ipynb", "exec"), names)
+        if isinstance(last, ast.Expr):
+            shown.append(eval(compile(ast.Expression(last.value), "synthetic.ipynb", "eval"), names))
+    assert sum(isinstance(one, Image.Image) for one in shown) == 3
+    said = capsys.readouterr().out
+    assert "4 people to train on" in said and "6 steps; report.html" in said and "features (3, " in said
+    assert re.search(r"mean error \d+\.\d of 255", said) and re.search(
+        r"Rank-1 [01]\.\d\d, mAP 0?\.?\d", said
+    )
 
 
 def test_the_fused_op_alone(capsys):

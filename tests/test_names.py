@@ -88,21 +88,27 @@ def test_the_checkpoint_is_the_first_argument():
             assert positional[0] == "checkpoint", words
 
 
-def test_the_option_checkpoint_of_earlier_versions_is_accepted():
+def test_the_option_checkpoint_of_earlier_versions_is_accepted(capsys):
     for words in (["--checkpoint", "run", "--gallery", "g"], ["--gallery", "g", "--checkpoint=run"]):
         assert str(MODULES["search"].parser().parse_args(words).checkpoint) == "run"
+    assert "--checkpoint RUN is now the argument RUN" in capsys.readouterr().err
     args = MODULES["quality"].parser().parse_args(["set", "--real", "r", "--checkpoint", "run"])
     assert (str(args.generated), str(args.checkpoint)) == ("set", "run")
     args = MODULES["extract"].parser().parse_args(["a.png", "--checkpoint", "run", "--out", "f.npz"])
     assert str(args.checkpoint) == "run" and list(map(str, args.pictures)) == ["a.png"]
 
 
-def test_renamed_options_are_accepted():
+def test_renamed_options_are_accepted_and_named(capsys):
     assert (
         str(MODULES["search"].parser().parse_args(["run", "--gallery", "g", "--picture", "a.png"]).rank_list)
         == "a.png"
     )
     assert MODULES["demo"].parser().parse_args(["run", "--nearest=3"]).top == 3
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"{old}; the old form will be refused from 0.2 on"
+        for old in ("--picture is now --rank-list", "--nearest is now --top")
+    ]
 
 
 def test_underscores_are_accepted():

@@ -10,13 +10,12 @@ import torch
 from dgnet_fast import generate, quality
 from dgnet_fast.data import normalize
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.generation.score_networks import inception, lpips
 from dgnet_fast.generation.scores import open_generated, truth_table
 from dgnet_fast.metrics import psnr, ssim
 from dgnet_fast.metrics.generation import (
     Gaussian,
     frechet_distance,
-    inception,
-    lpips,
     mean_ssim,
     same_person_pairs,
 )
@@ -115,12 +114,16 @@ def test_networks_from_files(script, tmp_path):
         x.float().mean(dim=(2, 3))[:, :1].double()
     )  # without return_lpips it is called with pictures alone
     np.testing.assert_allclose(
-        lpips(script, trusted=True)(x, x.flip(0)), (first - first.flip(0)).square().sum(1), rtol=1e-5
+        lpips(script, trusted=True).distance(x, x.flip(0)), (first - first.flip(0)).square().sum(1), rtol=1e-5
     )
+    with pytest.raises(ValueError, match="script.* resizes by itself and has no part 'layers'"):
+        inception(script, trusted=True, resize="clean")
     with pytest.raises(ValueError, match="no such file: .*nowhere.pt. FID needs the 2015 Inception"):
         inception(tmp_path / "nowhere.pt")
     (tmp_path / "bad.pt").write_bytes(b"no network")
-    with pytest.raises(ValueError, match="bad.pt is not a TorchScript file .* LPIPS needs VGG-16"):
+    with pytest.raises(
+        ValueError, match="bad.pt is not a readable file of weights.* LPIPS needs torchvision's weights"
+    ):
         lpips(tmp_path / "bad.pt", trusted=True)
 
 
@@ -145,7 +148,7 @@ def test_command(run, made, script, tmp_path, capsys):
         return frechet_distance(gaussian(features(ours).numpy()), gaussian(features(theirs).numpy()))
 
     scores = table(tables, "Generated pictures beside real ones")
-    assert scores["FID"][0] == pytest.approx(
+    assert scores["FID (legacy)"][0] == pytest.approx(
         distance(lambda x: x.float().mean(dim=(2, 3))), abs=6e-4, rel=1e-5
     )
     own = distance(lambda x: extract_features(model.appearance_encoder, normalize(x)))
@@ -155,12 +158,12 @@ def test_command(run, made, script, tmp_path, capsys):
     some, rest = (
         gaussian(theirs[k].float().mean(dim=(2, 3)).numpy()) for k in (order[:count], order[count:])
     )
-    assert scores["FID"][1] == pytest.approx(frechet_distance(some, rest), abs=6e-4, rel=1e-4)
+    assert scores["FID (legacy)"][1] == pytest.approx(frechet_distance(some, rest), abs=6e-4, rel=1e-4)
     pairs = same_person_pairs(generated.people, 40)
     assert scores["intra-class SSIM"][0] == pytest.approx(mean_ssim(ours, pairs), abs=6e-5)
-    measure = lpips(script, trusted=True)
+    measure = lpips(script, trusted=True).distance
     wanted = measure(ours[pairs[:, 0]], ours[pairs[:, 1]]).mean()
-    assert scores["intra-class LPIPS"][0] == pytest.approx(wanted, abs=6e-5, rel=1e-5)
+    assert scores["intra-class LPIPS (VGG)"][0] == pytest.approx(wanted, abs=6e-5, rel=1e-5)
     again = table(tables, "Reconstruction of real pictures")
     assert set(again) == {"its own codes", "same person's appearance", "around the cycle"}
     truth = table(tables, "Swaps against the drawn truth")

@@ -108,7 +108,8 @@ class Seen:
         for d, (own, other) in enumerate(("ab", "ba")):
             first, again = self.calls["enc", d]
             found |= {f"dis.h_{own}": first, f"h_{own}": first, f"h_{other}{own}": again}
-            alone, both, returned = self.calls["dec", d]
+            alone, *later = self.calls["dec", d]
+            both, returned = sorted(later, key=len, reverse=True)  # two pictures of each and one
             recon, translated = both.chunk(2)
             found |= {f"dis.x_{other}{own}": alone, f"x_{own}_recon": recon}
             found |= {f"x_{other}{own}": translated, f"x_{own}{other}{own}": returned}
@@ -120,10 +121,8 @@ class Seen:
                 found |= {f"dis.dis_{own}.fake[{k}]": fake, f"dis.dis_{own}.real[{k}]": real}
                 found[f"gen.dis_{own}.fake[{k}]"] = last
         if self.features:
-            translated, sources = self.features
             for d, (own, other) in enumerate(("ab", "ba")):
-                found[f"vgg_x_{other}{own}"] = translated.chunk(2)[d]
-                found[f"vgg_x_{other}"] = sources.chunk(2)[d]
+                found[f"vgg_x_{other}{own}"], found[f"vgg_x_{other}"] = self.features[2 * d : 2 * d + 2]
         return found
 
 

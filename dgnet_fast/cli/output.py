@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from dgnet_fast.distributed.launch import rank_said
 from dgnet_fast.report.files import write_json
 from dgnet_fast.report.tables import TABLES, format_table
+
+STANDARD_OUTPUT = Path("-")
+"""The value of --json where it names no file."""
 
 
 class _StandardError(logging.Handler):
@@ -42,6 +46,18 @@ def print_tables(tables: Sequence[dict[str, Any]], file: TextIO | None = None) -
     """Print result tables as text, on standard output or to ``file``."""
     for table in tables:
         print(format_table(table), file=file, flush=True)
+
+
+def show_tables(tables: Sequence[dict[str, Any]], json_file: Path | None) -> None:
+    """Print result tables as text and write them to the file of --json as well. Where --json names no file, the JSON is
+    printed in place of the text.
+    """
+    if json_file == STANDARD_OUTPUT:
+        print(json.dumps({TABLES: list(tables)}, indent=1), flush=True)
+        return
+    print_tables(tables)
+    if json_file is not None and rank_said() == 0:
+        write_tables(json_file, tables)
 
 
 def write_tables(path: Path, tables: Sequence[dict[str, Any]]) -> None:

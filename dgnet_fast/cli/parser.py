@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.cli.output import show_log
+from dgnet_fast.cli.output import STANDARD_OUTPUT, show_log
 from dgnet_fast.cli.together import in_processes
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.shown import one_line
 from dgnet_fast.distributed.launch import rank_said
 from dgnet_fast.report.files import check_writable
+
+logger = logging.getLogger(__name__)
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -47,7 +49,7 @@ class _HelpAll(argparse.Action):
 
 
 RENAMED = {"--picture": "--rank-list", "--nearest": "--top"}
-"""Names that options had once, and have no more in any command; still accepted."""
+"""Names that options had once, and have no more in any command; still accepted, with a line that names the new one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +63,7 @@ class Parser(argparse.ArgumentParser):
             *args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
         )
         self.rare: list[tuple[argparse.Action, str | None]] = []
+        self._outdated: list[str] = []
         self.add_argument(
             "-q",
             "--quiet",
@@ -88,6 +91,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's. It then shows the log of the package as --quiet and --verbose ask."""
+        self._outdated = []
         words = [self._hyphens(word) for word in (sys.argv[1:] if args is None else args)]
         found = super().parse_known_args(self._checkpoint_in_place(words), namespace)
         given = vars(found[0])
@@ -99,6 +103,8 @@ class Parser(argparse.ArgumentParser):
         show_log(
             logging.WARNING if "quiet" in given else logging.DEBUG if "verbose" in given else logging.INFO
         )
+        for message in self._outdated:
+            logger.warning(f"{message}; the old form will be refused from 0.2 on")
         return found
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
@@ -117,6 +123,7 @@ class Parser(argparse.ArgumentParser):
         if not equals and at + 1 == len(words):
             return words
         value = value if equals else words[at + 1]
+        self._outdated.append("--checkpoint RUN is now the argument RUN, before all others of its kind")
         rest = words[:at] + words[at + taken :]
         before = places.index("checkpoint")
         return [*rest[:before], value, *rest[before:]]
@@ -126,6 +133,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(word, str):
             name, equals, value = word.partition("=")
             if name not in self._option_string_actions and RENAMED.get(name) in self._option_string_actions:
+                self._outdated.append(f"{name} is now {RENAMED[name]}")
                 return f"{RENAMED[name]}{equals}{value}"
         if not (isinstance(word, str) and word.startswith("--") and "_" in word):
             return word
@@ -226,7 +234,7 @@ def check_output(option: str, path: Path | None) -> None:
     """Raise ConfigError if ``path`` is a folder, and OSError if it cannot be written. None means that the option was
     not given.
     """
-    if path is None:
+    if path is None or path == STANDARD_OUTPUT:
         return
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; allowed: the name of a file")

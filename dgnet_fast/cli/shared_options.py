@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgnet_fast.cli.output import STANDARD_OUTPUT
 from dgnet_fast.cli.parser import Parser, at_least
 from dgnet_fast.config import DATASETS, Config, ConfigError
 
@@ -125,8 +126,24 @@ def check_outside(out: Path, *sources: str | None) -> None:
 
 
 def add_json(made: Parser) -> None:
-    """Add --json, the file that `dgnet_fast.cli.output.write_tables` writes."""
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the tables to this JSON file")
+    """Add --json, which `dgnet_fast.cli.output.show_tables` reads."""
+    made.add_argument(
+        "--json",
+        nargs="?",
+        type=Path,
+        const=STANDARD_OUTPUT,
+        metavar="FILE",
+        help="also write the tables to this JSON file; without FILE, print JSON in place of the tables",
+    )
+
+
+def add_trust_scripts(made: Parser, options: str) -> None:
+    """Add --trust-scripts, for the TorchScript files of ``options``."""
+    made.add_argument(
+        "--trust-scripts",
+        action="store_true",
+        help=f"run the files of {options} even if they are not the published ones; TorchScript is a program",
+    )
 
 
 def add_ranking_options(made: Parser) -> None:

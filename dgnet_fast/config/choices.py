@@ -15,6 +15,9 @@ FIGURES = {
 FILE_TYPES = {"png": ".png", "jpg": ".jpg"}
 """File types of the pictures of a generated set, and their suffixes."""
 
+FID_RESIZES = ("legacy", "clean")
+"""How `dgnet_fast.generation.score_networks.inception` makes pictures 299×299."""
+
 MAPS = ("pca", "tsne")
 """Methods of `dgnet_fast.retrieval.embedding`."""
 

@@ -30,6 +30,19 @@ MUNIT_ONLY = {
     "": ("recon_s_w", "recon_c_w"),
 }
 """Options of MUNIT's files, which the trainer of UNIT cannot run."""
+COMPILED_DOMAINS = 3
+"""torch.compile serves a function in at most eight forms; a part of the step has two for each two domains."""
+DATA = (
+    "camera_pattern", "crop_image_height", "crop_image_width", "synthetic_ids", "synthetic_views", "synthetic_test_ids",
+    "seed",
+)  # fmt: skip
+"""Options by which pictures are found or drawn, as those of DG-Net."""
+
+
+def as_dgnet(name: str) -> Any:
+    """DG-Net's option of this name, with its default and allowed values."""
+    spec = next(one for one in dataclasses.fields(Config) if one.name == name)
+    return field(default=spec.default, metadata=spec.metadata)
 
 
 @dataclass
@@ -74,20 +87,18 @@ class UnitConfig:
         [], "one source for each domain: folder, or DATASET:SPLIT, and perhaps :camera=N"
     )
     roots: list[str] = option([], "folder of the data sets: one for all sources, or one for each")
-    camera_pattern: str = option("", "regular expression that finds the camera in a file name (folder only)")
-    synthetic_ids: int = option(64, "number of synthetic identities to train on", low=2, high=100000)
-    synthetic_views: int = option(16, "number of synthetic pictures of each identity", low=4, high=10000)
-    synthetic_test_ids: int = option(
-        32, "number of synthetic identities kept for the test", low=2, high=100000
-    )
+    camera_pattern: str = as_dgnet("camera_pattern")
+    synthetic_ids: int = as_dgnet("synthetic_ids")
+    synthetic_views: int = as_dgnet("synthetic_views")
+    synthetic_test_ids: int = as_dgnet("synthetic_test_ids")
     crop_image_height: int = option(
         256, "height of the pictures in the networks", low=4, high=4096, unit="pixels"
     )
     crop_image_width: int = option(
         256, "width of the pictures in the networks", low=4, high=4096, unit="pixels"
     )
-    num_workers: int = option(8, "number of threads that decode pictures", low=0, high=1024)
-    data_cache: str = option("auto", "folder of the cache of decoded pictures, off, or auto")
+    num_workers: int = as_dgnet("num_workers")
+    data_cache: str = as_dgnet("data_cache")
 
     # --- objective
     gan_w: float = option(1.0, "weight of the adversarial loss", low=0)
@@ -113,35 +124,29 @@ class UnitConfig:
     max_iter: int = option(1000000, "length of the training", low=1, unit="steps")
     lr: float = option(0.0001, "learning rate (Adam)", low=0)
     beta1: float = option(0.5, "first beta of Adam", low=0, high=0.9999)
-    beta2: float = option(0.999, "second beta of Adam", low=0, high=0.99999)
+    beta2: float = as_dgnet("beta2")
     weight_decay: float = option(0.0001, "weight decay of all weights", low=0)
     lr_policy: str = option("step", "rate schedule", choices=("constant", "step"))
     step_size: int = option(100000, "interval between two decays of the rate", low=1, unit="steps")
     gamma: float = option(0.5, "factor of each decay", low=0)
-    accumulate: int = option(
-        1, "number of batches whose gradients are added up before each update", low=1, high=65536
-    )
-    amp: str = option(
-        "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
-    )
-    compile: bool = option(False, "compile the passes and parts of the step with torch.compile")
-    cuda_graphs: str = option(
-        "auto", "record the steps as CUDA graphs; auto means where possible", choices=("auto", "on", "off")
-    )
+    accumulate: int = as_dgnet("accumulate")
+    amp: str = as_dgnet("amp")
+    compile: bool = as_dgnet("compile")
+    cuda_graphs: str = as_dgnet("cuda_graphs")
     seed: int = option(
         0, "seed of weights, data order, augmentation and noise", low=0, high=4611686018427387904
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA if there is one")
-    max_bad_steps: int = option(10, "consecutive steps with non-finite losses that end the run", low=1)
+    device: str = as_dgnet("device")
+    max_bad_steps: int = as_dgnet("max_bad_steps")
 
     # --- what a run writes
-    log_iter: int = option(10, "interval between two lines of metrics.jsonl", low=1, unit="steps")
+    log_iter: int = as_dgnet("log_iter")
     image_display_iter: int = option(1000, "interval between two sample grids", low=1, unit="steps")
     image_save_iter: int = option(
         10000, "as image_display_iter (public files have both); the smaller value counts", low=1, unit="steps"
     )
-    snapshot_save_iter: int = option(10000, "interval between two checkpoints", low=1, unit="steps")
-    keep_checkpoints: int = option(3, "number of newest checkpoints that are kept", low=1)
+    snapshot_save_iter: int = as_dgnet("snapshot_save_iter")
+    keep_checkpoints: int = as_dgnet("keep_checkpoints")
     display_size: int = option(4, "number of pictures of each domain in a sample grid", low=1, high=256)
 
     # --- accepted from public files
@@ -179,6 +184,11 @@ class UnitConfig:
             raise ConfigError(f"sources is {self.sources}; allowed: none, or at least two")
         if len(self.roots) not in (0, 1, self.domains):
             raise ConfigError(f"roots has {len(self.roots)} folders; allowed: 1, or one for each source")
+        if self.compile and self.domains > COMPILED_DOMAINS:
+            raise ConfigError(
+                f"compile is True for {self.domains} domains; allowed: False, or at most {COMPILED_DOMAINS} domains (a part is "
+                "compiled anew for each two domains, and PyTorch stops at eight times)"
+            )
         multiple = 2**self.gen.n_downsample
         for name in ("crop_image_height", "crop_image_width"):
             if getattr(self, name) % multiple:
@@ -217,13 +227,7 @@ class UnitConfig:
         return Config(
             gen=GeneratorConfig(pad_type="zero", n_downsample=1),
             data_root=root,
-            camera_pattern=self.camera_pattern,
-            crop_image_height=self.crop_image_height,
-            crop_image_width=self.crop_image_width,
-            synthetic_ids=self.synthetic_ids,
-            synthetic_views=self.synthetic_views,
-            synthetic_test_ids=self.synthetic_test_ids,
-            seed=self.seed,
+            **{name: getattr(self, name) for name in DATA},
         )
 
     def to_dict(self) -> dict[str, Any]:

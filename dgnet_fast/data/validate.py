@@ -91,5 +91,7 @@ def against_published(dataset: ReidDataset) -> str | None:
 
 if __name__ == "__main__":  # where this command was before it had a place among the others
     import runpy
+    import sys
 
+    print("python -m dgnet_fast.data.validate is now dgnet-fast validate", file=sys.stderr)
     runpy.run_module("dgnet_fast.validate", run_name="__main__")

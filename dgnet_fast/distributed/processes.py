@@ -89,6 +89,7 @@ def joined() -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
+    _World.store = None  # ends its thread while Python still runs; after an error `first_to_fail` asks it
 
 
 def _meet(place: Place, backend: str) -> None:
@@ -303,7 +304,7 @@ def check_same(what: dict[str, Any]) -> None:
     """
     first, *others = gathered(what)
     for number, other in enumerate(others, start=1):
-        for name in first.keys() | other.keys():
+        for name in first | other:
             if first.get(name) != other.get(name):
                 raise ValueError(
                     f"{name} is {other.get(name)!r} in process {number} and {first.get(name)!r} in process 0; "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from dgnet_fast.distributed import processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def digest_of(names: Iterable[str]) -> str:
+    """16 hexadecimal digits of a list of names, for `processes.check_same`."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def shared_out(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

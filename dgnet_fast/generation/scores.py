@@ -19,16 +19,16 @@ from dgnet_fast.data import ChosenPictures, decode_split, denormalize, normalize
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
-from dgnet_fast.distributed.sharing import shared_out
+from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.sharing import digest_of, shared_out
 from dgnet_fast.generation.codes import reconstructions
+from dgnet_fast.generation.score_networks import Lpips
 from dgnet_fast.generation.sets import read_description, read_manifest
 from dgnet_fast.metrics import colour_error, psnr, ssim
 from dgnet_fast.metrics.generation import (
     Features,
     frechet_distance,
     gaussian_of,
-    inception,
-    lpips,
     mean_ssim,
     same_person_pairs,
 )
@@ -175,10 +175,17 @@ class Comparison:
     batch: int = 64
     pairs: int = 1000
     seed: int = 0
-    inception: Path | None = None
-    lpips: Path | None = None
-    trusted: bool = False
+    inception: Features | None = None
+    fid_resize: str = "legacy"
+    lpips: Lpips | None = None
     progress: Callable[[str], Progress] | None = None
+
+
+RESIZED = {
+    "legacy": "pictures made 299x299 by the bilinear filter of TensorFlow 1, without antialiasing",
+    "clean": "pictures made 299x299 by Pillow's bicubic filter with antialiasing, as clean-fid does it",
+}
+"""What each of `config.choices.FID_RESIZES` does, for the notes of a table."""
 
 
 def sample(pictures: Pictures, most: int | None, seed: int) -> Pictures:
@@ -230,16 +237,23 @@ def frechet_row(
 
 
 def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Comparison) -> dict[str, Any]:
-    """Table of the distances between the two sets, and of the similarity of one person's pictures within each set."""
+    """Table of the distances between the two sets, and of the similarity of one person's pictures within each set. Raises
+    ValueError, on all processes of a run, if one has other pictures or options.
+    """
+    processes.check_same(
+        {
+            "the list of real pictures": digest_of(real.split.names),
+            "the list of generated pictures": digest_of(generated.split.names),
+            "the size, batch, pairs and seed": (how.size, how.batch, how.pairs, how.seed),
+            "the number of scripts": sum(one is not None for one in (how.inception, how.lpips)),
+        }
+    )
     rows = []
     if how.inception:
-        rows.append(
-            frechet_row(
-                "FID", inception(how.inception, how.device, trusted=how.trusted), real, generated, how
-            )
-        )
+        rows.append(frechet_row(f"FID ({how.fid_resize})", how.inception, real, generated, how))
     if model is not None:
         own = Extractor.of(model.appearance_encoder, model.config, batch=how.batch)
+        processes.check_same({"the network": own.fingerprint})
         name = "Fréchet distance over the checkpoint's re-id features"
         rows.append(frechet_row(name, own, real, generated, how))
     notes = [
@@ -250,7 +264,7 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
     ]
     distances = {"intra-class SSIM": mean_ssim}
     if how.lpips:
-        measure = lpips(how.lpips, how.device, trusted=how.trusted)
+        measure = how.lpips.distance
 
         def mean_lpips(pictures: Tensor, pairs: np.ndarray) -> float:
             parts = np.array_split(pairs, -(-len(pairs) // how.batch))
@@ -258,7 +272,7 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
                 np.concatenate([measure(pictures[p[:, 0]], pictures[p[:, 1]]) for p in parts]).mean()
             )
 
-        distances["intra-class LPIPS"] = mean_lpips
+        distances[f"intra-class LPIPS ({how.lpips.network})"] = mean_lpips
     for name, measure_pairs in distances.items():
         row: list[Any] = [name]
         for pictures in (generated, real):
@@ -270,7 +284,9 @@ def set_table(real: Pictures, generated: Pictures, model: DGNet | None, how: Com
             decoded = pictures.choose(used).decode(*how.size)
             row.append(round(measure_pairs(decoded, places.reshape(pairs.shape)), 4))
         rows.append(row)
-    if not how.inception:
+    if how.inception:
+        notes.append(f"FID ({how.fid_resize}): {RESIZED[how.fid_resize]}")
+    else:
         notes.append("no FID: --inception FILE names its network (docs/weights_and_data.md)")
     return {
         "title": "Generated pictures beside real ones",

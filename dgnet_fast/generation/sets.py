@@ -296,7 +296,7 @@ def write_set(
 
     With the same arguments again it makes only the missing pictures. Where several processes are one run, all of them
     call this, each makes a share, and the first one writes the manifest. Raises ValueError if the folder holds anything
-    else.
+    else, or if a process would make another set.
     """
     if file_type not in FILE_TYPES:
         raise ValueError(f"file type is {file_type!r}; allowed: {', '.join(FILE_TYPES)}")
@@ -305,6 +305,7 @@ def write_set(
     size = config.picture_size
     with processes.held_by_first(locked(folder)):
         described = describe(appearances, structures, pairs, size=size, batch=batch, **common)
+        processes.check_same({f"the set's {name}": value for name, value in described.items()})
         target = processes.first_of_all(lambda: GeneratedSet(folder, described))
         # All passes have the batch size of the first call: another one can change a pixel by 1
         batch = target.description["batch"]

@@ -1,24 +1,18 @@
 """How generated pictures compare with real ones as sets: Fréchet distance, and diversity of a person's pictures.
 
 The Fréchet distance between two sets of features is FID where the features are those of the 2015 Inception network
-(Heusel et al. 2017); that network, and VGG-16 for LPIPS, come as TorchScript files that the user names, since no kept
-package brings them without torchvision and a download. All statistics are float64.
+(Heusel et al. 2017), which `generation.score_networks` reads from a file. All statistics are float64.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dgnet_fast.metrics.image_quality import ssim
-
-INCEPTION_HINT = "FID needs the 2015 Inception network as a TorchScript file (inception-2015-12-05.pt, as StyleGAN2-ADA's metrics use it)"
-LPIPS_HINT = "LPIPS needs VGG-16 with LPIPS weights as a TorchScript file (vgg16.pt, as StyleGAN2-ADA's metrics use it)"
 
 Features = Callable[[Tensor], Tensor]
 
@@ -80,79 +74,6 @@ def gaussian_of(batches: Iterable[Tensor], features: Features) -> Gaussian:
     for batch in batches:
         result.add(features(batch))
     return result
-
-
-PUBLISHED = {
-    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "inception-2015-12-05.pt",
-    "b437eb095feaeb0b83eb3fa11200ebca4548ee39a07fb944a417ddc516cc07c3": "vgg16.pt",
-}
-"""SHA-256 of the two published TorchScript files."""
-
-
-def check_script(path: str | Path, hint: str, trusted: bool) -> None:
-    """Raise ValueError if a TorchScript file is missing, or if it is not one of `PUBLISHED` and ``trusted`` is False:
-    such a file is a program.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no such file: {path}. {hint}")
-    if trusted:
-        return
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found not in PUBLISHED:
-        raise ValueError(
-            f"{path} is none of the published files ({', '.join(PUBLISHED.values())}; its SHA-256 is {found}). TorchScript is "
-            f"a program; if you trust this one, add --trust-scripts. {hint}"
-        )
-
-
-def _script(path: str | Path, hint: str, device: torch.device, trusted: bool) -> torch.jit.ScriptModule:
-    check_script(path, hint, trusted)
-    import warnings
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch.jit is deprecated; these public files exist in no other form
-            return torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or "unreadable").splitlines()[0].split(". ")[0]
-        raise ValueError(f"{path} is not a TorchScript file ({reason}). {hint}") from error
-
-
-def inception(path: str | Path, device: torch.device | str = "cpu", *, trusted: bool = False) -> Features:
-    """The features of FID: uint8 (N, 3, H, W) → (N, D). The file resizes to 299×299 by itself.
-
-    ``trusted`` runs a file that is not the published one (`check_script`).
-    A file whose network takes ``return_features`` is asked for features; another is called with the pictures alone.
-    """
-    device = torch.device(device)
-    network = _script(path, INCEPTION_HINT, device, trusted)
-    asked = {"return_features": True} if "return_features" in str(network.forward.schema) else {}
-
-    @torch.no_grad()
-    def features(pictures: Tensor) -> Tensor:
-        return network(pictures.to(device), **asked).flatten(1)
-
-    return features
-
-
-def lpips(
-    path: str | Path, device: torch.device | str = "cpu", *, trusted: bool = False
-) -> Callable[[Tensor, Tensor], np.ndarray]:
-    """LPIPS (VGG) of pairs of uint8 pictures (N, 3, H, W): float64 (N,). Pictures are not resized."""
-    device = torch.device(device)
-    network = _script(path, LPIPS_HINT, device, trusted)
-    schema = str(network.forward.schema)
-    asked = {k: v for k, v in {"resize_images": False, "return_lpips": True}.items() if k in schema}
-
-    @torch.no_grad()
-    def distance(one: Tensor, other: Tensor) -> np.ndarray:
-        both = [network(x.to(device).float(), **asked).flatten(1).double() for x in (one, other)]
-        return (both[0] - both[1]).square().sum(dim=1).cpu().numpy()
-
-    return distance
 
 
 def same_person_pairs(people: np.ndarray, count: int, seed: int = 0) -> np.ndarray:

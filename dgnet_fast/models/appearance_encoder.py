@@ -7,7 +7,7 @@ attached; also the teacher) and ``PCB`` (one head per horizontal strip).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,12 +118,23 @@ class AppearanceEncoder(nn.Module):
         return x
 
     @property
-    def _pool(self) -> Callable[..., Tensor]:
-        average = self.style == "PCB" or self.pool == "avg"
-        return F.adaptive_avg_pool2d if average else F.adaptive_max_pool2d
+    def _averages(self) -> bool:
+        return self.style == "PCB" or self.pool == "avg"
 
     def _strips(self, x: Tensor) -> Tensor:
-        return self._pool(x, (STRIPS, 1))
+        if self._averages:
+            return F.adaptive_avg_pool2d(x, (STRIPS, 1))
+        height, width = x.shape[2:]
+        if height % STRIPS:
+            return F.adaptive_max_pool2d(x, (STRIPS, 1))
+        # The same values, indices and gradients; PyTorch's adaptive kernel for GPUs reads channels_last without
+        # coalescing (157 us a call on an H200, 1.3 ms a step).
+        return F.max_pool2d(x, (height // STRIPS, width))
+
+    def _whole(self, x: Tensor, strips: Tensor) -> Tensor:
+        """Pooled over the whole map, (N, C); the largest of the strips is the largest of all, and they are small."""
+        pooled = F.adaptive_avg_pool2d(x, (1, 1)) if self._averages else F.max_pool2d(strips, (STRIPS, 1))
+        return pooled.flatten(1)
 
     def _scaled(self, code: Tensor) -> Tensor:
         return code / (code.norm(dim=1, keepdim=True) + 1e-8) if self.normalise_code else code
@@ -137,7 +148,7 @@ class AppearanceEncoder(nn.Module):
         if self.style == "PCB":
             inputs = F.dropout(strips, HEAD_DROPOUT[0], dropout).squeeze(3).unbind(2)
         else:
-            inputs = [self._pool(x, (1, 1)).flatten(1)] * len(self.heads)
+            inputs = [self._whole(x, strips)] * len(self.heads)
         features, logits = zip(
             *(head(i, mode, dropout) for head, i in zip(self.heads, inputs, strict=True)), strict=True
         )

@@ -22,6 +22,7 @@ from dgnet_fast.distributed import processes
 from dgnet_fast.models.synced_batch_norm import synced_batch_norm
 from dgnet_fast.models.typed import Network, in_channels_last
 from dgnet_fast.ops import batch_norm_act
+from dgnet_fast.ops.batch_norm_act import batch_norm_act_for_two
 from dgnet_fast.ops.registry import FAST_DTYPES, TABLE
 
 Statistics = Literal["update", "batch", "running"]
@@ -103,6 +104,17 @@ class GroupedBatchNorm(nn.Module):
         self, x: Tensor, mode: BatchNormMode, residual: Tensor | None = None, *, relu: bool = False
     ) -> Tensor:
         """norm(x), plus ``residual``, through a ReLU if asked: one op where `batch_norm_act` serves."""
+        return self._normalised(x, mode, residual, relu, two=False)[0]
+
+    def for_two(
+        self, x: Tensor, mode: BatchNormMode, residual: Tensor | None = None, *, relu: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The same twice, for two readers that change nothing in place: see `batch_norm_act_for_two`."""
+        return self._normalised(x, mode, residual, relu, two=True)
+
+    def _normalised(
+        self, x: Tensor, mode: BatchNormMode, residual: Tensor | None, relu: bool, *, two: bool
+    ) -> tuple[Tensor, Tensor]:
         if mode.statistics == "running":
             mean, var = self.running_mean, self.running_var
             if torch.is_grad_enabled():
@@ -110,7 +122,7 @@ class GroupedBatchNorm(nn.Module):
                 # changes them without autograd's notice, so no error would tell.
                 mean, var = mean.clone(), var.clone()
             y = F.batch_norm(x, mean, var, self.weight, self.bias, False, self.momentum, self.eps)
-            return _finish(y, residual, relu)
+            return (_finish(y, residual, relu),) * 2
         groups = mode.groups * self.parts
         if groups < 1 or x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {groups} equal groups")
@@ -120,14 +132,19 @@ class GroupedBatchNorm(nn.Module):
             y, mean, var = synced_batch_norm(x, self.weight, self.bias, groups, self.eps)
             if update:
                 self._moved(mean, var, count * processes.size(), mode)
-            return _finish(y, residual, relu)
+            return (_finish(y, residual, relu),) * 2
         served = x.device.type in TABLE["batch_norm_act"] and x.dtype in FAST_DTYPES
         if served and x.ndim == 4 and count > 1:
             options = {"groups": groups, "relu": relu, "eps": self.eps}
-            y, mean, var = batch_norm_act(x, self.weight, self.bias, residual, **options)
+            given = (x, self.weight, self.bias, residual)
+            if two:
+                y, again, mean, var = batch_norm_act_for_two(*given, **options)
+            else:
+                y, mean, var = batch_norm_act(*given, **options)
+                again = y
             if update:
                 self._moved(mean, var, count, mode)
-            return y
+            return y, again
         if update and self.parts > 1:
             values = x.detach().unflatten(0, (groups, -1))
             var, mean = torch.var_mean(values, dim=(1, *range(3, values.ndim)), correction=0)
@@ -140,7 +157,8 @@ class GroupedBatchNorm(nn.Module):
             F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
             for part in x.chunk(groups)
         ]
-        return _finish(outputs[0] if groups == 1 else torch.cat(outputs), residual, relu)
+        y = outputs[0] if groups == 1 else torch.cat(outputs)
+        return (_finish(y, residual, relu),) * 2
 
     def _moved(self, mean: Tensor, var: Tensor, count: int, mode: BatchNormMode) -> None:
         """Running statistics move by those of a pass, (groups · parts, C), or are left in ``mode.found`` to do so."""
@@ -178,6 +196,12 @@ class FoldedBatchNorm(nn.Module):
             )
         y = x if residual is None else x.add_(residual)  # in place: x is the layer's result and nobody else's
         return F.relu_(y) if relu else y
+
+    def for_two(
+        self, x: Tensor, mode: BatchNormMode, residual: Tensor | None = None, *, relu: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `GroupedBatchNorm.for_two`."""
+        return (self(x, mode, residual, relu=relu),) * 2
 
 
 @torch.no_grad()

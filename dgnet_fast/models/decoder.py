@@ -18,14 +18,15 @@ from dgnet_fast.models.layers import (
     activation_module,
     as_computed,
     chain,
+    follower_adds_bias,
     initialise,
     initialise_weight,
 )
 from dgnet_fast.models.recompute import recomputed
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import adain_act, appearance_mlp
-from dgnet_fast.ops.padding import interior
-from dgnet_fast.ops.upsample_conv import upsample_conv
+from dgnet_fast.ops.padding import with_interior
+from dgnet_fast.ops.upsample_conv import upsample_conv, upsample_conv_phases
 
 STRIPS = 4
 """The appearance code is cut in four consecutive quarters; each feeds one scale and one shift MLP."""
@@ -169,8 +170,8 @@ class AdainBlock(nn.Module):
     ) -> Tensor:
         """``padded``: x comes padded by `reflection`; ``pad_result``, 0 or `reflection`: so does the result."""
         if self.kind == "basic":
+            x, residual = with_interior(x, self.reflection) if padded else (x, x)
             half = self.conv1(x, *first, padded=padded, pad_result=self.conv2.reflection)
-            residual = interior(x, self.reflection) if padded else x
             return self.conv2(half, *second, residual=residual, padded=True, pad_result=pad_result)
         return self._half(self.conv2, self._half(self.conv1, x, *first), *second) + x
 
@@ -223,5 +224,9 @@ class Decoder(nn.Module):
 
 
 def _upsample_stage(block: ConvBlock, pad_result: int, x: Tensor) -> Tensor:
-    x = upsample_conv(x, block.conv.weight, block.conv.bias, block.pad_type)
+    conv = block.conv
+    if block.takes_phases and follower_adds_bias(x):
+        small = upsample_conv_phases(x, conv.weight, block.pad_type)
+        return block.finish(small, pad_result=pad_result, bias=conv.bias, phases=True)
+    x = upsample_conv(x, conv.weight, conv.bias, block.pad_type)
     return block.finish(x, pad_result=pad_result)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
 from dgnet_fast.ops.conv3x3 import serves as conv3x3_serves
-from dgnet_fast.ops.padding import interior, reflect_pad, replicate_pad
+from dgnet_fast.ops.halving_conv import halving_conv
+from dgnet_fast.ops.padding import reflect_pad, replicate_pad, with_interior
 from dgnet_fast.ops.twice_conv import twice_conv
 
 LRELU_SLOPE = 0.2
@@ -58,30 +59,44 @@ def pad2d(x: Tensor, amount: int, kind: str) -> Tensor:
     return F.pad(x, (amount,) * 4) if amount else x
 
 
-def activate_and_reflect(x: Tensor, negative_slope: float | None, padding: int) -> Tensor:
+def activate_and_reflect(
+    x: Tensor, negative_slope: float | None, padding: int, bias: Tensor | None = None
+) -> Tensor:
     """Reflect-pad the LeakyReLU of x (x itself for None): by `act_pad`, but compiled in plain PyTorch, which Inductor fuses
-    and which torch.func, in D's compiled penalty, accepts.
+    and which torch.func, in D's compiled penalty, accepts. ``bias`` (C,), where `follower_adds_bias`, is added before.
     """
-    if padding and not torch.compiler.is_compiling():
-        return act_pad(x, negative_slope=negative_slope, padding=padding)
+    if (padding or bias is not None) and not torch.compiler.is_compiling():
+        return act_pad(x, bias, negative_slope=negative_slope, padding=padding)
+    assert bias is None
     return reflect_pad(x if negative_slope is None else F.leaky_relu(x, negative_slope), padding)
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False) -> Tensor:
-    """conv(x), by the op `conv3x3` where it is of that kind; ``twice``: by `twice_conv` where that op does not serve, for
-    a network whose input gradient is itself differentiated.
+def follower_adds_bias(x: Tensor) -> bool:
+    """Whether what follows a convolution adds its bias, `act_pad` or `layer_norm_act`, and that reads a picture in phases:
+    on CUDA either is a pass of its own. A CPU's convolutions add the bias in theirs, and its body wants a picture.
     """
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, *, twice: bool = False, biased: bool = True) -> Tensor:
+    """conv(x), by the op `conv3x3` or `halving_conv` where it is of that kind; ``twice``: by `twice_conv` where `conv3x3`
+    does not serve, for a network whose input gradient is itself differentiated. Without its bias where it is not to be
+    ``biased``.
+    """
+    bias = conv.bias if biased else None
     if isinstance(conv.padding, str) or conv.dilation != (1, 1):
-        return conv(x)
+        return conv._conv_forward(x, conv.weight, bias)
     if conv.kernel_size == (3, 3) and conv.stride == (1, 1):
-        given = (x, conv.weight, conv.bias)
+        given = (x, conv.weight, bias)
         # torch.func's transforms, which a compiled penalty needs, refuse ops of one's own: then all of D is plain
         if not twice or (not torch.compiler.is_compiling() and conv3x3_serves(*given, conv.padding[0])):
             return conv3x3(*given, padding=conv.padding[0])
+    if not twice and conv.kernel_size == (4, 4) and conv.stride == (2, 2) and conv.padding == (0, 0):
+        return halving_conv(x, conv.weight, bias)
     if not twice:
-        return conv(x)
+        return conv._conv_forward(x, conv.weight, bias)
     stride, padding = conv.stride, conv.padding
-    return twice_conv(x, conv.weight, conv.bias, stride=stride, padding=padding)  # pyright: ignore[reportArgumentType]
+    return twice_conv(x, conv.weight, bias, stride=stride, padding=padding)  # pyright: ignore[reportArgumentType]
 
 
 def as_computed(x: Tensor, weight: Tensor) -> Tensor:
@@ -151,11 +166,26 @@ class ConvBlock(nn.Module):
         """Reflect padding that this block's convolution reads; 0 for another kind of padding."""
         return self.padding if self.pad_type == "reflect" else 0
 
-    def convolve(self, x: Tensor, *, padded: bool = False) -> Tensor:
-        """Pad, unless x comes ``padded`` by `reflection`, and convolve; nothing else."""
+    @property
+    def bias_is_idle(self) -> bool:
+        """Whether the norm that follows takes the convolution's bias out again, so that it is not even added: what a
+        channel has in all its pixels is no part of an instance norm. Its gradient is zero (`idle_biases`).
+        """
+        return self.norm_kind in ("in", "adain")
+
+    @property
+    def takes_phases(self) -> bool:
+        """Whether `finish` takes a picture in phases, as `upsample_conv_phases` makes it, and the convolution's bias."""
+        fused = self.activation is None or type(self.activation) in FUSED_SLOPES
+        return fused and isinstance(self.norm, LayerNorm2d) and not self.twice_differentiable
+
+    def convolve(self, x: Tensor, *, padded: bool = False, biased: bool = True) -> Tensor:
+        """Pad, unless x comes ``padded`` by `reflection`, and convolve, ``biased`` or without the bias; nothing else."""
         if self.pad_type != "zero" and not (padded and self.reflection):
             x = pad2d(x, self.padding, self.pad_type)
-        return convolve(self.conv, x, twice=self.twice_differentiable)
+        return convolve(
+            self.conv, x, twice=self.twice_differentiable, biased=biased and not self.bias_is_idle
+        )
 
     def activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else self.activation(x)
@@ -168,8 +198,13 @@ class ConvBlock(nn.Module):
         residual: Tensor | None = None,
         *,
         pad_result: int = 0,
+        bias: Tensor | None = None,
+        phases: bool = False,
     ) -> Tensor:
-        """What follows the convolution: norm, activation, residual, and reflect padding by ``pad_result``."""
+        """What follows the convolution: norm, activation, residual, and reflect padding by ``pad_result``. ``bias`` is the
+        convolution's where it is left to the padding or, with ``phases`` (x is a picture in phases: see `takes_phases`),
+        to the norm.
+        """
         slope = FUSED_SLOPES.get(type(self.activation))
         fused = self.activation is None or slope is not None
         if self.norm_kind in ("in", "adain"):
@@ -185,10 +220,11 @@ class ConvBlock(nn.Module):
             fused = fused and isinstance(self.norm, LayerNorm2d)
             if fused and residual is None and not self.twice_differentiable:
                 gamma, beta = self.norm.gamma, self.norm.beta
-                return layer_norm_act(x, gamma, beta, negative_slope=slope, eps=LAYER_EPS, padding=pad_result)
+                options = {"negative_slope": slope, "eps": LAYER_EPS, "padding": pad_result}
+                return layer_norm_act(x, gamma, beta, bias, phases=phases, **options)
             x = self.norm(x)
-        if pad_result and residual is None and slope is not None:
-            return activate_and_reflect(x, slope, pad_result)
+        if (pad_result or bias is not None) and residual is None and slope is not None:
+            return activate_and_reflect(x, slope, pad_result, bias)
         x = self.activate(x)
         return activate_and_reflect(x if residual is None else x + residual, None, pad_result)
 
@@ -202,8 +238,19 @@ class ConvBlock(nn.Module):
         padded: bool = False,
         pad_result: int = 0,
     ) -> Tensor:
-        x = self.convolve(x, padded=padded)
-        return self.finish(x, scale, shift, residual, pad_result=pad_result)
+        later = None
+        if residual is None and self.norm_kind == "none" and follower_adds_bias(x):
+            later = self.conv.bias if type(self.activation) in FUSED_SLOPES else None
+        x = self.convolve(x, padded=padded, biased=later is None)
+        return self.finish(x, scale, shift, residual, pad_result=pad_result, bias=later)
+
+
+def idle_biases(network: nn.Module) -> list[nn.Parameter]:
+    """The biases within ``network`` that change no result: they get no gradient, which an optimiser with weight decay
+    must take for zero.
+    """
+    blocks = (m for m in network.modules() if isinstance(m, ConvBlock) and m.bias_is_idle)
+    return [block.conv.bias for block in blocks if block.conv.bias is not None]
 
 
 class ResidualBlock(nn.Module):
@@ -229,8 +276,8 @@ class ResidualBlock(nn.Module):
         return self.conv1.reflection
 
     def forward(self, x: Tensor, *, padded: bool = False, pad_result: int = 0) -> Tensor:
+        x, residual = with_interior(x, self.reflection) if padded else (x, x)
         half = self.conv1(x, padded=padded, pad_result=self.conv2.reflection)
-        residual = interior(x, self.reflection) if padded else x
         return self.conv2(half, residual=residual, padded=True, pad_result=pad_result)
 
 

@@ -39,13 +39,19 @@ class Bottleneck(nn.Module):
             self.downsample = ModuleList([_conv(n_in, n_out, 1, stride), GroupedBatchNorm(n_out)])
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
-        identity = x
+        return self.for_two(x, x, mode)[0]
+
+    def for_two(self, x: Tensor, again: Tensor, mode: BatchNormMode) -> tuple[Tensor, Tensor]:
+        """x through the block, twice, for the two readers of the next one (`GroupedBatchNorm.for_two`); ``again`` is x,
+        for the second of this one's.
+        """
+        identity = again
         if self.downsample is not None:
             conv, norm = self.downsample
-            identity = norm(conv(x), mode)
+            identity = norm(conv(again), mode)
         y = self.bn1(self.conv1(x), mode, relu=True)
         y = self.bn2(convolve(self.conv2, y), mode, relu=True)
-        return self.bn3(self.conv3(y), mode, identity, relu=True)
+        return self.bn3.for_two(self.conv3(y), mode, identity, relu=True)
 
 
 class ResNet(nn.Module):
@@ -87,8 +93,11 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         x = self.bn1(self.conv1(x), mode, relu=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = again = F.max_pool2d(x, 3, stride=2, padding=1)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                x = recomputed_block(block, x, mode) if self.checkpoint else block(x, mode)
+                if self.checkpoint:
+                    x = again = recomputed_block(block, x, mode)
+                else:
+                    x, again = block.for_two(x, again, mode)
         return x

@@ -1,6 +1,6 @@
-"""act_pad: LeakyReLU and reflect padding in one pass, what stands between two convolutions without a norm.
+"""act_pad: bias, LeakyReLU and reflect padding in one pass, what stands between two convolutions without a norm.
 
-    y = pad(act(x))
+    y = pad(act(x + bias))
 
 PyTorch's padding on CUDA (by its source: not measured) leaves channels_last, a copy before it and one after, and its
 gradient is made by atomics, in another order each time; here results and gradients keep x's memory order and are the
@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgnet_fast.ops.arguments import as_slope, check_device, check_pictures, statistics_dtype
+from dgnet_fast.ops.arguments import (
+    as_slope,
+    as_statistics,
+    check_affine,
+    check_device,
+    check_pictures,
+    statistics_dtype,
+)
 from dgnet_fast.ops.bodies import Arguments, addresses, cpp_body, layout, triton_body
 from dgnet_fast.ops.define import define
+from dgnet_fast.ops.input_alone import current, needed
 from dgnet_fast.ops.layouts import memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
@@ -40,15 +48,20 @@ class reference:
     """
 
     @staticmethod
-    def forward(x: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
+    def forward(
+        x: Tensor, sides: Tensor | None, bias: Tensor | None, negative_slope: float, padding: int
+    ) -> Tensor:
         """Returns y."""
+        order, dtype = memory_format(x), x.dtype
+        if bias is not None:
+            x = x.to(statistics_dtype(x)) + bias.to(statistics_dtype(x)).view(-1, 1, 1)
         if negative_slope != 1:
             x = (
                 F.leaky_relu(x, negative_slope)
                 if sides is None
                 else _scaled(x, sides, negative_slope, padding)
             )
-        return reflect_pad(x, padding).contiguous(memory_format=memory_format(x))
+        return reflect_pad(x, padding).to(dtype).contiguous(memory_format=order)
 
     @staticmethod
     def backward(grad_y: Tensor, sides: Tensor | None, negative_slope: float, padding: int) -> Tensor:
@@ -66,47 +79,60 @@ def _scaled(x: Tensor, sides: Tensor, negative_slope: float, padding: int) -> Te
     return torch.where(sides > 0, x, x * negative_slope)
 
 
-def act_pad_reference(x: Tensor, *, negative_slope: float | None = None, padding: int) -> Tensor:
+def act_pad_reference(
+    x: Tensor, bias: Tensor | None = None, *, negative_slope: float | None = None, padding: int
+) -> Tensor:
     """`act_pad` in plain PyTorch: same arguments and result, any device."""
     slope = as_slope(negative_slope)
-    _check(x, slope, padding)
-    return reference.forward(x, None, slope, padding)
+    _check(x, bias, slope, padding)
+    _check_work(bias, negative_slope, padding)
+    return reference.forward(x, None, bias, slope, padding)
 
 
-def act_pad(x: Tensor, *, negative_slope: float | None = None, padding: int) -> Tensor:
-    """pad(act(x)), as one op.
+def act_pad(
+    x: Tensor, bias: Tensor | None = None, *, negative_slope: float | None = None, padding: int
+) -> Tensor:
+    """pad(act(x + bias)), as one op.
 
     Args:
         x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
+        bias: (C,), of x's dtype or float32, added in float32; or None.
         negative_slope: of the LeakyReLU, at least 0, so that y tells the backward pass where x is above 0; None for no
             activation.
-        padding: pixels of reflect padding on every side, as `F.pad` with mode reflect adds; at least 1, smaller than H
-            and W.
+        padding: pixels of reflect padding on every side, as `F.pad` with mode reflect adds; at least 1, or 0 with a
+            bias and a negative_slope; smaller than H and W.
 
     Returns:
         (B, C, H + 2 padding, W + 2 padding) in x's dtype, in channels_last if x is dense in that order, else contiguous.
         Neither order is copied; an x that is dense in neither is.
 
     Autocast does not change the op: it runs in the dtype x has. Differentiable to any order, but not under the
-    transforms of torch.func. Gradients of a pixel and its copies in the border are added in float32.
+    transforms of torch.func. Gradients of a pixel and its copies in the border are added in float32. A backward pass
+    within `InputAlone.backward` leaves out the gradient of the bias.
 
     Raises:
-        ValueError: shapes, dtypes, slope or padding other than these; DGNET_FAST_IMPL forces a body that cannot serve.
+        ValueError: shapes, dtypes, devices, slope or padding other than these; DGNET_FAST_IMPL forces a body that cannot serve.
     """
     check_device("act_pad", x)
     check_padding_is_int(padding)
-    return _forward_op(x, None, as_slope(negative_slope), padding)
+    _check_work(bias, negative_slope, padding)
+    return _forward_op(x, None, bias, as_slope(negative_slope), padding)
 
 
-def _check(x: Tensor, negative_slope: float, padding: int) -> None:
+def _check(x: Tensor, bias: Tensor | None, negative_slope: float, padding: int) -> None:
     check_pictures(x)
+    if bias is not None:
+        check_affine("bias", bias, x, "C")
     check_padding(padding, x)
-    if padding == 0:
-        raise ValueError(
-            "padding must be at least 1, got 0; without padding use torch.nn.functional.leaky_relu"
-        )
     if not negative_slope >= 0:
         raise ValueError(f"negative_slope must be at least 0, got {negative_slope}")
+
+
+def _check_work(bias: Tensor | None, negative_slope: float | None, padding: int) -> None:
+    if padding == 0 and (bias is None or negative_slope is None):
+        raise ValueError(
+            "padding must be at least 1, got 0, which is allowed with a bias and a negative_slope"
+        )
 
 
 def _check_sides(sides: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
@@ -129,9 +155,10 @@ def _gradients(a: Arguments) -> dict[str, Tensor]:
 
 
 def _prepare(a: Arguments) -> Tensor:
-    _check(a.x, a.negative_slope, a.padding)
+    _check(a.x, a.bias, a.negative_slope, a.padding)
     _check_sides(a.sides, padded_shape(a.x, a.padding), a.x)
     a.x, a.sides = _in_one_order(a.x, a.sides)
+    a.bias = None if a.bias is None else a.bias.contiguous()
     return a.x
 
 
@@ -149,14 +176,20 @@ def _in_one_order(x: Tensor, sides: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 def _setup_context(ctx, a: Arguments, output: Tensor) -> None:
     ctx.negative_slope, ctx.padding, ctx.order = a.negative_slope, a.padding, memory_format(output)
+    ctx.alone, ctx.bias_dtype = current(), None if a.bias is None else a.bias.dtype
     if a.negative_slope != 1:
         ctx.save_for_backward(output if a.sides is None else a.sides)
 
 
-def _backward(ctx, grad_y: Tensor) -> dict[str, Tensor]:
+def _backward(ctx, grad_y: Tensor) -> dict[str, Tensor | None]:
     (sides,) = ctx.saved_tensors or (None,)
+    needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+    _, needs_bias, _ = needed(ctx.alone, (needs_x, needs_bias, False))
     grad_y = grad_y.contiguous(memory_format=ctx.order)
-    return {"x": _backward_op(grad_y, sides, ctx.negative_slope, ctx.padding)}
+    grad_x = _backward_op(grad_y, sides, ctx.negative_slope, ctx.padding)
+    # a kernel of its own, as PyTorch's convolutions make theirs
+    grad_bias = grad_x.sum((0, 2, 3), dtype=ctx.bias_dtype) if needs_bias else None
+    return {"x": grad_x if needs_x else None, "bias": grad_bias}
 
 
 def _setup_double(ctx, a: Arguments, output: Tensor) -> None:
@@ -169,7 +202,7 @@ def _double_backward(ctx, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradient is linear in grad_y; its own is the same padding of the cotangent, the sides held fixed."""
     (sides,) = ctx.saved_tensors or (None,)
     cotangent = cotangent.contiguous(memory_format=ctx.order)
-    return {"grad_y": _forward_op(cotangent, sides, ctx.negative_slope, ctx.padding)}
+    return {"grad_y": _forward_op(cotangent, sides, None, ctx.negative_slope, ctx.padding)}
 
 
 _forward_op, _backward_op = define(
@@ -189,9 +222,10 @@ _forward_op, _backward_op = define(
 
 
 def _forward_call(a: Arguments) -> dict[str, Any]:
+    a.bias = as_statistics(a.bias, a.x)  # which the Triton body reads in its own dtype: a cast is a launch
     return {
         "layout": layout(a.x, a.padding),
-        **addresses(a, "x", "sides", "y"),
+        **addresses(a, "x", "sides", "bias", "y"),
         "slope": a.negative_slope,
     }
 

@@ -74,8 +74,15 @@ class reference:
         relu: bool,
         eps: float,
         needs_residual: bool,
+        bias: Tensor | None = None,
+        grad_again: Tensor | None = None,
     ) -> Four:
-        """Returns (grad_x, grad_weight, grad_bias, grad_residual); the last is empty, (0,), unless needed."""
+        """Returns (grad_x, grad_weight, grad_bias, grad_residual); the last is empty, (0,), unless needed.
+
+        ``grad_again`` is added to grad_y. With ``bias``, which is given where there was no residual, a body may find the
+        ReLU's side from x instead of y.
+        """
+        grad_y = grad_y if grad_again is None else grad_y + grad_again
         grad_z = torch.where(y <= 0, 0, grad_y) if relu else grad_y
         grad = _grouped(grad_z, groups)
         rstd = (var + eps).rsqrt()
@@ -143,6 +150,28 @@ def batch_norm_act(
     return _forward_op(x, weight, bias, residual, groups, relu, eps)
 
 
+def batch_norm_act_for_two(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    groups: int = 1,
+    relu: bool = True,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`batch_norm_act` with its y twice, for two readers, and then mean and variance.
+
+    The gradients of the two are added within the backward pass; of one tensor that both read autograd would add them in a
+    pass of its own. Neither may be changed in place. Compiled it is `batch_norm_act`, with one y.
+    """
+    check_device("batch_norm_act", x)
+    if torch.compiler.is_compiling():
+        y, mean, var = _forward_op(x, weight, bias, residual, groups, relu, eps)
+        return y, y, mean, var
+    return _ForTwo.apply(x, weight, bias, residual, groups, relu, eps)
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int) -> None:
     check_pictures(x)
     if groups < 1 or x.shape[0] % groups:
@@ -184,7 +213,9 @@ def _prepare(a: Arguments) -> Tensor:
 def _prepare_backward(a: Arguments) -> Tensor:
     order = memory_format(a.x)
     a.x, a.grad_y = a.x.contiguous(memory_format=order), a.grad_y.contiguous(memory_format=order)
-    a.weight = as_statistics(a.weight, a.x)
+    if a.grad_again is not None:
+        a.grad_again = a.grad_again.contiguous(memory_format=order)
+    a.weight, a.bias = as_statistics(a.weight, a.x), as_statistics(a.bias, a.x)
     return a.x
 
 
@@ -192,24 +223,47 @@ def _setup_context(ctx, a: Arguments, output) -> None:
     y, mean, var = output
     ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, var)
-    ctx.save_for_backward(y, a.x, a.weight, mean, var)
-    ctx.groups, ctx.relu, ctx.eps, ctx.bias_dtype = a.groups, a.relu, a.eps, a.bias.dtype
+    ctx.save_for_backward(y, a.x, a.weight, a.bias, mean, var)
+    ctx.groups, ctx.relu, ctx.eps, ctx.has_residual = a.groups, a.relu, a.eps, a.residual is not None
 
 
-def _backward(ctx, grad_y, _grad_mean, _grad_var) -> dict[str, Tensor | None]:
+def _backward(ctx, grad_y, _grad_mean, _grad_var, grad_again=None) -> dict[str, Tensor | None]:
     if grad_y is None:
         return {}
-    y, x, weight, mean, var = ctx.saved_tensors
+    y, x, weight, bias, mean, var = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+    shift = None if ctx.has_residual else bias
     grad_x, grad_weight, grad_bias, grad_residual = _backward_op(
-        grad_y, y, x, weight, mean, var, ctx.groups, ctx.relu, ctx.eps, needs_residual
+        grad_y, y, x, weight, mean, var, ctx.groups, ctx.relu, ctx.eps, needs_residual, shift, grad_again
     )
     return {
         "x": grad_x if needs_x else None,
         "weight": grad_weight.to(weight.dtype) if needs_weight else None,
-        "bias": grad_bias.to(ctx.bias_dtype) if needs_bias else None,
+        "bias": grad_bias.to(bias.dtype) if needs_bias else None,
         "residual": grad_residual if needs_residual else None,
     }
+
+
+class _ForTwo(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, mean, var = _forward_op(x, weight, bias, residual, groups, relu, eps)
+        return y, y.view_as(y), mean, var
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        names = ("x", "weight", "bias", "residual", "groups", "relu", "eps")
+        y, _, mean, var = output
+        _setup_context(ctx, Arguments(dict(zip(names, inputs, strict=True))), (y, mean, var))
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor | None, grad_again: Tensor | None, *_statistics):
+        if grad_y is None:
+            grad_y, grad_again = grad_again, None
+        found = _backward(ctx, grad_y, None, None, grad_again)
+        return *(found.get(name) for name in ("x", "weight", "bias", "residual")), None, None, None
 
 
 _forward_op, _backward_op = define(
@@ -237,6 +291,8 @@ def _forward_call(a: Arguments) -> dict[str, Any]:
 
 
 def _backward_call(a: Arguments) -> dict[str, Any]:
+    if a.grad_again is not None:  # these bodies take one
+        a.grad_y = a.grad_y + a.grad_again
     return {
         "layout": layout(a.x, 0),
         "groups": a.groups,

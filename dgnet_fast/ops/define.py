@@ -47,7 +47,8 @@ def define(
 
     Args:
         reference: a namespace whose `forward` and `backward` compute both in plain PyTorch. Their annotations are
-            the schemas, their results those of the ops.
+            the schemas, their results those of the ops. A new argument of ``backward`` comes last and has a default: what
+            torch.compile keeps between runs calls it as it was (`forward` is part of the key of what is kept).
         results, gradients: allocate what `forward` and `backward` return, in this order, by name: tensors, or one
             list of them. No two share memory with each other or with an input, and none is a view, for PyTorch
             refuses to let a caller change those in place.
@@ -79,9 +80,19 @@ def _op(
     name: str, way: str, function: Callable, prepare: Prepare, allocate: Allocate, devices: tuple[str, ...]
 ) -> OpOverload:
     names = _parameters(function)
+    defaults = {
+        name: one.default
+        for name, one in inspect.signature(function).parameters.items()
+        if one.default is not inspect.Parameter.empty
+    }
+
+    def named(given: tuple) -> Arguments:
+        found = dict(zip(names, given, strict=False))
+        # PyTorch leaves out what equals its default at the end
+        return Arguments(found | {name: value for name, value in defaults.items() if name not in found})
 
     def run(*given: Any) -> Any:
-        a = Arguments(dict(zip(names, given, strict=True)))
+        a = named(given)
         chosen = prepare(a)
         body = registry.implementation(name, chosen.device.type, chosen.dtype)
         if not isinstance(body, Body):  # plain PyTorch makes its results itself
@@ -92,7 +103,7 @@ def _op(
         return _returned(made)
 
     def fake(*given: Any) -> Any:
-        a = Arguments(dict(zip(names, given, strict=True)))
+        a = named(given)
         prepare(a)
         return _returned(allocate(a))
 

@@ -1,6 +1,6 @@
 """layer_norm_act: the decoder's LayerNorm with LeakyReLU and padding, in one pass.
 
-    y = pad(act((x - mean) / (std + eps) * gamma + beta))
+    y = pad(act((x + bias - mean) / (std + eps) * gamma + beta))
 
 Mean and unbiased standard deviation are those of a whole sample, over C, H and W; gamma and beta belong to a
 channel; eps is added outside the root (the norm after DG-Net's upsampling, sec. 3.1).
@@ -26,16 +26,16 @@ from dgnet_fast.ops.arguments import (
     new_statistics,
     statistics_dtype,
 )
-from dgnet_fast.ops.bodies import Arguments, addresses, cpp_body, cuda_body, layout, triton_body
+from dgnet_fast.ops.bodies import Arguments, Body, addresses, cpp_body, cuda_body, layout, triton_body
 from dgnet_fast.ops.define import define
-from dgnet_fast.ops.layouts import memory_format
+from dgnet_fast.ops.layouts import is_channels_last, memory_format
 from dgnet_fast.ops.padding import (
     check_padding,
     check_padding_is_int,
-    empty_padded,
     fold_reflection,
     reflect_pad,
 )
+from dgnet_fast.ops.phases import joined, parted
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -61,10 +61,18 @@ class reference:
 
     @staticmethod
     def forward(
-        x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float, eps: float, padding: int
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        bias: Tensor | None,
+        negative_slope: float,
+        eps: float,
+        padding: int,
+        phases: bool,
     ) -> Three:
         """Returns (y, mean, rdenom)."""
-        values = x.to(statistics_dtype(x))
+        x = joined(x) if phases else x
+        values = _biased(x.to(statistics_dtype(x)), bias)
         std, mean = torch.std_mean(values, dim=(1, 2, 3))
         rdenom = 1 / (std + eps)
         factor = _per_sample(rdenom) * _per_channel(gamma)
@@ -79,14 +87,18 @@ class reference:
         x: Tensor,
         gamma: Tensor,
         beta: Tensor,
+        bias: Tensor | None,
         mean: Tensor,
         rdenom: Tensor,
         negative_slope: float,
         eps: float,
         padding: int,
+        phases: bool,
     ) -> Three:
-        """Returns (grad_x, grad_gamma, grad_beta)."""
-        centred = x.to(mean.dtype) - _per_sample(mean)
+        """Returns (grad_x, grad_gamma, grad_beta); the gradient of the bias is the sum of grad_x."""
+        order = memory_format(x)
+        x = joined(x) if phases else x
+        centred = _biased(x.to(mean.dtype), bias) - _per_sample(mean)
         r, c = _per_sample(rdenom), _per_channel(gamma)
         z = centred * r * c + _per_channel(beta)
         grad_y = fold_reflection(grad_y.to(mean.dtype), padding)
@@ -100,50 +112,64 @@ class reference:
         share = (grad_n * centred).sum(dim=(1, 2, 3)) * rdenom.square() / (std * (elements - 1))
         share = torch.where(std <= LEAST_STD * eps, 0, share)
         grad_x = (grad_n - _per_sample(grad_n.mean(dim=(1, 2, 3)))) * r - centred * _per_sample(share)
-        return grad_x.to(x.dtype).contiguous(memory_format=memory_format(x)), grad_gamma, grad_beta
+        grad_x = grad_x.to(x.dtype)
+        grad_x = parted(grad_x, order) if phases else grad_x.contiguous(memory_format=order)
+        return grad_x, grad_gamma, grad_beta
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + _per_channel(bias)
 
 
 def layer_norm_act_reference(
     x: Tensor,
     gamma: Tensor,
     beta: Tensor,
+    bias: Tensor | None = None,
     *,
     negative_slope: float | None = None,
     eps: float = 1e-5,
     padding: int = 0,
+    phases: bool = False,
 ) -> Tensor:
     """`layer_norm_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
-    _check(x, gamma, beta, padding)
-    gamma, beta = as_statistics(gamma, x), as_statistics(beta, x)
-    return reference.forward(x, gamma, beta, as_slope(negative_slope), eps, padding)[0]
+    _check(x, gamma, beta, bias, padding, phases)
+    gamma, beta, bias = (as_statistics(value, x) for value in (gamma, beta, bias))
+    return reference.forward(x, gamma, beta, bias, as_slope(negative_slope), eps, padding, phases)[0]
 
 
 def layer_norm_act(
     x: Tensor,
     gamma: Tensor,
     beta: Tensor,
+    bias: Tensor | None = None,
     *,
     negative_slope: float | None = None,
     eps: float = 1e-5,
     padding: int = 0,
+    phases: bool = False,
 ) -> Tensor:
-    """pad(act((x - mean) / (std + eps) * gamma + beta)), as one op.
+    """pad(act((x + bias - mean) / (std + eps) * gamma + beta)), as one op.
 
     Args:
         x: (B, C, H, W), none of them 0; float32, bfloat16, float16, or float64 (served by the reference).
         gamma, beta: (C,), of x's dtype or float32.
+        bias: the same, added to x; or None.
         negative_slope: of the LeakyReLU; None for no activation.
         eps: added to the unbiased standard deviation, outside the root.
         padding: pixels of reflect padding on every side of the result, as `F.pad` with mode reflect adds;
             smaller than H and W.
+        phases: x is a picture (B, C, 2H, 2W) in phases, (B, 4 C, H, W) as `dgnet_fast.ops.phases` has them, and the result
+            is of the picture. In Triton, in channels_last, they are read where they are; other bodies join them first.
 
     Returns:
-        (B, C, H + 2 padding, W + 2 padding) in x's dtype, in channels_last if x is dense in that order, else
-        contiguous. Neither order is copied; an x that is dense in neither is.
+        (B, C, H + 2 padding, W + 2 padding) in x's dtype, or (B, C, 2H + 2 padding, 2W + 2 padding) with phases; in
+        channels_last if x is dense in that order, else contiguous. Neither order is copied; an x that is dense in
+        neither is.
 
     Mean and standard deviation are taken over C, H and W of each sample, in float32 with partial sums in
     float64 (all float64 for float64). Autocast does not change the op: it runs in the dtype x has. Gradients
-    flow to x, gamma and beta, once: double backward raises RuntimeError; use `layer_norm_act_reference` where
+    flow to x, gamma, beta and bias, once: double backward raises RuntimeError; use `layer_norm_act_reference` where
     second derivatives are needed. A sample of one element has no unbiased deviation: NaN, as in PyTorch.
 
     Raises:
@@ -152,13 +178,18 @@ def layer_norm_act(
     """
     check_device("layer_norm_act", x)
     check_padding_is_int(padding)
-    return _forward_op(x, gamma, beta, as_slope(negative_slope), eps, padding)[0]
+    return _forward_op(x, gamma, beta, bias, as_slope(negative_slope), eps, padding, phases)[0]
 
 
-def _check(x: Tensor, gamma: Tensor, beta: Tensor, padding: int) -> None:
+def _check(x: Tensor, gamma: Tensor, beta: Tensor, bias: Tensor | None, padding: int, phases: bool) -> None:
     check_pictures(x)
-    check_affine("gamma", gamma, x, "C")
-    check_affine("beta", beta, x, "C")
+    if phases and x.shape[1] % 4:
+        raise ValueError(f"x in phases must have 4 C channels, got {x.shape[1]}")
+    phase = x[:, : x.shape[1] // 4] if phases else x
+    check_affine("gamma", gamma, phase, "C")
+    check_affine("beta", beta, phase, "C")
+    if bias is not None:
+        check_affine("bias", bias, phase, "C")
     check_padding(padding, x)
 
 
@@ -167,25 +198,31 @@ def _check(x: Tensor, gamma: Tensor, beta: Tensor, padding: int) -> None:
 
 def _results(a: Arguments) -> dict[str, Tensor]:
     mean, rdenom = new_statistics(a.x, a.x.shape[0])
-    return {"y": empty_padded(a.x, a.padding), "mean": mean, "rdenom": rdenom}
+    batch, channels, height, width = a.x.shape
+    if a.phases:
+        channels, height, width = channels // 4, 2 * height, 2 * width
+    shape = (batch, channels, height + 2 * a.padding, width + 2 * a.padding)
+    order = memory_format(a.x)
+    y = torch.empty(shape, dtype=a.x.dtype, device=a.x.device, memory_format=order)
+    return {"y": y, "mean": mean, "rdenom": rdenom}
 
 
 def _gradients(a: Arguments) -> dict[str, Tensor]:
-    grad_gamma, grad_beta = new_statistics(a.x, a.x.shape[1])
+    grad_gamma, grad_beta = new_statistics(a.x, a.gamma.shape[0])
     return {"grad_x": torch.empty_like(a.x), "grad_gamma": grad_gamma, "grad_beta": grad_beta}
 
 
 def _prepare(a: Arguments) -> Tensor:
-    _check(a.x, a.gamma, a.beta, a.padding)
+    _check(a.x, a.gamma, a.beta, a.bias, a.padding, a.phases)
     a.x = a.x.contiguous(memory_format=memory_format(a.x))
-    a.gamma, a.beta = as_statistics(a.gamma, a.x), as_statistics(a.beta, a.x)
+    a.gamma, a.beta, a.bias = (as_statistics(value, a.x) for value in (a.gamma, a.beta, a.bias))
     return a.x
 
 
 def _prepare_backward(a: Arguments) -> Tensor:
     order = memory_format(a.x)
     a.x, a.grad_y = a.x.contiguous(memory_format=order), a.grad_y.contiguous(memory_format=order)
-    a.gamma, a.beta = as_statistics(a.gamma, a.x), as_statistics(a.beta, a.x)
+    a.gamma, a.beta, a.bias = (as_statistics(value, a.x) for value in (a.gamma, a.beta, a.bias))
     return a.x
 
 
@@ -193,22 +230,27 @@ def _setup_context(ctx, a: Arguments, output) -> None:
     _, mean, rdenom = output
     ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.mark_non_differentiable(mean, rdenom)
-    ctx.save_for_backward(a.x, a.gamma, a.beta, mean, rdenom)
-    ctx.negative_slope, ctx.eps, ctx.padding = a.negative_slope, a.eps, a.padding
+    ctx.save_for_backward(a.x, a.gamma, a.beta, a.bias, mean, rdenom)
+    ctx.negative_slope, ctx.eps, ctx.padding, ctx.phases = a.negative_slope, a.eps, a.padding, a.phases
 
 
 def _backward(ctx, grad_y, _grad_mean, _grad_rdenom) -> dict[str, Tensor | None]:
     if grad_y is None:
         return {}
-    x, gamma, beta, mean, rdenom = ctx.saved_tensors
+    x, gamma, beta, bias, mean, rdenom = ctx.saved_tensors
     grad_x, grad_gamma, grad_beta = _backward_op(
-        grad_y, x, gamma, beta, mean, rdenom, ctx.negative_slope, ctx.eps, ctx.padding
+        grad_y, x, gamma, beta, bias, mean, rdenom, ctx.negative_slope, ctx.eps, ctx.padding, ctx.phases
     )
-    needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
+    needs_x, needs_gamma, needs_beta, needs_bias, *_ = ctx.needs_input_grad
+    grad_bias = None
+    if needs_bias:
+        grad_bias = grad_x.sum((0, 2, 3), dtype=bias.dtype)
+        grad_bias = grad_bias.view(4, -1).sum(0) if ctx.phases else grad_bias
     return {
         "x": grad_x if needs_x else None,
         "gamma": grad_gamma.to(gamma.dtype) if needs_gamma else None,
         "beta": grad_beta.to(beta.dtype) if needs_beta else None,
+        "bias": grad_bias,
     }
 
 
@@ -244,10 +286,43 @@ def _backward_call(a: Arguments) -> dict[str, Any]:
     }
 
 
-cpp = cpp_body("layer_norm_act", _forward_call, _backward_call)
+def _plainly(body: Body) -> Body:
+    """A body that takes neither phases nor a bias, given the picture that they make."""
+
+    def forward(a: Arguments) -> None:
+        body.forward(Arguments(vars(a) | {"x": _picture(a)}))
+
+    def backward(a: Arguments) -> None:
+        x = _picture(a)
+        grad_x = torch.empty_like(x) if a.phases else a.grad_x
+        body.backward(Arguments(vars(a) | {"x": x, "grad_x": grad_x}))
+        if a.phases:
+            a.grad_x.copy_(parted(grad_x, memory_format(a.x)))
+
+    return Body(forward, backward)
+
+
+def _picture(a: Arguments) -> Tensor:
+    x = joined(a.x, a.bias) if a.phases else a.x
+    return x if a.phases or a.bias is None else (x + _per_channel(a.bias)).to(x.dtype)
+
+
+cpp = _plainly(cpp_body("layer_norm_act", _forward_call, _backward_call))
 
 #: Bytes from and to memory, with n bytes in x: the minimum is 2n forward (x in, y out) and 3n backward (x and grad_y
 #: in, grad_x out). x is read twice forward, x and grad_y backward: 3n and 5n where a sample does not stay in the L2
 #: cache between. Padding makes y and grad_y larger by its border.
-cuda = cuda_body("layer_norm_act", _forward_call, _backward_call, workspace=("layout",))
-triton = triton_body("layer_norm_act")
+cuda = _plainly(cuda_body("layer_norm_act", _forward_call, _backward_call, workspace=("layout",)))
+_triton = triton_body("layer_norm_act")
+_triton_plainly = _plainly(_triton)
+
+
+def _in_place(a: Arguments) -> bool:
+    """Whether the Triton body takes phases where they are: in channels_last they are the picture's pixels, reordered."""
+    return not a.phases or is_channels_last(a.x)
+
+
+triton = Body(
+    lambda a: (_triton if _in_place(a) else _triton_plainly).forward(a),
+    lambda a: (_triton if _in_place(a) else _triton_plainly).backward(a),
+)

@@ -139,3 +139,33 @@ def interior(y: Tensor, padding: int) -> Tensor:
     slow passes; this one keeps the order.
     """
     return _Interior.apply(y, padding) if padding else y
+
+
+class _Parted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        ctx.padding = padding
+        ctx.set_materialize_grads(False)
+        return y.view_as(y), y[:, :, padding:-padding, padding:-padding]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, inner: Tensor | None):
+        if inner is None:
+            return grad, None
+        if grad is None or torch.is_grad_enabled():  # one that is differentiated again is not changed
+            padded = F.pad(inner, (ctx.padding,) * 4)
+            return padded if grad is None else grad + padded, None
+        grad[:, :, ctx.padding : -ctx.padding, ctx.padding : -ctx.padding] += inner
+        return grad, None
+
+
+def with_interior(y: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """y, padded, and the picture within, as views, for a block whose convolution reads the one and whose sum the other;
+    differentiable at any order.
+
+    The gradient of the picture is added in place to that of y, which must be the convolution's and nobody else's: `interior`
+    makes a picture of its own of it, with a border of zeros, and autograd a third one of the sum.
+    """
+    if padding == 0 or torch.compiler.is_compiling():
+        return y, interior(y, padding)
+    return _Parted.apply(y, padding)

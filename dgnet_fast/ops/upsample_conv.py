@@ -6,8 +6,8 @@ taps: 9 multiplications where the plain form has 25. Zero and replicate padding 
 reflection on the large picture the outermost output line on each side sees one value that the phases do not; it is
 corrected by a one-dimensional convolution along that line.
 
-Plain PyTorch around `conv3x3`: any dtype and device, differentiable to any order by autograd, but not under the
-transforms of torch.func with reflection, nor on CUDA with replication.
+Plain PyTorch around `conv3x3`: any dtype and device, the result in x's memory order, differentiable to any order by
+autograd, but not under the transforms of torch.func with reflection, nor on CUDA with replication.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dgnet_fast.ops.conv3x3 import conv3x3
 from dgnet_fast.ops.padding import replicate_pad
+from dgnet_fast.ops.phases import joined
 
 KERNEL = 5
 
@@ -33,11 +34,14 @@ def upsample_conv_reference(
 
 
 def phase_weights(weight: Tensor) -> Tensor:
-    """(O, C, 5, 5) → (4·O, C, 3, 3): channel 4·o + 2·p + q serves output rows of phase p and columns of phase q."""
+    """(O, C, 5, 5) → (4·O, C, 3, 3): channel (2·p + q)·O + o serves output rows of phase p and columns of phase q.
+
+    The order of `dgnet_fast.ops.phases`.
+    """
     # Tap t of phase p falls on tap (t + p) // 2 of the small picture: 0 0 1 1 2 and 0 1 1 2 2.
     places = torch.arange(KERNEL + 1, device=weight.device).div(2, rounding_mode="floor").unfold(0, KERNEL, 1)
     taps = (places.unsqueeze(1) == places[0, ::2, None]).to(weight.dtype)
-    return torch.einsum("pru,qsv,ocuv->opqcrs", taps, taps, weight).reshape(-1, weight.shape[1], 3, 3)
+    return torch.einsum("pru,qsv,ocuv->pqocrs", taps, taps, weight).reshape(-1, weight.shape[1], 3, 3)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str = "reflect") -> Tensor:
@@ -46,6 +50,37 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
     ``pad_type`` reflect, replicate or zero, as applied to the large picture. Equal to `upsample_conv_reference` up to
     rounding. Raises ValueError for another kernel size, channel mismatch or padding.
     """
+    _check(x, weight, pad_type)
+    small, lines = _phases_of(x, weight, pad_type)
+    y = joined(small, bias)
+    if lines is None:
+        return y
+    return _add_border(y, *lines) if torch.compiler.is_compiling() else _AddBorder.apply(y, *lines)
+
+
+def upsample_conv_phases(x: Tensor, weight: Tensor, pad_type: str = "reflect") -> Tensor:
+    """`upsample_conv` without bias, in phases (B, 4·O, H, W), see `phases`: for `layer_norm_act`, which reads them so."""
+    _check(x, weight, pad_type)
+    small, lines = _phases_of(x, weight, pad_type)
+    return small if lines is None else _AddBorderToPhases.apply(small, *lines)
+
+
+def _phases_of(x: Tensor, weight: Tensor, pad_type: str) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """The phases of the padded convolution, and with reflection what is to be added to the outermost lines."""
+    # compiled, PyTorch's own slices and additions in place are part of the graph
+    whole = torch.compiler.is_compiling()
+    if pad_type == "reflect":
+        x, *outermost = _slices(x) if whole else _Slices.apply(x)
+    if pad_type == "zero":
+        return conv3x3(x, phase_weights(weight), padding=1), None
+    small = conv3x3(replicate_pad(x, 1), phase_weights(weight))
+    if pad_type != "reflect":
+        return small, None
+    top, bottom, left, right = outermost
+    return small, _reflection(top, bottom, left, right, weight)
+
+
+def _check(x: Tensor, weight: Tensor, pad_type: str) -> None:
     if weight.ndim != 4 or weight.shape[2:] != (KERNEL, KERNEL):
         raise ValueError(f"weight has shape {tuple(weight.shape)}; allowed: (O, C, {KERNEL}, {KERNEL})")
     if x.ndim != 4 or x.shape[1] != weight.shape[1]:
@@ -54,25 +89,6 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str 
         raise ValueError(f"pad_type is {pad_type!r}; allowed: reflect, replicate, zero")
     if pad_type == "reflect" and min(x.shape[2:]) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; reflection needs H and W of at least 2")
-    phases = None if bias is None else bias.repeat_interleave(4)
-    # compiled, PyTorch's own slices and additions in place are part of the graph
-    whole = torch.compiler.is_compiling()
-    if pad_type == "reflect":
-        x, *outermost = _slices(x) if whole else _Slices.apply(x)
-    # nor does the Inductor of PyTorch 2.10 take a convolution's bias that is computed
-    inside = None if whole else phases
-    if pad_type == "zero":
-        small = conv3x3(x, phase_weights(weight), inside, padding=1)
-    else:
-        small = conv3x3(replicate_pad(x, 1), phase_weights(weight), inside)
-    if whole and phases is not None:
-        small = small + phases.view(1, -1, 1, 1)
-    y = F.pixel_shuffle(small, 2)
-    if pad_type != "reflect":
-        return y
-    top, bottom, left, right = outermost
-    lines = _reflection(top, bottom, left, right, weight)
-    return _add_border(y, *lines) if whole else _AddBorder.apply(y, *lines)
 
 
 def _slices(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -88,7 +104,8 @@ class _Slices(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
         _, *lines = _slices(x)
-        return x.view_as(x), *(line.clone() for line in lines)
+        # not `view_as`, whose strides of one picture in channels_last are no longer known to be in that order
+        return x.detach(), *(line.clone() for line in lines)
 
     @staticmethod
     def backward(ctx, grad: Tensor, *lines: Tensor) -> Tensor:
@@ -147,3 +164,30 @@ class _AddBorder(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         return grad, grad[:, :, :1], grad[:, :, -1:], grad[..., :1], grad[..., -1:]
+
+
+def _places_of_lines(small: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outermost lines of a picture in phases: top and bottom (B, O, W, 2), left and right (B, O, H, 2), views."""
+    phases = small.unflatten(1, (2, 2, -1))
+    rows, columns = (
+        (phases[:, 0, :, :, 0], phases[:, 1, :, :, -1]),
+        (phases[:, :, 0, ..., 0], phases[:, :, 1, ..., -1]),
+    )
+    top, bottom, left, right = (line.permute(0, 2, 3, 1) for line in (*rows, *columns))
+    return top, bottom, left, right
+
+
+class _AddBorderToPhases(torch.autograd.Function):
+    """`_AddBorder` to a picture in phases."""
+
+    @staticmethod
+    def forward(ctx, small: Tensor, *lines: Tensor) -> Tensor:
+        ctx.mark_dirty(small)
+        for place, line in zip(_places_of_lines(small), lines, strict=True):
+            place += line.flatten(2).unflatten(2, (-1, 2))
+        return small
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        top, bottom, left, right = (place.flatten(2) for place in _places_of_lines(grad))
+        return grad, top.unsqueeze(2), bottom.unsqueeze(2), left.unsqueeze(3), right.unsqueeze(3)

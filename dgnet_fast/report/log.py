@@ -93,6 +93,7 @@ class RunLog:
         self._purge_step: int | None = None
         self._intervals: deque[float] = deque(maxlen=_RECENT)
         self._last = (0, clock())  # step and time of the last call of progress
+        self._left_out = 0.0  # seconds since then that are no part of a step
         self._printed_at = -math.inf
         if silent:
             self._file = open(os.devnull, "a", encoding="utf-8")
@@ -151,14 +152,15 @@ class RunLog:
 
         `step` counts the steps done, so that `total_steps` is the end. Seconds per step are the median over
         the
-        recent intervals between calls: pauses for evaluation or pictures do not move it.
+        recent intervals between calls: pauses for evaluation or pictures do not move it, nor what `leave_out` names.
         """
         if self.silent:
             return
         now = self._clock()
         last_step, last_time = self._last
         if step > last_step:
-            self._intervals.append((now - last_time) / (step - last_step))
+            self._intervals.append(max(now - last_time - self._left_out, 0) / (step - last_step))
+            self._left_out = 0.0
         self._last = (step, now)
         if self._stream is None and on_terminal():
             self._draw(step, scalars)
@@ -173,6 +175,10 @@ class RunLog:
             parts.append(f"ETA {format_duration(seconds * max(total - step, 0))}")
         parts += [f"{name} {float(scalars[name]):.4g}" for name in self._shown(scalars)]
         self._line("  ".join(parts))
+
+    def leave_out(self, seconds: float) -> None:
+        """So much of the time since the last call of `progress` is no part of a step, such as compilation."""
+        self._left_out += seconds
 
     def note(self, text: str, *, level: int = logging.WARNING) -> None:
         """Write one line of text between the progress lines."""
@@ -229,7 +235,7 @@ class RunLog:
         self._file = self.path.open("a", encoding="utf-8")
         self._purge_step = step + 1
         self._intervals.clear()
-        self._last = (step, self._clock())
+        self._last, self._left_out = (step, self._clock()), 0.0
         self._printed_at = -math.inf
 
     def close(self) -> None:

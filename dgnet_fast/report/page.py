@@ -106,7 +106,7 @@ def write_report(run_folder: str | os.PathLike[str], *, max_samples: int = 12) -
 
 COMMANDS = {
     "Results": "dgnet-fast train --resume --out {run}",
-    "Samples": "dgnet-fast generate grid {run} --source DATASET:gallery --out grid.png",
+    "Samples": "dgnet-fast train --resume --out {run}",
     "Ranking": "dgnet-fast visualize {run}",
     "Features": "dgnet-fast visualize {run}",
     "Curves": "dgnet-fast train --resume --out {run}",
@@ -117,7 +117,7 @@ COMMANDS = {
 def _missing(section: str, folder: Path) -> str:
     text = f"This run has left no {section.lower()} so far."
     if section in COMMANDS:
-        text += f" To make them: <code>{escape(COMMANDS[section].format(run=folder))}</code>"
+        text += f" This command makes what belongs here: <code>{escape(COMMANDS[section].format(run=folder))}</code>"
     return f'<p class="missing">{text}</p>'
 
 
@@ -141,7 +141,7 @@ def _summary(folder: Path) -> str:
 
 
 def _machine(folder: Path) -> list[str]:
-    """Seconds a step, time of all steps, and peak memory, from `machine.jsonl`."""
+    """Mean seconds a step, time of all steps, and peak memory, from `machine.jsonl`."""
     try:
         records = read_metrics(folder / MACHINE_FILE)
     except (ValueError, OSError):
@@ -152,9 +152,11 @@ def _machine(folder: Path) -> list[str]:
     for record in records:
         seconds += (record["step"] - before) * record["seconds_per_step"]
         before = record["step"]
-    each = records[-1]["seconds_per_step"]
     peak = max(record["memory_gb"] for record in records)
-    return [f"{each:.3g} s a step, {format_duration(seconds)} in all", f"peak memory {peak:.2f} GB"]
+    return [
+        f"{seconds / max(before, 1):.3g} s a step, {format_duration(seconds)} in all",
+        f"peak memory {peak:.2f} GB",
+    ]
 
 
 def _results(folder: Path) -> str | None:
@@ -170,7 +172,7 @@ def _table(table: dict[str, Any]) -> str:
     for name, *values in cells.rows:
         row = "".join(f"<td{k}>{escape(v)}</td>" for v, k in zip(values, kinds[1:], strict=True))
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
-    caption = f"<caption>{escape(cells.title)}</caption>" if cells.title else ""
+    caption = f"<caption><span>{escape(cells.title)}</span></caption>" if cells.title else ""
     said = f'\n<p class="verdict">{escape(cells.verdict)}</p>' if cells.verdict else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in cells.notes)
     return (

@@ -52,6 +52,10 @@ pre { overflow-x: auto; padding: 1rem; background: var(--band); border: 1px soli
   font-size: .85rem; }
 @media (max-width: 60rem) { .facts { grid-template-columns: max-content 1fr; } }
 @media (max-width: 40rem) { header, main { padding: 1rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; }
-  th, td { padding: .4rem .6rem; } .strip { flex-wrap: nowrap; } .strip img { height: 10rem; } }
+  table { font-size: .85rem; } th, td { padding: .35rem .4rem; } thead th { white-space: nowrap; }
+  tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); min-width: 6rem; }
+  caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 2rem); }
+  .strip { flex-wrap: nowrap; } .strip img { height: 10rem; } }
+.missing code { display: block; }
 .missing { padding: .7rem 1rem; border-left: 3px solid var(--rule); background: var(--band); }
 """

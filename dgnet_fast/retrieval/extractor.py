@@ -19,7 +19,7 @@ from dgnet_fast.data.files import picture_files, unlabelled
 from dgnet_fast.data.inputs import images_of
 from dgnet_fast.data.reading import resized
 from dgnet_fast.distributed import processes
-from dgnet_fast.distributed.sharing import shared_out
+from dgnet_fast.distributed.sharing import digest_of, shared_out
 from dgnet_fast.metrics import symmetric_features
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.batch_norm import fold_batch_norms
@@ -154,9 +154,13 @@ class Extractor:
 
         ``together``: all processes of a run call this; each computes a share, and all get all rows, which are bit by bit
         those of one process.
+
+        Raises:
+            ValueError: a picture cannot be read, or with ``together`` a process has another network or other pictures.
         """
         rows, cache = [], self.cache if cached else None
         if together and processes.size() > 1:
+            self.check_together(split)
             with processes.first_on_node("decoded pictures"):
                 kept = cached_pictures(split, self.height, self.width, cache, workers=self.workers)
 
@@ -175,6 +179,17 @@ class Extractor:
             if progress is not None:
                 progress(min(first + CHUNK, len(split)), len(split))
         return torch.cat(rows)
+
+    def check_together(self, split: Split) -> None:
+        """Raise ValueError, on all processes of a run, if one has another network, other pictures or another batch size."""
+        processes.check_same(
+            {
+                "the network": self.fingerprint,
+                "the number of pictures": len(split),
+                "the list of pictures": digest_of(split.names),
+                "the batch size": self.batch,
+            }
+        )
 
     def rows(self, split: Split, first: int, last: int) -> Tensor:
         """Features float32 (last - first, F) on the CPU of some pictures of a split, decoded all at once."""

@@ -56,11 +56,14 @@ def extract_parts(
     make room.
 
     Raises:
-        ValueError: no pictures, an unreadable picture, or the folder holds parts of another extraction.
+        ValueError: no pictures, an unreadable picture, the folder holds parts of another extraction, or a process has
+            another network or other pictures.
     """
     split = unlabelled(paths)
     if not len(split):
         raise ValueError("no pictures to extract features from")
+    if processes.size() > 1:
+        extractor.check_together(split)
     about = _about(extractor, paths)
     if processes.is_first():
         _open(folder, about, overwrite)

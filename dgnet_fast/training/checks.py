@@ -8,6 +8,7 @@ from dgnet_fast.checkpoints.pretrained import check_imagenet
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.data.rules import check_scorable, check_trainable
+from dgnet_fast.distributed import processes
 from dgnet_fast.models.size import check_fits_memory
 
 
@@ -24,10 +25,21 @@ def check_training(config: Config, dataset: ReidDataset, *, teacher_only: bool =
             f"batch_size is {config.batch_size}; allowed: 2 (the least for batch normalisation) to {count}, the number of "
             "training pictures"
         )
+    size = processes.size()
+    if not teacher_only and config.batch_size * size > count:
+        raise ConfigError(
+            f"batch_size is {config.batch_size} in each of {size} processes; allowed: at most {count // size}, since there are "
+            f"{count} training pictures; or start fewer processes"
+        )
     trains_baseline = teacher_only or config.teacher == "auto" or config.baseline
     if trains_baseline and config.teacher_batch // 2 > count:
         raise ConfigError(
             f"teacher_batch is {config.teacher_batch}; allowed: at most {2 * count}, twice the number of training pictures"
+        )
+    if trains_baseline and max(1, config.teacher_batch // 2) * size > count:
+        raise ConfigError(
+            f"teacher_batch is {config.teacher_batch} in each of {size} processes; allowed: at most {2 * (count // size)}, since "
+            f"there are {count} training pictures; or start fewer processes"
         )
     if config.pretrained == "teacher":
         if not config.teacher and not teacher_only:

@@ -35,11 +35,13 @@ from dgnet_fast.distributed.gradients import GradientSums
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
+from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import wide
-from dgnet_fast.training.optim import SENT, Precision
+from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import seed_step
 
@@ -108,9 +110,9 @@ def deviation_of(codes: Tensor) -> Tensor:
     return deviation.clamp(min=0.1 * deviation.mean())
 
 
-def rate_at(config: Config, step: int) -> float:
-    """Learning rate of step ``step`` (from 0): half a cosine wave from ``generator_lr`` down to 0."""
-    return config.generator_lr * 0.5 * (1 + math.cos(math.pi * step / config.generator_steps))
+def rate_factor(config: Config, step: int) -> float:
+    """Factor of ``generator_lr`` at ``step`` (from 0): half a cosine wave from 1 down to 0."""
+    return 0.5 * (1 + math.cos(math.pi * step / config.generator_steps))
 
 
 def train_generator(
@@ -137,7 +139,13 @@ def train_generator(
         return
     betas = (config.beta1, config.beta2)
     parameters = [p for network in networks.values() for p in network.parameters()]
-    optimiser = torch.optim.Adam(parameters, config.generator_lr, betas, weight_decay=config.weight_decay)
+    device = precision.device
+    on_device = {"fused": True, "capturable": True} if device.type == "cuda" else {}
+    optimiser = torch.optim.Adam(
+        parameters, config.generator_lr, betas, weight_decay=config.weight_decay, **on_device
+    )
+    rates = Rates(optimiser, device if on_device else None)
+    zeros = ZeroGradients(idle_biases(model), [("gen", optimiser)])
     scaler = precision.scalers["gen"]
     first = 0
     with held_constant(model.appearance_encoder):
@@ -145,7 +153,7 @@ def train_generator(
             content = load_file(unfinished)
             _load(networks, content, unfinished)
             check_optimiser(optimiser, content.get("optimiser"), unfinished)
-            optimiser.load_state_dict(content["optimiser"])
+            rates.load_state_dict(content["optimiser"])
             first = check_step(content.get("step"), unfinished)
         log.truncate_after(first)
 
@@ -164,27 +172,36 @@ def train_generator(
         processes.broadcast_(model.state_dict().values())
         sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
 
-        for step in range(first, config.generator_steps):
-            seed_step(config.seed, "generator step", step)
-            for group in optimiser.param_groups:
-                group["lr"] = rate_at(config, step)
+        values = torch.zeros(3, device=device)
+
+        def work(batch: Batch) -> list[str]:
             with precision.autocast():
-                found = errors(model, batches.batch(step), deviation)
+                found = errors(model, batch, deviation)
                 total = config.recon_x_w * found.squared.sum()
                 if found.code is not None:
                     total = total + config.generator_code_w * found.code.sum()
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(total / processes.size()).backward()
             sums.wait("gen")
+            zeros.give("gen")
             scaler.step(optimiser)
             scaler.update()
             named = {"squared": found.squared, "recon_x": found.absolute}
             if found.code is not None:
                 named["code"] = found.code
-            seen = processes.mean_(torch.stack([one.detach().mean() for one in named.values()]))
+            values[: len(named)].copy_(torch.stack([one.detach().mean() for one in named.values()]))
+            return list(named)
+
+        one_step = LoopSteps(work, config, precision, parameters)
+        for step in range(first, config.generator_steps):
+            rates.set(rate_factor(config, step))
+            names = one_step(
+                batches.batch(step), lambda at=step: seed_step(config.seed, "generator step", at)
+            )
+            seen = processes.mean_(values[: len(names)].clone())
             done = step + 1
             if done % config.log_iter == 0 or done == config.generator_steps or log.due(done):
-                scalars = dict(zip(named, seen.tolist(), strict=True))
+                scalars = dict(zip(names, seen.tolist(), strict=True))
                 for name, value in scalars.items():
                     if not math.isfinite(value):
                         raise FloatingPointError(
@@ -196,7 +213,7 @@ def train_generator(
             ending = stop.due()
             due = done % config.snapshot_save_iter == 0 and done < config.generator_steps
             if not log.silent and (ending or due):
-                save_atomically(content_at(done) | {"optimiser": optimiser.state_dict()}, unfinished)
+                save_atomically(content_at(done) | {"optimiser": rates.state_dict()}, unfinished)
             if ending:
                 raise stop.stopped(done)
     optimiser.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ registers with every graph, so that the seed set before a replay counts as it do
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
@@ -22,7 +23,10 @@ from torch import Tensor
 
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.unit import UnitConfig
+from dgnet_fast.distributed import processes
 from dgnet_fast.training.optim import Precision
+
+logger = logging.getLogger("dgnet_fast")
 
 WARM_UP = 3
 """Steps of each variant that run before it is recorded; they count like any other."""
@@ -111,6 +115,46 @@ class CudaRecorder:
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         fresh = torch.Generator(self.device)
         torch.cuda.default_generators[index].graphsafe_set_state(fresh)
+
+
+class LoopSteps:
+    """Steps of a loop that has one batch and one way to go: as they are or, where the options ask for it and the device can,
+    recorded as a CUDA graph. Where several processes are one run they are not recorded.
+
+    ``work(batch)`` does all of a step on the device, with gradients made anew, and returns the names of what it has
+    measured; what it reads beside the batch must stay where it is. ``parameters`` are those that it gives gradients.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], Names],
+        config: Config,
+        precision: Precision,
+        parameters: list[Tensor],
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._work, self._parameters = work, parameters
+        if recorder is None and processes.size() == 1 and graphs_wanted(config, precision):
+            recorder = CudaRecorder(precision.device, required=config.cuda_graphs == "on")
+        self.graphs = StepGraphs(lambda batches, _: work(batches[0]), recorder) if recorder else None
+
+    def __call__(self, batch: Any, seed: Callable[[], None]) -> Names:
+        """One step, after ``seed()``, which sets the generators that it draws from."""
+        seed()
+        if self.graphs is None:
+            return self._work(batch)
+        try:
+            return self.graphs(batch, None, None)
+        except NotRecorded as error:
+            if self.graphs.recorder.required:
+                raise
+            logger.warning(f"{error}; steps run without from here on")
+            recorder, self.graphs = self.graphs.recorder, None
+            for parameter in self._parameters:  # gradients of the recording, in memory of its own
+                parameter.grad = None
+            recorder.forget()
+            seed()
+            return self._work(batch)
 
 
 class StepGraphs:

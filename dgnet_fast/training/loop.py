@@ -23,6 +23,7 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.log import RunLog, read_metrics
 from dgnet_fast.training.alarm import DivergenceAlarm
 from dgnet_fast.training.average import WeightAverage
+from dgnet_fast.training.compiling import COMPILING
 from dgnet_fast.training.guard import Skips, StepResult
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.schedule import learning_rates, weights_at
@@ -218,6 +219,7 @@ def train(
                 log.write_machine(done, peak_memory(precision.device))
                 for text in alarm.observe(done, scalars):
                     log.note(f"step {done}: {text}")
+            log.leave_out(COMPILING.taken())
             log.progress(done, scalars)
         if sample is not None and not log.silent and (done % sample_every == 0 or done == last_step):
             with averaged():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
-
 import dgnet_fast
 from dgnet_fast.config import Config, walk
 from dgnet_fast.data import ReidDataset
 from dgnet_fast.distributed import processes
+from dgnet_fast.distributed.sharing import digest_of
 
 OWN = ("device", "num_workers", "data_root", "data_cache")
 """Options that may differ from machine to machine."""
@@ -22,16 +19,16 @@ def check_one_run(config: Config, dataset: ReidDataset) -> None:
     options = {
         f"option {name}": getattr(owner, spec.name) for name, spec, owner in walk(config) if name not in OWN
     }
-    pictures = hashlib.sha256()
-    for split in (dataset.train, dataset.query, dataset.gallery):
-        pictures.update(
-            "\0".join(split.names).encode("utf-8", "surrogateescape")
-            + np.ascontiguousarray(split.ids).tobytes()
-        )
+    pictures = [
+        f"{name}\0{person}"
+        for split in (dataset.train, dataset.query, dataset.gallery)
+        for name, person in zip(split.names, split.ids, strict=True)
+    ]
     processes.check_same(
         options
         | {
-            "the list of pictures and people": pictures.hexdigest()[:16],
+            "the number of training pictures": len(dataset.train),
+            "the list of pictures and people": digest_of(pictures),
             "the version": dgnet_fast.__version__,
         }
     )

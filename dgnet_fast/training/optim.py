@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgnet_fast.checkpoints.schema import check_optimiser, check_scaler
 from dgnet_fast.config import Config
@@ -34,6 +34,55 @@ def sgd_for_encoder(
     return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=fused)
 
 
+class Rates:
+    """The learning rates of one optimiser: those it was made with, times a factor that changes from step to step.
+
+    With ``device`` they are tensors there, written in place and only when they change, so that a recorded update reads
+    them. State is saved and loaded with rates as numbers and without settings that belong to a device.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, device: torch.device | None = None) -> None:
+        # its advice not to ask for capturable; the first steps are not recorded
+        optimiser._warned_capturable_if_run_uncaptured = True
+        self.optimiser = optimiser
+        self._base = [group["lr"] for group in optimiser.param_groups]
+        self._factor: float | None = None
+        if device is not None:
+            for group in optimiser.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=device)
+
+    def set(self, factor: float) -> None:
+        if self._factor == factor:
+            return
+        self._factor = factor
+        for group, base in zip(self.optimiser.param_groups, self._base, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * factor)
+            else:
+                group["lr"] = base * factor
+
+    def state_dict(self) -> dict:
+        made = self.optimiser.state_dict()
+        for group, base in zip(made["param_groups"], self._base, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group |= {"lr": base * (1.0 if self._factor is None else self._factor), "fused": None}
+                if "capturable" in group:
+                    group["capturable"] = False
+        return made
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over a saved state, whichever device it was saved on; this one's settings stay."""
+        groups = self.optimiser.param_groups
+        own = [{k: g[k] for k in OWN_SETTINGS if k in g} for g in groups]
+        saved = state["param_groups"]
+        if len(saved) == len(own):  # else PyTorch says what does not fit
+            saved = [group | mine for group, mine in zip(saved, own, strict=True)]
+        self.optimiser.load_state_dict({"state": state["state"], "param_groups": saved})
+        for group, mine in zip(self.optimiser.param_groups, own, strict=True):
+            group.update(mine)  # the very tensors: loading copies
+        self._factor = None
+
+
 class Optimisers:
     """Adam for E_s, MLPs and G (``gen``), Adam for D (``dis``), SGD for E_a (``id``), with their schedules.
 
@@ -57,19 +106,10 @@ class Optimisers:
 
     def _adopt(self, device: torch.device) -> None:
         """Keep the base rates, and with ``fused`` put the rates on the device."""
-        for _, one in self.named():  # its advice not to ask for capturable; the first steps are not recorded
-            one._warned_capturable_if_run_uncaptured = True
-        self._base = {name: [g["lr"] for g in one.param_groups] for name, one in self.named()}
-        if self.fused:
-            for group in self._groups():
-                group["lr"] = torch.tensor(group["lr"], device=device)
-        self._factors: dict[str, float] = {}
+        self._rates = {name: Rates(one, device if self.fused else None) for name, one in self.named()}
 
     def named(self) -> list[tuple[str, torch.optim.Optimizer]]:
         return [("gen", self.gen), ("dis", self.dis), ("id", self.id)]
-
-    def _groups(self) -> Iterator[dict]:
-        return (group for _, one in self.named() for group in one.param_groups)
 
     def factor_at(self, name: str, step: int) -> float:
         """The factor of an optimiser's base rate at step ``step``."""
@@ -77,16 +117,8 @@ class Optimisers:
 
     def set_learning_rates(self, step: int) -> None:
         """Apply the schedule of step ``step``; rates on a device are written only when they change."""
-        for name, optimiser in self.named():
-            factor = self.factor_at(name, step)
-            if self._factors.get(name) == factor:
-                continue
-            self._factors[name] = factor
-            for group, base in zip(optimiser.param_groups, self._base[name], strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(base * factor)
-                else:
-                    group["lr"] = base * factor
+        for name, rates in self._rates.items():
+            rates.set(self.factor_at(name, step))
 
     def create_state(self) -> None:
         """Give the parameters the state that PyTorch makes at their first update: zeros, so numbers do not change.
@@ -107,15 +139,7 @@ class Optimisers:
 
     def state_dict(self) -> dict:
         """State and settings as every device writes them: learning rates as numbers."""
-        made = {}
-        for name, one in self.named():
-            made[name] = one.state_dict()
-            for group, base in zip(made[name]["param_groups"], self._base[name], strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group |= {"lr": base * self._factors.get(name, 1.0), "fused": None}
-                    if "capturable" in group:
-                        group["capturable"] = False
-        return made
+        return {name: rates.state_dict() for name, rates in self._rates.items()}
 
     def check(self, state: dict, source: object) -> None:
         """Raise ValueError, naming ``source`` and the entry, if a saved state is not of these optimisers."""
@@ -124,15 +148,33 @@ class Optimisers:
 
     def load_state_dict(self, state: dict) -> None:
         """Take over a saved state, whichever device it was saved on; this one's settings stay."""
-        for name, one in self.named():
-            own = [{k: g[k] for k in OWN_SETTINGS if k in g} for g in one.param_groups]
-            saved = state[name]["param_groups"]
-            if len(saved) == len(own):  # else PyTorch says what does not fit
-                saved = [group | mine for group, mine in zip(saved, own, strict=True)]
-            one.load_state_dict({"state": state[name]["state"], "param_groups": saved})
-            for group, mine in zip(one.param_groups, own, strict=True):
-                group.update(mine)  # the very tensors: loading copies
-        self._factors = {}
+        for name, rates in self._rates.items():
+            rates.load_state_dict(state[name])
+
+
+class ZeroGradients:
+    """The gradients of ``parameters`` that no backward pass reaches because they change no result. An optimiser leaves
+    out what has no gradient, its weight decay too; with a zero it does what it does wherever rounding makes the zero.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimisers: Sequence[tuple[str, torch.optim.Optimizer]]
+    ) -> None:
+        idle = {id(p) for p in parameters}
+        self._zeros = {
+            name: [
+                (p, torch.zeros_like(p))
+                for group in one.param_groups
+                for p in group["params"]
+                if id(p) in idle
+            ]
+            for name, one in optimisers
+        }
+
+    def give(self, name: str) -> None:
+        """Give an optimiser's parameters their zeros."""
+        for parameter, zeros in self._zeros[name]:
+            parameter.grad = zeros
 
 
 def cpu_is_fast_at_bf16() -> bool:

@@ -45,11 +45,9 @@ from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder, appearance_input_size
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.typed import in_channels_last
-from dgnet_fast.report.environment import write_environment
 from dgnet_fast.report.files import (
     atomically,
     check_writable,
-    clean_temporaries,
     locked,
     write_json,
 )
@@ -61,9 +59,10 @@ from dgnet_fast.report.tables import TABLES
 from dgnet_fast.report.trackers import check_trackers, trackers_of
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.checks import check_training
+from dgnet_fast.training.folder import begin_folder, say_steps
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
-from dgnet_fast.training.loop import StopSignal, peak_memory, train
+from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.one_run import check_one_run
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
 from dgnet_fast.training.results import BASELINE, final_tables, named_teachers, scores_of
@@ -120,16 +119,9 @@ class Run:
         config, folder, precision = self.config, self.folder, self.precision
         graphs = graphs_wanted(config, precision)
         check_trackers(config.track)
-        folder.mkdir(parents=True, exist_ok=True)
-        processes.barrier()  # all have checked what is there before the first of them changes it
-        if processes.is_first():
-            clean_temporaries(folder)
-        kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
-        in_force = (
-            f"{kind} on {self.device} was in force in this run (amp {config.amp}, device {config.device})"
-        )
-        write_options(folder, config, remark=in_force)
-        write_environment(folder, device=str(self.device), precision=kind)
+        kind = begin_folder(
+            folder, self.device, precision, config.amp, lambda remark: write_options(folder, config, remark=remark)
+        )  # fmt: skip
         logger.info(
             f"{self.dataset.name}: {config.ID_class} identities, {len(self.dataset.train)} training pictures; {self.device}, {kind}; "
             f"run folder {folder}"
@@ -164,10 +156,6 @@ class Run:
             "device": self.device,
             "part": processes.part(),
         }
-        if views and processes.size() > 1:
-            raise ConfigError(
-                f"reid.views is {views} in {processes.size()} processes; allowed: 0, or one process"
-            )
         if views:
             return IdentityBatches(pictures, self.dataset.train_labels, views=views, **options)
         return TrainBatches(pictures, self.dataset.train_labels, **options)
@@ -380,11 +368,7 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
                     first_step=first, last_step=last, sample=run.sampler(model), evaluate=run.evaluator(model), stop=stop,
                     average=average,
                 )  # fmt: skip
-                seconds = time.perf_counter() - begin
-                logger.info(
-                    f"{last - first} steps in {format_duration(seconds)}, {seconds / (last - first):.3g} s a step, "
-                    f"peak memory {peak_memory(run.device) / 1e9:.2f} GB"
-                )
+                say_steps(last - first, time.perf_counter() - begin, run.device)
     tables = []
     if last == config.max_iter:
         with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):

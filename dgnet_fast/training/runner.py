@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -22,9 +22,11 @@ from torch.utils import _pytree as pytree
 
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.gradients import GradientSums
+from dgnet_fast.training.accumulation import add_gradients
+from dgnet_fast.training.compiling import COMPILING
 from dgnet_fast.training.graphs import NotRecorded, Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
-from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.optim import Optimisers, Precision, ZeroGradients
 from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
 
@@ -50,13 +52,14 @@ class Phase(NamedTuple):
 
 class Shared(Generic[Results]):
     """The results of a pass (tensors in any nest of tuples) that several parts use, as leaves of the graph, where the
-    parts' backward passes end and their gradients add up.
+    parts' backward passes end and their gradients add up. ``learning`` is where its own backward pass ends.
     """
 
-    def __init__(self, name: str, results: Results) -> None:
+    def __init__(self, name: str, results: Results, learning: Sequence[Tensor]) -> None:
         tensors, form = pytree.tree_flatten(results)
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         self._name, self._pairs = name, list(zip(tensors, leaves, strict=True))
+        self._learning = learning
         self.leaves: Results = pytree.tree_unflatten(leaves, form)
 
     def backward(self) -> None:
@@ -64,11 +67,10 @@ class Shared(Generic[Results]):
         call does nothing.
         """
         reached = [(x, leaf.grad) for x, leaf in self._pairs if leaf.grad is not None]
-        self._pairs = []
+        learning, self._pairs, self._learning = self._learning, [], []
         if reached:
             with labelled(self._name):
-                tensors, gradients = zip(*reached, strict=True)
-                torch.autograd.backward(tensors, gradients)
+                add_gradients(*zip(*reached, strict=True), learning)
 
 
 class Runner(ABC):
@@ -78,7 +80,8 @@ class Runner(ABC):
     A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs every pass and
     part through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
     keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed. ``whole`` is a
-    part of the model whose weights keep their dtype under autocast (see `WeightCopies`).
+    part of the model whose weights keep their dtype under autocast (see `WeightCopies`). ``idle``: weights that change no
+    result, whose gradient is zero.
 
     Where several processes are one run (`dgnet_fast.distributed`), each gives a batch of its own, and the step is that of
     all of them: gradients are summed, in ``sent`` (None: their own dtype), terms are means over the processes, and a loss
@@ -103,10 +106,13 @@ class Runner(ABC):
         deferred: bool | None = None,
         recorder: Recorder | None = None,
         whole: nn.Module | None = None,
+        idle: Sequence[nn.Parameter] = (),
         sent: torch.dtype | None = None,
     ) -> None:
         self.model, self.optimisers, self.precision = model, optimisers, precision
         self.seed, self.compile = seed, compile
+        if compile:
+            COMPILING.watch()
         if deferred is None:
             deferred = precision.device.type == "cuda" and not precision.scaling
         optimisers.create_state()
@@ -129,6 +135,10 @@ class Runner(ABC):
             },
             sent,
         )
+        self.learned = [
+            p for _, one in optimisers.named() for group in one.param_groups for p in group["params"]
+        ]
+        self._zeros = ZeroGradients(idle, optimisers.named())
         self._functions: dict[Callable, Callable] = {}
 
     @abstractmethod
@@ -210,8 +220,11 @@ class Runner(ABC):
             self.sums.wait(*self.PHASES[phase].optimisers)
         with labelled("optimisers"):
             for name in self.PHASES[phase].optimisers:
+                self._zeros.give(name)
                 scaler.step(optimisers[name])
             scaler.update()
+            for name in self.PHASES[phase].optimisers:
+                optimisers[name].zero_grad(set_to_none=True)  # not to lie about through the next phases
 
     def served(self, function: Callable) -> Callable:
         """What runs a pass or a part: the function itself, or what torch.compile made of it when it was first asked for."""
@@ -254,7 +267,13 @@ class Step:
 
     def shared(self, function: Callable[..., Results], *arguments: Any, **options: Any) -> Shared[Results]:
         """A pass whose results parts share."""
-        return Shared(function.__name__, self.run(function, *arguments, **options))
+        learning = self._learning(arguments)
+        return Shared(function.__name__, self.run(function, *arguments, **options), learning)
+
+    def _learning(self, arguments: tuple) -> list[Tensor]:
+        """Where a backward pass ends: all weights that learn, and the leaves of passes among the arguments."""
+        given = (x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor) and x.is_leaf)
+        return [*self._runner.learned, *(x for x in given if x.requires_grad)]
 
     def learn(self, phase: str, part: Callable[..., Terms], *arguments: Any) -> None:
         """One part's terms, kept for the check of ``phase``, and its backward pass, outside of autocast as PyTorch wants
@@ -265,7 +284,8 @@ class Step:
         if not terms:
             return
         with labelled(part.__name__):
-            runner.precision.scalers[phase].scale(terms["total"] * self._weight).backward()
+            total = runner.precision.scalers[phase].scale(terms["total"] * self._weight)
+            add_gradients([total], None, self._learning(arguments))
         for name, value in terms.items():
             known = runner.PHASES[phase].total if name == "total" else name
             share = value.detach() * self._share
@@ -293,9 +313,11 @@ class Step:
 LABEL = "step: "
 
 
-def labelled(name: str) -> record_function:
-    """Time spent within goes by this name in a profile of PyTorch's profiler."""
-    return record_function(LABEL + name)
+@contextlib.contextmanager
+def labelled(name: str) -> Iterator[None]:
+    """Time spent within goes by this name in a profile of PyTorch's profiler, and what is compiled within in the log."""
+    with COMPILING.part(name), record_function(LABEL + name):
+        yield
 
 
 def compile_part(function: Callable) -> Callable:

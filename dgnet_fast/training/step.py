@@ -10,6 +10,7 @@ import torch
 
 from dgnet_fast.data import Batch
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
 from dgnet_fast.training.optim import SENT, Optimisers, Precision
 from dgnet_fast.training.parts import (
@@ -71,6 +72,7 @@ class TrainingStep(Runner):
             deferred=deferred,
             recorder=recorder,
             whole=model.decoder.upsample,
+            idle=idle_biases(model),
             sent=SENT[model.config.send_gradients],
         )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.pretrained import load_imagenet
@@ -27,13 +28,25 @@ from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.generated import GeneratedBatches
+from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import batch_hard_triplet, smoothed_cross_entropy, soft_label_divergence
-from dgnet_fast.training.optim import HEAD_FACTOR, SENT, Precision, sgd_for_encoder
+from dgnet_fast.training.optim import HEAD_FACTOR, SENT, Precision, Rates, sgd_for_encoder
 from dgnet_fast.training.seeds import derive_seed, seed_step
 
 DECAY_AT = 2 / 3
 """Share of the steps after which the learning rate falls to a tenth."""
+
+
+class TeacherBatch(NamedTuple):
+    """What a step trains on: ``pictures`` (N, 3, H, W) of both streams with their ``labels`` (S, B), and generated
+    pictures (M, 3, H, W) with soft labels (M, ids) or None.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+    generated: Tensor | None
+    soft_labels: Tensor | None
 
 
 def teacher_rate(config: Config, step: int) -> float:
@@ -74,8 +87,11 @@ def train_teacher(
         load_imagenet(teacher, config.pretrained)
     in_channels_last(teacher, device)
     set_batch_norms(teacher, parts=config.bn_parts, synced=config.sync_bn)
-    optimiser = sgd_for_encoder(teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay)
-    base = [group["lr"] for group in optimiser.param_groups]
+    on_device = device.type == "cuda"
+    optimiser = sgd_for_encoder(
+        teacher, config.teacher_lr / HEAD_FACTOR, config.weight_decay, fused=on_device or None
+    )
+    rates = Rates(optimiser, device if on_device else None)
     scaler = precision.scalers["gen"]
     recipe = config.reid
     average = WeightAverage(teacher, recipe.ema_decay, parts=("",)) if recipe.ema_decay else None
@@ -94,7 +110,7 @@ def train_teacher(
         check_fit(teacher.state_dict(), state, state_file)
         check_optimiser(optimiser, content["optimiser"], state_file)
         teacher.load_state_dict(state)
-        optimiser.load_state_dict(content["optimiser"])
+        rates.load_state_dict(content["optimiser"])
         if average is not None:
             average.load_state_dict(content.get("average", state))
     log.truncate_after(first)
@@ -109,61 +125,63 @@ def train_teacher(
             "step": step,
             "about": about or {},
             "teacher": teacher.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimiser": rates.state_dict(),
         }
         if average is not None:
             content["average"] = average.state_dict()
         save_atomically(content, state_file)
 
-    for step in range(first, config.teacher_steps):
-        seed_step(config.seed, "teacher step", step)
-        factor = teacher_rate(config, step)
-        for group, lr in zip(optimiser.param_groups, base, strict=True):
-            group["lr"] = lr * factor
-        batch = batches.batch(step)
+    values = torch.zeros(4, device=device)
+
+    def work(batch: TeacherBatch) -> list[str]:
         with precision.autocast():
-            pictures = batch.x.flatten(0, 1)
-            count = len(pictures)
-            if generated is not None:
-                more, target = generated.batch(step)
-                pictures = torch.cat([pictures, more])
+            pictures, count = batch.pictures, len(batch.pictures)
+            if batch.generated is not None:
+                pictures = torch.cat([pictures, batch.generated])
             pictures = upsample_small(pictures, config.ID_upsample)
             found = teacher(pictures, BatchNormMode(1, "update"), dropout=True)
             logits = found.logits
             loss = smoothed_cross_entropy(
                 [one[:count] for one in logits], batch.labels, recipe.smoothing
             ).mean()
+            right = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean()
+            measured = {"accuracy": right}
             if recipe.triplet_w:  # on the pooled map, before the head's BatchNorm
                 pooled = found.code[:count].unflatten(1, (-1, STRIPS)).mean(dim=2)
                 triplet = batch_hard_triplet(pooled, batch.labels.flatten(), recipe.margin)
                 loss = loss + recipe.triplet_w * triplet
-            if generated is not None:
-                divergence = soft_label_divergence(logits[0][count:], target[None]).mean()
+                measured["triplet"] = triplet
+            if batch.soft_labels is not None:
+                divergence = soft_label_divergence(logits[0][count:], batch.soft_labels[None]).mean()
                 loss = loss + generated_weight * divergence
+                measured["generated_kl"] = divergence
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss / processes.size()).backward()
         sums.wait("id")
         scaler.step(optimiser)
         scaler.update()
+        measured = {"id" if generated is None else "total": loss} | measured
+        values[: len(measured)].copy_(torch.stack([one.detach() for one in measured.values()]))
+        return list(measured)
+
+    one_step = LoopSteps(work, config, precision, list(teacher.parameters()))
+    for step in range(first, config.teacher_steps):
+        rates.set(teacher_rate(config, step))
+        batch = batches.batch(step)
+        more = (None, None) if generated is None else generated.batch(step)
+        given = TeacherBatch(batch.x.flatten(0, 1), batch.labels, *more)
+        names = one_step(given, lambda at=step: seed_step(config.seed, "teacher step", at))
         processes.mean_all_(b for b in teacher.buffers() if b.is_floating_point())
         if average is not None:
             average.update(step)
-        right = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean()
-        seen = processes.mean_(
-            torch.stack([loss.detach(), right] + ([] if generated is None else [divergence.detach()]))
-        )
+        seen = processes.mean_(values[: len(names)].clone())
         done = step + 1
         if done % config.log_iter == 0 or done == config.teacher_steps or log.due(done):
-            value, accuracy, *rest = seen.tolist()
-            if value != value or value in (float("inf"), float("-inf")):
+            scalars = dict(zip(names, seen.tolist(), strict=True))
+            if not math.isfinite(value := scalars[names[0]]):
                 raise FloatingPointError(
                     f"the teacher's loss is {value} at step {done}; lower --teacher-lr (now {config.teacher_lr})"
                 )
-            scalars = {"id": value, "accuracy": accuracy}
-            if generated is not None:
-                scalars = {"total": value, "generated_kl": rest[0], "accuracy": accuracy}
-            if recipe.triplet_w:
-                scalars["triplet"] = triplet.item()
             log.write(done, scalars, phase="teacher")
             log.progress(done, scalars)
         if stop.due():

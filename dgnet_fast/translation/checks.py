@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_fast.checkpoints.unit import load_unit
 from dgnet_fast.config import Config
 from dgnet_fast.data import ChosenPictures, ReidDataset, Split, decode_split
+from dgnet_fast.generation.score_networks import inception
 from dgnet_fast.metrics import RetrievalScores, evaluate_retrieval
-from dgnet_fast.metrics.generation import Features, frechet_distance, gaussian_of, inception
+from dgnet_fast.metrics.generation import Features, frechet_distance, gaussian_of
 from dgnet_fast.models.typed import in_channels_last
+from dgnet_fast.models.unit import Unit
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.optim import Precision
@@ -85,7 +86,7 @@ def identity_kept(network: Extractor, dataset: ReidDataset, queries: Tensor) -> 
 
 
 def check_translation(
-    run: Path,
+    model: Unit,
     config: Config,
     source: ReidDataset,
     target: ReidDataset,
@@ -93,11 +94,12 @@ def check_translation(
     precision: Precision,
     stop: StopSignal,
     inception_file: Path | None = None,
+    trusted: bool = False,
 ) -> dict[str, Any]:
-    """`check_table` of the test pictures of ``source``, translated from the first to the second domain of a run. The frozen
+    """`check_table` of the test pictures of ``source``, translated from the first to the second domain of ``model``. The frozen
     network that ranks them (and gives features without ``inception_file``) is a baseline trained on ``source``.
+    ``trusted`` as in `inception`.
     """
-    model, _ = load_unit(run)
     in_channels_last(model, precision.device)
     with generators_kept(precision.device):
         network = train_baseline(config, source, folder / "judge", precision, stop)
@@ -110,8 +112,8 @@ def check_translation(
         source=pictures[0],
         translated=translate(model, pictures[0], 0, 1),
         target=pictures[1],
-        features=inception(inception_file, precision.device) if inception_file else judge,
-        feature_name="FID" if inception_file else "Fréchet distance over re-id features",
+        features=inception(inception_file, precision.device, trusted=trusted) if inception_file else judge,
+        feature_name="FID (legacy)" if inception_file else "Fréchet distance over re-id features",
         ranks=(
             identity_kept(judge, source, queries),
             identity_kept(judge, source, translate(model, queries, 0, 1)),

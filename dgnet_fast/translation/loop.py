@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dgnet_fast.checkpoints.unit import save_unit
 from dgnet_fast.report.log import RunLog
+from dgnet_fast.training.compiling import COMPILING
 from dgnet_fast.training.loop import StopSignal, report_skips
 from dgnet_fast.translation.batches import DomainBatches
 from dgnet_fast.translation.step import UnitStep
@@ -56,6 +57,7 @@ def train_unit(
                 report_skips(log, skips, done, config.max_bad_steps, checkpoints)
             elif log_due:
                 log.write(done, scalars)
+            log.leave_out(COMPILING.taken())
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)

@@ -3,8 +3,9 @@ terms of the objective in parts that share nothing but the results of these pass
 them in their order.
 
 A step trains a pair of domains (k, l). Streams are tuples: the first entry belongs to domain k and the second to l.
-The networks of the two streams differ, so a stream is a loop and not a dimension; everything that goes through one
-network goes through it in one batch. "The other stream" is the tuple backwards.
+The networks of the two streams differ, so a stream is a loop and not a dimension. Passes and parts are those of one
+stream, which `Place` names, so that the activations of one stream live at a time; what goes through one network there
+goes through it in one batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_fast.config.unit import UnitConfig
@@ -27,13 +29,27 @@ Pair = tuple[int, int]
 Streams = tuple[Tensor, ...]
 
 
+class Place(NamedTuple):
+    """A stream of a step: its ``index`` in the step's tuples, its ``domain``, and the domain of the ``other`` stream."""
+
+    index: int
+    domain: int
+    other: int
+
+
+def places(pair: Pair) -> tuple[Place, Place]:
+    """The streams of a step that trains these domains."""
+    first, second = pair
+    return Place(0, first, second), Place(1, second, first)
+
+
 class Decoded(NamedTuple):
-    """Pictures (B, 3, H, W) of each stream: ``own`` decoded from the stream's own code (x_a_recon, x_b_recon), and
-    ``translated`` from the code of the other stream (x_ba, x_ab).
+    """Pictures (B, 3, H, W) that the decoder of a stream makes: ``own`` of the stream's own code (x_a_recon), and
+    ``translated`` of the code of the other stream (x_ba).
     """
 
-    own: Streams
-    translated: Streams
+    own: Tensor
+    translated: Tensor
 
 
 def encode(model: Unit, pictures: Streams, pair: Pair) -> Streams:
@@ -41,86 +57,66 @@ def encode(model: Unit, pictures: Streams, pair: Pair) -> Streams:
     return tuple(model.encoders[d](x) for d, x in zip(pair, pictures, strict=True))
 
 
-def decode(model: Unit, codes: Streams, noise: Streams, pair: Pair) -> Decoded:
-    """Both decoders on both codes; the same noise is added to a code for both."""
+def decode(model: Unit, codes: Streams, noise: Streams, place: Place) -> Decoded:
+    """The stream's decoder on both codes."""
     noisy = [h + n for h, n in zip(codes, noise, strict=True)]
-    own, translated = [], []
-    for stream, domain in enumerate(pair):
-        both = model.decoders[domain](torch.cat([noisy[stream], noisy[1 - stream]]))
-        first, second = both.chunk(2)
-        own.append(first)
-        translated.append(second)
-    return Decoded(tuple(own), tuple(translated))
+    both = model.decoders[place.domain](torch.cat([noisy[place.index], noisy[1 - place.index]]))
+    return Decoded(*both.chunk(2))
 
 
 @torch.no_grad()
-def translate_alone(model: Unit, codes: Streams, noise: Streams, pair: Pair) -> Streams:
-    """The translated pictures alone, x_ba and x_ab, without a graph: what D learns from."""
-    noisy = [h + n for h, n in zip(codes, noise, strict=True)]
-    return tuple(model.decoders[d](n) for d, n in zip(pair, reversed(noisy), strict=True))
+def translate_alone(model: Unit, code: Tensor, noise: Tensor, place: Place) -> Tensor:
+    """The translated picture alone, x_ba of the code and the noise of b, without a graph: what D learns from."""
+    return model.decoders[place.domain](code + noise)
 
 
-def discriminator_part(model: Unit, translated: Streams, pictures: Streams, pair: Pair) -> Terms:
-    """What both Ds learn: translated pictures are 0, real ones 1. One batch for each D, unless BatchNorm ties it."""
-    terms = []
-    for domain, fake, real in zip(pair, translated, pictures, strict=True):
-        network = model.discriminators[domain]
-        if model.mixes_samples:
-            scores = [*zip(network(fake.detach()), network(real), strict=True)]
-        else:
-            scores = [one.chunk(2) for one in network(torch.cat([fake.detach(), real.to(fake.dtype)]))]
-        fakes, reals = zip(*scores, strict=True)
-        terms.append(discriminator_term(_one(fakes), _one(reals), model.config.dis.gan_type))
-    found = torch.cat(terms)
-    return {"dis": found, "total": model.config.gan_w * found.sum()}
+def discriminator_part(model: Unit, translated: Tensor, pictures: Tensor, place: Place) -> Terms:
+    """What the stream's D learns: translated pictures are 0, real ones 1. One batch, unless BatchNorm ties it."""
+    network, fake = model.discriminators[place.domain], translated.detach()
+    if model.mixes_samples:
+        scores = [*zip(network(fake), network(pictures), strict=True)]
+    else:
+        scores = [one.chunk(2) for one in network(torch.cat([fake, pictures.to(fake.dtype)]))]
+    fakes, reals = zip(*scores, strict=True)
+    term = discriminator_term(_one(fakes), _one(reals), model.config.dis.gan_type)
+    return {"dis": _placed(term, place), "total": model.config.gan_w * term.sum()}
 
 
-def adversarial_part(model: Unit, decoded: Decoded, pair: Pair) -> Terms:
-    """What the Ds, which are constant here, make of the translated pictures."""
-    terms = []
-    for domain, fake in zip(pair, decoded.translated, strict=True):
-        scores = frozen(model.discriminators[domain], fake)
-        terms.append(generator_term(_one(scores), model.config.dis.gan_type, weight=1.0))
-    return with_total(model.config, {"adv": torch.cat(terms)})
+def adversarial_part(model: Unit, decoded: Decoded, place: Place) -> Terms:
+    """What the stream's D, which is constant here, makes of the translated pictures."""
+    scores = frozen(model.discriminators[place.domain], decoded.translated)
+    term = generator_term(_one(scores), model.config.dis.gan_type, weight=1.0)
+    return with_total(model.config, {"adv": term}, place)
 
 
-def reconstruction_part(model: Unit, codes: Streams, decoded: Decoded, pictures: Streams) -> Terms:
-    """Pictures come back from their own codes, and the codes stay near 0."""
-    terms = {"recon_x": _l1(decoded.own, pictures), "recon_kl": _mean_squares(codes)}
-    return with_total(model.config, terms)
+def reconstruction_part(model: Unit, code: Tensor, decoded: Decoded, pictures: Tensor, place: Place) -> Terms:
+    """Pictures come back from their own code, and the code stays near 0."""
+    terms = {"recon_x": _l1(decoded.own, pictures), "recon_kl": _mean_square(code)}
+    return with_total(model.config, terms, place)
 
 
-def cycle_part(model: Unit, decoded: Decoded, pictures: Streams, noise: Streams, pair: Pair) -> Terms:
-    """Translated pictures are encoded and translated back. ``noise`` is added to the codes of x_ba and x_ab, in that
-    order. The terms of a stream are those of the pictures that come back to it.
+def cycle_part(model: Unit, decoded: Decoded, sources: Tensor, noise: Tensor, place: Place) -> Terms:
+    """Translated pictures are encoded and translated back to the other stream: x_ba is encoded to h_ba, ``noise`` is added
+    and x_bab decoded, to be ``sources``, the pictures of b. The terms are those of the other stream.
     """
-    config = model.config
-    codes = encode(model, decoded.translated, pair)  # h_ba, h_ab
-    terms = {"recon_kl_cyc": _mean_squares(tuple(reversed(codes)))}  # h_ab goes with x_aba
+    config, back = model.config, Place(1 - place.index, place.other, place.domain)
+    code = model.encoders[place.domain](decoded.translated)
+    terms = {"recon_kl_cyc": _mean_square(code)}
     if config.recon_x_cyc_w > 0:
-        returned = back(model, codes, noise, pair)
-        terms["recon_x_cyc"] = _l1(returned, pictures)
-    return with_total(config, terms)
+        terms["recon_x_cyc"] = _l1(model.decoders[back.domain](code + noise), sources)
+    return with_total(config, terms, back)
 
 
-def back(model: Unit, codes: Streams, noise: Streams, pair: Pair) -> Streams:
-    """x_aba from h_ab, and x_bab from h_ba."""
-    noisy = [h + n for h, n in zip(codes, noise, strict=True)]
-    return tuple(model.decoders[d](n) for d, n in zip(pair, reversed(noisy), strict=True))
-
-
-def perceptual_part(model: Unit, decoded: Decoded, pictures: Streams) -> Terms:
-    """Features of a translated picture, instance-normed, stay those of the picture that it was made from. VGG-16 sees the
-    pictures of both streams in one batch, and the sources without a graph.
+def perceptual_part(model: Unit, decoded: Decoded, sources: Tensor, place: Place) -> Terms:
+    """Features of a translated picture, instance-normed, stay those of the picture that it was made from, which VGG-16
+    sees without a graph.
     """
     if model.perceptual is None:
         return {}
-    translated = model.perceptual(torch.cat(decoded.translated))
+    translated = model.perceptual(decoded.translated)
     with torch.no_grad():
-        sources = torch.cat(tuple(reversed(pictures)))
-        wanted = model.perceptual(sources.to(decoded.translated[0].dtype))
-    square = (wide(translated) - wide(wanted)).square()
-    return with_total(model.config, {"vgg": square.unflatten(0, (STREAMS, -1)).flatten(1).mean(dim=1)})
+        wanted = model.perceptual(sources.to(decoded.translated.dtype))
+    return with_total(model.config, {"vgg": _mean_square(wide(translated) - wide(wanted))}, place)
 
 
 def _one(scores: Sequence[Tensor]) -> list[Tensor]:
@@ -128,14 +124,19 @@ def _one(scores: Sequence[Tensor]) -> list[Tensor]:
     return [score.unsqueeze(0) for score in scores]
 
 
-def _l1(ours: Streams, wanted: Streams) -> Tensor:
-    """(S,): mean absolute difference of each stream."""
-    return l1_terms([(x[None], y[None]) for x, y in zip(ours, wanted, strict=True)])[:, 0]
+def _l1(ours: Tensor, wanted: Tensor) -> Tensor:
+    """(1,): mean absolute difference."""
+    return l1_terms([(ours[None], wanted[None])])[0]
 
 
-def _mean_squares(codes: Streams) -> Tensor:
-    """(S,): the mean over all elements, which stands for the KL divergence (the variance is fixed)."""
-    return torch.stack([wide(h).square().mean() for h in codes])
+def _mean_square(x: Tensor) -> Tensor:
+    """(1,): the mean over all elements; of a code it stands for the KL divergence (the variance is fixed)."""
+    return wide(x).square().mean()[None]
+
+
+def _placed(term: Tensor, place: Place) -> Tensor:
+    """A term (1,) of a stream among those of all streams, (S,), which add up."""
+    return F.pad(term, (place.index, STREAMS - 1 - place.index))
 
 
 def term_weights(config: UnitConfig) -> dict[str, float]:
@@ -150,8 +151,8 @@ def term_weights(config: UnitConfig) -> dict[str, float]:
     }
 
 
-def with_total(config: UnitConfig, terms: Terms) -> Terms:
-    """The terms and their weighted sum ``total``."""
+def with_total(config: UnitConfig, terms: Terms, place: Place) -> Terms:
+    """The terms, (1,) each, in their place among those of all streams, and their weighted sum ``total``."""
     weights = term_weights(config)
-    weighted = [weights[name] * value.sum() for name, value in terms.items()]
-    return terms | {"total": torch.stack(weighted).sum()}
+    total = torch.cat([weights[name] * value for name, value in terms.items()]).sum()
+    return {name: _placed(value, place) for name, value in terms.items()} | {"total": total}

@@ -30,23 +30,15 @@ from dgnet_fast.data.pictures import Pictures
 from dgnet_fast.models.size import check_fits_memory
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.models.unit import Unit
-from dgnet_fast.report.environment import write_environment
-from dgnet_fast.report.files import (
-    atomically,
-    check_writable,
-    clean_temporaries,
-    locked,
-    write_json,
-    write_text,
-)
+from dgnet_fast.report.files import atomically, check_writable, locked, write_json, write_text
 from dgnet_fast.report.grid import picture_rows
-from dgnet_fast.report.log import RunLog, format_duration
+from dgnet_fast.report.log import RunLog
 from dgnet_fast.report.page import LEGEND, write_report
 from dgnet_fast.report.tables import TABLES
+from dgnet_fast.training.folder import begin_folder, say_steps
 from dgnet_fast.training.graphs import graphs_wanted
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.optim import Precision, resolve_amp
-from dgnet_fast.training.run import peak_memory
 from dgnet_fast.training.seeds import derive_seed, generators_kept
 from dgnet_fast.translation.batches import DomainBatches, check_batch, decoded, open_domains
 from dgnet_fast.translation.loop import train_unit
@@ -131,11 +123,9 @@ def _train(
     if start is not None:
         import_public_unit(model, public_files(start))
     pictures = decoded(domains, config, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    clean_temporaries(folder)
-    write_options(folder, config)
-    write_environment(folder)
-    kind = str(precision.dtype).removeprefix("torch.") if precision.dtype else "float32"
+    kind = begin_folder(
+        folder, device, precision, config.amp, lambda remark: write_options(folder, config, remark)
+    )
     logger.info(f"UNIT of {len(domains)} domains; {device}, {kind}; run folder {folder}")
     with StopSignal() as stop, generators_kept(device):
         batches = DomainBatches(
@@ -162,11 +152,7 @@ def _train(
                     step, batches, log, folder,
                     first_step=first, last_step=last, sample=sampler(model, domains, pictures, folder), stop=stop,
                 )  # fmt: skip
-                seconds = time.perf_counter() - begin
-                logger.info(
-                    f"{last - first} steps in {format_duration(seconds)}, {seconds / (last - first):.3g} s a step, "
-                    f"peak memory {peak_memory(device) / 1e9:.2f} GB"
-                )
+                say_steps(last - first, time.perf_counter() - begin, device)
     tables = []
     if last == config.max_iter:
         model.eval()

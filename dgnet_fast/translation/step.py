@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgnet_fast.config.unit import UnitConfig
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
 from dgnet_fast.training.optim import Optimisers, Precision
@@ -20,6 +21,7 @@ from dgnet_fast.training.seeds import derive_seed
 from dgnet_fast.translation.parts import (
     STREAMS,
     Pair,
+    Place,
     Streams,
     adversarial_part,
     cycle_part,
@@ -27,6 +29,7 @@ from dgnet_fast.translation.parts import (
     discriminator_part,
     encode,
     perceptual_part,
+    places,
     reconstruction_part,
     translate_alone,
 )
@@ -123,6 +126,7 @@ class UnitStep(Runner):
             deferred=deferred,
             recorder=recorder,
             whole=nn.ModuleList(decoder.upsample for decoder in model.decoders),
+            idle=idle_biases(model),
         )
 
     def plan(self, step: int) -> Pair:
@@ -164,14 +168,25 @@ class UnitStep(Runner):
 
     def _discriminators(self, step: Step, pictures: Streams, codes: Streams, pair: Pair) -> None:
         codes = tuple(h.detach() for h in codes)
-        translated = step.run(translate_alone, codes, self._noise("dis.n_a dis.n_b", codes), pair)
-        step.learn("dis", discriminator_part, translated, pictures, pair)
+        noise = self._noise("dis.n_a dis.n_b", codes)
+        for place in places(pair):
+            other = 1 - place.index
+            translated = step.run(translate_alone, codes[other], noise[other], place)
+            step.learn("dis", discriminator_part, translated, pictures[place.index], place)
 
     def _generators(self, step: Step, pictures: Streams, codes: Streams, pair: Pair) -> None:
-        decoded = step.shared(decode, codes, self._noise("gen.n_a gen.n_b", codes), pair)
-        noise = self._noise("gen.n_ba gen.n_ab", codes)
-        step.learn("gen", adversarial_part, decoded.leaves, pair)
-        step.learn("gen", reconstruction_part, codes, decoded.leaves, pictures)
-        step.learn("gen", perceptual_part, decoded.leaves, pictures)
-        step.learn("gen", cycle_part, decoded.leaves, pictures, noise, pair)
+        noise, again = self._noise("gen.n_a gen.n_b", codes), self._noise("gen.n_ba gen.n_ab", codes)
+        for place in places(pair):
+            self._generator(step, pictures, codes, noise, again[place.index], place)
+
+    def _generator(
+        self, step: Step, pictures: Streams, codes: Streams, noise: Streams, again: Tensor, place: Place
+    ) -> None:
+        """One stream: ``again`` is the noise of the code of its translated pictures."""
+        own, sources = pictures[place.index], pictures[1 - place.index]
+        decoded = step.shared(decode, codes, noise, place)
+        step.learn("gen", adversarial_part, decoded.leaves, place)
+        step.learn("gen", reconstruction_part, codes[place.index], decoded.leaves, own, place)
+        step.learn("gen", perceptual_part, decoded.leaves, sources, place)
+        step.learn("gen", cycle_part, decoded.leaves, sources, again, place)
         decoded.backward()

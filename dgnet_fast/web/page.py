@@ -33,7 +33,8 @@ p { margin: .2rem 0; color: var(--soft); }
 .examples button:hover, .examples button:focus-visible { border-color: var(--accent); }
 .examples img { display: block; height: 6.5rem; border-radius: 4px; }
 @media (max-width: 40rem) { body { padding: 1rem; } .drop { min-height: 9rem; flex-basis: 9rem; } .drop img { height: 9rem; }
-  #swaps img { height: 15rem; } }
+  #swaps { gap: .5rem; } #swaps figure { flex: 1 1 8rem; padding: .5rem; } #swaps img { height: auto; width: 100%; }
+  .people { flex-wrap: nowrap; overflow-x: auto; } .people figure { flex: none; max-width: 9rem; } }
 figure { margin: 0; padding: .7rem; background: var(--band); border: 1px solid var(--rule); border-radius: 8px;
   text-align: center; }
 figcaption { margin: .35rem auto 0; max-width: 16rem; overflow-wrap: anywhere; color: var(--soft); font-size: .85rem; }
@@ -75,7 +76,8 @@ function take(drop, file) {
   if (picture.src) URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(file);
   picture.alt = "Picture " + drop.dataset.name.toUpperCase();
-  drop.querySelector("span").textContent = file.name;
+  picture.onerror = () => picture.remove();
+  drop.querySelector("span").textContent = drop.dataset.name.toUpperCase() + ": " + file.name;
   if (files.a && files.b) send(); else say("Now picture " + next.toUpperCase() + ".");
 }
 function fileOf(url, name) {

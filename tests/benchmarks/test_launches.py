@@ -25,7 +25,7 @@ def test_calls_and_bytes_by_part():
     assert counted.calls == {("update", "add"): 1, ("one part", "mul_"): 1, ("update", "sum"): 1}
     assert counted.bytes == {("update", "add"): 240, ("one part", "mul_"): 240, ("update", "sum"): 124}
     assert launches.rows(counted, 0) == [
-        "| part | calls | GB |", "|---|--:|--:|", "| update | 2 | 0.00 |", "| one part | 1 | 0.00 |",
+        "| part | kernels | GB |", "|---|--:|--:|", "| update | 2 | 0.00 |", "| one part | 1 | 0.00 |",
     ]  # fmt: skip
 
 

@@ -126,6 +126,10 @@ def test_old_statistics_are_passed_over_and_the_rest_is_strict(tmp_path):
         ({"crop_image_height": 30}, "crop_image_height is 30; .* multiple of 4"),
         ({"crop_image_height": 32, "crop_image_width": 16}, "before the last layer of scale 2 of D"),
         ({"sources": ["one"]}, "at least two"),
+        (
+            {"sources": list("abcd"), "compile": True},
+            "compile is True for 4 domains; allowed: False, or at most 3",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(options, message):

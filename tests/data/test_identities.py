@@ -36,8 +36,31 @@ def test_a_batch_has_as_many_views_of_each_identity():
     assert not np.array_equal(one.indices(5), batches(seed=4).indices(5))
 
 
+def test_parts_have_whole_identities_and_are_together_what_one_process_has():
+    whole = batches(batch_size=8, views=4, erasing_p=0.5)
+    parts = [batches(batch_size=4, views=4, erasing_p=0.5, part=(k, 2)) for k in range(2)]
+    for step in range(3):
+        np.testing.assert_array_equal(
+            np.concatenate([one.indices(step) for one in parts], axis=1), whole.indices(step)
+        )
+        ours = whole.batch(step)
+        for name, mine in zip(
+            ours._fields, zip(*(one.batch(step) for one in parts), strict=True), strict=True
+        ):
+            assert torch.equal(torch.cat(mine, dim=1), getattr(ours, name)), name
+        for one in parts:
+            labels = LABELS[one.indices(step)[:2]]
+            assert (labels == labels[:, :1]).all()
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="reid.views is 5; a batch of 12 pictures must be a multiple"):
         batches(views=5)
     with pytest.raises(ValueError, match="a batch has 8 identities and the data set 7"):
         batches(batch_size=8, views=2)
+    with pytest.raises(
+        ValueError, match="with several processes half of a batch, 6 pictures must be a multiple"
+    ):
+        batches(part=(0, 2))
+    with pytest.raises(ValueError, match="a batch of all processes has 8 identities and the data set 7"):
+        batches(batch_size=4, views=2, part=(1, 2))

@@ -25,6 +25,12 @@ def main(file: Path) -> int:
         for name, *words in json.loads(file.read_text()):
             words = [word.replace("{rank}", str(processes.rank())) for word in words]
             statuses.append(importlib.import_module(f"dgnet_fast.{name}").main(words))
+            processes.barrier()
+            if statuses[-1]:  # the next command's error is told again
+                sys.stderr = sys.__stderr__
+                if processes.is_first():
+                    processes._World.store.delete_key("dgnet_fast: failed")
+                processes.barrier()
     return max(statuses)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -59,13 +60,44 @@ def interrupted(monkeypatch, owner, name, calls, command, arguments):
             command.main(arguments)
 
 
-@pytest.mark.thorough
-def test_two_processes_go_on_where_one_was_killed_and_give_what_one_gives(places, monkeypatch, capfd):
-    one, two = places / "one", places / "two"
-    for name, *rest in words(places, "one"):
-        assert {"extract": extract, "evaluate": evaluate, "generate": generate, "quality": quality}[
-            name
-        ].main(rest) == 0
+def labelled_people(folder, shots):
+    for file in draw_people(folder, 3, shots):
+        (folder / file.name[:4]).mkdir(exist_ok=True)
+        file.rename(folder / file.name[:4] / file.name)
+
+
+def by_one(places, *commands):
+    for name, *rest in commands:
+        main = {"extract": extract, "evaluate": evaluate, "generate": generate, "quality": quality}[name].main
+        assert main(rest) == 0
+
+
+def by_two(places, commands, **more):
+    """Those commands one after the other in two processes: [(status, standard output, standard error)] of each."""
+    file = places / "words.json"
+    file.write_text(json.dumps([list(map(str, one)) for one in commands]))
+    return finish(start(["-m", "tests.distributed.commands", file], **more))
+
+
+def lines_with(ended, text):
+    """The lines of all processes with that text."""
+    return [line for _, _, error in ended for line in error.splitlines() if text in line]
+
+
+def same_files(places, folder):
+    one, two = places / "one" / folder, places / "two" / folder
+    files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
+    for file in files:
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    return files
+
+
+def test_two_processes_go_on_where_one_was_killed(places, monkeypatch, tmp_path):
+    """And one picture is not too little for two; each mistake is one line and leaves nothing."""
+    two = places / "two"
+    extracting, _, generating, _ = words(places, "one")
+    by_one(places, extracting, generating)
     extracting, _, generating, _ = words(places, "two")
     interrupted(monkeypatch, Extractor, "rows", 2, extract, extracting[1:])
     assert len(list((two / "features.npz.parts").glob("*.npy"))) == 1
@@ -74,27 +106,98 @@ def test_two_processes_go_on_where_one_was_killed_and_give_what_one_gives(places
     interrupted(monkeypatch, GeneratedSet, "write", 2, generate, generating[1:])
     assert len((two / "set" / "manifest.csv").read_text().splitlines()) == 3
 
-    different = ["train", "--seed", "{rank}", "--device", "cpu", "--out", str(two / "run"), "--teacher", ""]
-    (places / "words.json").write_text(json.dumps([*words(places, "two"), different]))
-    ended = finish(start(["-m", "tests.distributed.commands", places / "words.json"]))
+    first = sorted((places / "people").iterdir())[0]
+    for rank, part in itertools.product(range(2), ("train", "query", "gallery")):
+        labelled_people(tmp_path / str(rank) / part, shots=3 + rank)
+    training = [
+        "--teacher",
+        "",
+        "--pretrained",
+        "",
+        "--baseline",
+        "false",
+        "--device",
+        "cpu",
+        "--out",
+        two / "run",
+    ]
+    folder = [
+        "--data",
+        "folder",
+        "--root",
+        tmp_path / "{rank}",
+        "--camera-pattern",
+        r"c(\d+)",
+        "--batch-size",
+        "2",
+    ]
+    few = ["--synthetic-ids", "3", "--synthetic-views", "4", "--batch-size", "7"]
+    other = tmp_path / "{rank}" / "query"
+    ended = by_two(
+        places,
+        [
+            extracting,
+            generating,
+            ["extract", first, "--checkpoint", places / "run", "--out", two / "single.npz", *OPTIONS],
+            ["train", "--synthetic-ids", "4", "--batch-size", "2", "--seed", "{rank}", *training],
+            ["train", *folder, *training],
+            ["train", *few, *training],
+            ["extract", other, "--checkpoint", places / "run", "--out", two / "none.npz", *OPTIONS],
+        ],
+    )
     assert [status for status, *_ in ended] == [1, 1], ended
     assert ended[1][1] == ""  # results are the first process's
 
-    with np.load(one / "features.npz") as ours, np.load(two / "features.npz") as theirs:
+    with np.load(places / "one" / "features.npz") as ours, np.load(two / "features.npz") as theirs:
         for name in ("features", "paths", "fingerprint"):
             assert np.array_equal(ours[name], theirs[name])
+        with np.load(two / "single.npz") as single:
+            assert np.allclose(single["features"], ours["features"][:1], atol=1e-5)
     assert not (two / "features.npz.parts").exists()
+    assert len(same_files(places, "set")) == 9 + 2
+
+    for text in (
+        "option seed is 1 in process 1 and 0 in process 0",
+        "the number of training pictures is 12 in process 1 and 9 in process 0",
+        "batch_size is 7 in each of 2 processes; allowed: at most 6, since there are 12 training pictures",
+        "the number of pictures is 12 in process 1 and 9 in process 0",
+    ):
+        assert len(lines_with(ended, text)) == 1, (text, ended)
+    assert len(lines_with(ended, "python -m dgnet_fast")) == 4, ended
+    assert not (two / "run").exists() and not list(two.glob("none*"))
+
+
+@pytest.mark.thorough
+def test_scores_of_two_processes_are_those_of_one(places, tmp_path):
+    _, *ours = words(places, "one")
+    _, *theirs = words(places, "two")
+    cross = [
+        "generate",
+        "cross",
+        str(places / "run"),
+        "--source",
+        "synthetic:query",
+        "--device",
+        "cpu",
+        "--batch",
+        "3",
+        "--out",
+    ]
+    ours, theirs = (
+        [*ours, [*cross, str(places / "one" / "cross")]],
+        [*theirs, [*cross, str(places / "two" / "cross")]],
+    )
+    by_one(places, *ours)
+    ended = by_two(
+        places, theirs, DGNET_FAST_CACHE=str(tmp_path)
+    )  # decoded by the first, mapped by the other
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert list(tmp_path.rglob("*.npy")) or list(tmp_path.iterdir())
+    one, two = places / "one", places / "two"
     assert (one / "scores.json").read_text() == (two / "scores.json").read_text()
     assert (one / "quality.json").read_text() == (two / "quality.json").read_text().replace("/two/", "/one/")
-    files = sorted(p.relative_to(one) for p in (one / "set").rglob("*") if p.is_file())
-    assert len(files) == 9 + 2
-    for file in files:
-        assert (one / file).read_bytes() == (two / file).read_bytes(), file
-
-    lines = [line for _, _, error in ended for line in error.splitlines() if "option seed" in line]
-    assert len(lines) == 1, ended
-    assert "option seed is 1 in process 1 and 0 in process 0" in lines[0]
-    assert not (two / "run").exists()
+    same_files(places, "set")
+    assert len(same_files(places, "cross")) > 9
 
 
 def test_another_extractions_parts_are_refused(places, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -36,6 +37,7 @@ OPTIONS = NETWORK | {
     "generator_steps": 2,
     "baseline": "false",
     "num_workers": 1,
+    "gray_jitter": 0,  # drawn for each process, as dropout is
     "amp": "off",
     "device": "cpu",
 }
@@ -71,6 +73,23 @@ def test_one_process_writes_and_talks(whole):
     assert (folder / "report.html").is_file() and (folder / "samples" / "step_00000003.png").is_file()
 
 
+def test_one_process_goes_on_where_two_were_with_the_same_pictures(whole, tmp_path):
+    """The losses without dropout are those of the two: batch size times processes is the same, and so is what BatchNorm
+    takes its statistics of.
+    """
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != "step_00000004.pt":
+            path.unlink()
+    words = ["--batch-size", "4", "--bn-parts", "2", "--eval-iter", "0", "--max-steps", "5"]
+    assert train.main(["--resume", "--out", str(folder), *words]) == 0
+    *_, mine = map(json.loads, metrics(folder))
+    (theirs,) = (one for one in map(json.loads, metrics(whole[0])) if one["step"] == mine["step"] == 5)
+    for name in ("dis", "dis_penalty", "adv", "recon_x", "recon_xp", "recon_f", "recon_s", "recon_x_cyc"):
+        assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
 @pytest.mark.thorough
 def test_torchrun_goes_on_after_a_kill_with_the_same_losses(whole, tmp_path):
     folder = tmp_path / "run"
@@ -97,15 +116,15 @@ def test_the_others_end_with_one_line_when_a_process_is_killed(tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_signal_to_one_stops_all_and_one_process_goes_on(whole, tmp_path):
+def test_a_signal_to_one_stops_all_and_one_process_goes_on_and_then_two(whole, tmp_path):
     folder = tmp_path / "run"
     ended = finish(start(["-m", "tests.distributed.failing", "TERM", "3", *words(folder)]))
     assert [one[0] for one in ended] == [128 + signal.SIGTERM] * 2, ended
     assert [one[1].startswith("stopped after step 4, saved") for one in ended] == [True, False]
-    assert [path.name for path in checkpoints_in(folder / "checkpoints")] == [
-        "step_00000002.pt",
-        "step_00000004.pt",
-    ]
+    saved = [int(path.stem.removeprefix("step_")) for path in checkpoints_in(folder / "checkpoints")]
+    assert saved == [2, 3, 4]  # the second of them because it had the best scores
     assert metrics(folder) == [line for line in metrics(whole[0]) if json.loads(line)["step"] <= 4]
     assert train.main(["--resume", "--out", str(folder), "--batch-size", "4", "--max-steps", "5"]) == 0
     assert len(metrics(folder)) == len(metrics(whole[0])) - 2  # step 6, and its scores
+    together(["-m", "dgnet_fast.train", "--resume", "--out", folder, "--batch-size", "2"])
+    assert len(metrics(folder)) == len(metrics(whole[0])) and (folder / "report.html").is_file()

@@ -83,24 +83,23 @@ def test_the_processes_stay_bit_by_bit_the_same_with_other_options(others, case)
 
 
 def check_same(both, case):
-    one, other = (found[case].get("state", found[case]) for found in both)
+    one, other = (found[case]["state"] for found in both)
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
 
 
 @thorough
 def test_sums_in_bf16_stay_near(others):
-    start = train_start()
-    for name, value in others[0]["as is"].items():
-        moved = (value.double() - start[name].double()).norm()
-        error = (others[0]["bf16 sums"][name].double() - value.double()).norm()
-        assert error <= 0.2 * moved + 1e-6, name
-
-
-def train_start():
-    from tests.distributed.steps import repeat
-
-    return repeat(0)
+    """D's gradients, E_a's, and E_s and G's: bf16 rounds each process's to 8 bits, and their sum once more."""
+    errors = []
+    plain, rounded = (others[0][case]["gradients"] for case in ("as is", "bf16 sums"))
+    for mine, other in zip(plain, rounded, strict=True):
+        ours, theirs = (torch.cat([g.flatten() for g in some if g is not None]) for some in (mine, other))
+        errors.append(((theirs - ours).norm() / ours.norm()).item())
+    assert 0 < errors[0] < 2**-8, errors
+    assert all(0 < error < 0.03 for error in errors[1:]), (
+        errors
+    )  # after D's step, from what it learned of bf16 sums
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all(quick):

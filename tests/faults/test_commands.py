@@ -216,7 +216,7 @@ def test_6_two_additions_to_an_index(stopped, tmp_path, capsys):
 
 
 def test_q_what_reads_the_output_may_end(tmp_path):
-    for module in ("dgnet_fast.doctor", "dgnet_fast.data.validate --data synthetic"):
+    for module in ("dgnet_fast.doctor", "dgnet_fast.validate --data synthetic", "dgnet_fast --help"):
         command = f"{sys.executable} -m {module} 2>{tmp_path}/err | true"
         subprocess.run(["bash", "-c", command], check=False, cwd=os.getcwd())
         assert (tmp_path / "err").read_text() == ""
@@ -262,7 +262,7 @@ def test_9_a_set_is_continued_with_its_own_batch(tmp_path, capsys):
 
 
 def test_8_scripts_that_nobody_published_are_not_run(tmp_path, capsys):
-    (tmp_path / "x.pt").write_bytes(b"anything")
+    torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "x.pt"))
     draw_people(tmp_path / "p", 2, 2)
     said = fails(
         capsys, quality.main, [tmp_path / "p", "--real", tmp_path / "p", "--inception", tmp_path / "x.pt"]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dgnet_fast.config import GeneratorConfig
+from dgnet_fast.models import decoder, layers
 from dgnet_fast.models.decoder import AdainBlock, AdainParameters, AppearanceMlp, Decoder
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
@@ -225,3 +226,25 @@ def test_codes_come_in_any_precision(amp, dec):
         assert (mixed - found[-1]).abs().max() <= 0.05 * found[-1].abs().max()
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=2e-2 if amp else 1e-3, atol=2e-2 if amp else 1e-3)
+
+
+@pytest.mark.parametrize("pad_type", ["reflect", "zero"])
+def test_norms_of_phases_and_later_biases_change_no_number(monkeypatch, pad_type):
+    """As on CUDA, where a norm reads a picture in phases and what follows a convolution adds its bias."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(pad_type=pad_type)
+    made = Decoder(config, 32).double()
+    for name, weight in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    structure = torch.randn(2, 32, 5, 4, dtype=torch.float64, requires_grad=True)
+    adain = AdainParameters(*torch.rand(2, 2, 8, 32, dtype=torch.float64))
+    leaves, how = [structure, *made.parameters()], {"allow_unused": True, "materialize_grads": True}
+    results = []
+    for later in (False, True):
+        for place in (layers, decoder):
+            monkeypatch.setattr(place, "follower_adds_bias", lambda _, later=later: later)
+        y = made(structure, adain)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves, **how)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * (1 + one.abs().max().item()))

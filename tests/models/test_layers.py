@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dgnet_fast.models import layers
 from dgnet_fast.models.layers import (
     ConvBlock,
     LayerNorm2d,
@@ -20,6 +21,7 @@ from dgnet_fast.models.layers import (
     initialise,
     pad2d,
 )
+from dgnet_fast.ops import act_pad
 
 ACTIVATIONS = {
     "none": lambda x: x,
@@ -154,7 +156,8 @@ def test_a_chain_computes_what_its_blocks_do_one_by_one(pad_type, activ, norm, t
     for run, given, dtype in ((chain, blocks, torch.float32), (one_by_one, exact, torch.float64)):
         x = noise(2, 3, 12, 8, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
         y = run(given, x)
-        found = [y, *torch.autograd.grad(y.square().sum(), [x, *given.parameters()], create_graph=twice)]
+        leaves, how = [x, *given.parameters()], {"create_graph": twice, "materialize_grads": True}
+        found = [y, *torch.autograd.grad(y.square().sum(), leaves, allow_unused=True, **how)]
         if twice:
             found += torch.autograd.grad(found[1].square().sum(), given[0].conv.weight)
         results.append([t.detach() for t in found])
@@ -221,3 +224,30 @@ def test_unknown_names_are_refused():
         activation_module("gelu")
     with pytest.raises(ValueError, match="init is 'zeros'; allowed: gaussian, kaiming, xavier, orthogonal"):
         initialise(nn.Linear(2, 2), "zeros")
+
+
+@pytest.mark.parametrize("activ", ["lrelu", "relu", "none", "tanh"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_bias_may_be_left_to_the_padding(monkeypatch, activ, twice):
+    """As on CUDA: the numbers are those of a convolution that adds it."""
+    torch.manual_seed(0)
+    blocks = [ConvBlock(n, 6, 3, 1, 1, activ=activ, twice_differentiable=twice).double() for n in (3, 6)]
+    for block in blocks:
+        torch.nn.init.normal_(block.conv.bias)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+    given = [x, *(p for block in blocks for p in block.parameters())]
+    results = []
+    for left in (False, True):
+        seen = []
+        monkeypatch.setattr(layers, "follower_adds_bias", lambda _, left=left: left)
+        monkeypatch.setattr(
+            layers,
+            "act_pad",
+            lambda x, bias=None, seen=seen, **how: seen.append(bias) or act_pad(x, bias, **how),
+        )
+        y = chain(blocks, x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), given)])
+        # the first padded by one, the last not at all
+        assert [b is not None for b in seen].count(True) == 2 * (left and activ in ("lrelu", "relu"))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

@@ -40,6 +40,12 @@ def main() -> None:
                 for mine, other in zip(ours, exact, strict=True)
             )
             errors.setdefault(str(dtype), []).append(worst)
+            x, bias = given[0], torch.randn(shape[1], generator=torch.Generator().manual_seed(3))
+            sums = x.double() + bias.double().view(-1, 1, 1)
+            for amount in (padding, 0) if slope else (padding,):
+                mine = act_pad(x, bias, negative_slope=slope, padding=amount)
+                other = plainly(sums, negative_slope=slope, padding=amount)
+                errors[str(dtype)].append(((mine - other).abs() / (other.abs() + 0.1)).max().item())
     print(json.dumps(errors))
 
 

@@ -12,11 +12,13 @@ import torch
 from dgnet_fast.kernels import batch_norm_act as kernels
 
 from dgnet_fast.ops import batch_norm_act, batch_norm_act_reference
+from dgnet_fast.ops.batch_norm_act import batch_norm_act_for_two
 from tests.ops.interpret_adain_act import worst
 
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 WITH, WITHOUT = ((4, 2, 9, 8), 2, True), ((2, 19, 3, 2), 1, False)
-#: Shape, groups, whether there are a residual and a ReLU; order and dtype.
+RELU_ALONE = ((4, 3, 5, 4), 2, None)
+#: Shape, groups, whether there are a residual and a ReLU (None: a ReLU alone); order and dtype.
 CASES = [
     (*WITH, NCHW, torch.float32),
     (*WITH, CHANNELS_LAST, torch.float32),
@@ -24,14 +26,19 @@ CASES = [
     (*WITH, CHANNELS_LAST, torch.bfloat16),
     (*WITHOUT, NCHW, torch.float32),
     (*WITHOUT, CHANNELS_LAST, torch.float32),
+    (*RELU_ALONE, NCHW, torch.float32),
+    (*RELU_ALONE, CHANNELS_LAST, torch.bfloat16),
 ]
+#: Sums merged by a kernel of their own, by the last kernel, and none, all in one kernel: `MOST_PARTS` and `WHOLE_PIXELS`.
+FORMS = {"merged apart": (0, 0), "merged by the last": (64, 0), "whole": (0, 1000)}
 
 
 def results(function, given, groups, relu, grad_y, dtype=None):
-    """y, the gradients of everything given, mean and variance."""
+    """y, the gradients of everything given, mean and variance; with two readers each gets half of grad_y."""
     leaves = [t.detach().to(dtype or t.dtype).clone().requires_grad_() for t in given]
-    y, mean, var = function(*leaves, groups=groups, relu=relu)
-    grads = torch.autograd.grad(y, leaves, grad_y.to(y.dtype))
+    *ys, mean, var = function(*leaves, groups=groups, relu=relu)
+    y = ys[0]
+    grads = torch.autograd.grad(ys, leaves, [grad_y.to(y.dtype) / len(ys)] * len(ys))
     return [t.detach().double() for t in (y, *grads, mean, var)]
 
 
@@ -48,25 +55,34 @@ def main() -> None:
         # No gradient where rounding decides the ReLU.
         z = batch_norm_act_reference(*(t.double() for t in given), groups=groups, relu=False)[0]
         grad_y = (draw(shape) * (z.abs() > 1e-2)).to(dtype)
-        options = (given, groups, full, grad_y)
+        options = (given, groups, full is not False, grad_y)
         exact = results(batch_norm_act_reference, *options, torch.float64)
-        rows.append(
-            {
-                "case": f"{shape} groups {groups} residual and relu {full} {order} {dtype}",
-                "dtype": str(dtype),
-                "triton": worst(results(batch_norm_act, *options), exact, dtype == torch.bfloat16),
-                "pytorch": worst(results(batch_norm_act_reference, *options), exact),
-            }
-        )
+        pytorch = worst(results(batch_norm_act_reference, *options), exact)
+        for form, (kernels.MOST_PARTS, kernels.WHOLE_PIXELS) in FORMS.items():
+            mine = results(batch_norm_act_for_two if full else batch_norm_act, *options)
+            rows.append(
+                {
+                    "case": f"{shape} groups {groups} residual and relu {full} {order} {dtype} {form}",
+                    "dtype": str(dtype),
+                    "kernels": kernels.kernels_of(x, groups),
+                    "triton": worst(mine, exact, dtype == torch.bfloat16),
+                    "pytorch": pytorch,
+                }
+            )
     # A mean of ten thousand deviations, without and with an outlier where the statistics' pivot is.
     x = torch.randn(4, 1, 15, 9, generator=torch.Generator().manual_seed(1)) * 1e-2 + 100
     x[2, 0, 0, 0] = 0
-    mean, var = batch_norm_act(x, torch.ones(1), torch.zeros(1), groups=2)[1:]
     exact = x.double().unflatten(0, (2, -1))
-    far = {
-        "mean": ((mean - exact.mean((1, 3, 4))).abs() / 100).max().item(),
-        "var": (var / exact.var((1, 3, 4), correction=0) - 1).abs().max().item(),
-    }
+    far = []
+    for kernels.MOST_PARTS, kernels.WHOLE_PIXELS in FORMS.values():
+        shown = x.expand(-1, 2, -1, -1).contiguous(memory_format=CHANNELS_LAST)
+        mean, var = batch_norm_act(shown, torch.ones(2), torch.zeros(2), groups=2)[1:]
+        far.append(
+            {
+                "mean": ((mean - exact.mean((1, 3, 4))).abs() / 100).max().item(),
+                "var": (var / exact.var((1, 3, 4), correction=0) - 1).abs().max().item(),
+            }
+        )
     print(json.dumps({"rows": rows, "far": far}))
 
 

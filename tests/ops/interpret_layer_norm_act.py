@@ -58,6 +58,36 @@ def main() -> None:
                     "pytorch": worst(results(layer_norm_act_reference, *given), exact),
                 }
             )
+    for (padding, dtype), channels_last in itertools.product(
+        ((0, torch.float32), (2, torch.float32), (1, torch.bfloat16)), (False, True)
+    ):
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 12, 3, 5, generator=generator).to(dtype).contiguous(memory_format=order)
+        gamma, beta, bias = (torch.randn(3, generator=generator) for _ in range(3))
+        how = {"negative_slope": 0.2, "padding": padding, "phases": True}
+        kept = layer_norm_act_reference(*(t.double() for t in (x, gamma, beta, bias)), **how).abs() > 1e-2
+        grad_y = (torch.randn(kept.shape, generator=generator) * kept).to(dtype)
+        found = []
+        for function, wide in (
+            (layer_norm_act, None),
+            (layer_norm_act_reference, None),
+            (layer_norm_act_reference, torch.float64),
+        ):
+            leaves = [t.detach().to(wide or t.dtype).requires_grad_() for t in (x, gamma, beta, bias)]
+            y = function(*leaves, **how)
+            grads = torch.autograd.grad(y, leaves[:3], grad_y.to(y.dtype))
+            found.append([y.detach().double(), *(g.double() for g in grads)])
+        ours, pytorch, exact = found
+        rows.append(
+            {
+                "case": f"phases, padding {padding} {order} {dtype}",
+                "dtype": str(dtype),
+                "offset": 1.0,
+                "triton": worst(ours, exact, dtype == torch.bfloat16),
+                "pytorch": worst(pytorch, exact),
+            }
+        )
     # A constant sample has no deviation: its gradient through it is 0.
     x = torch.full((1, 2, 3, 4), 2.0).requires_grad_()
     y = layer_norm_act(x, torch.ones(2), torch.zeros(2), negative_slope=0.2)

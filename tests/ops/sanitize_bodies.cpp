@@ -149,9 +149,10 @@ Results act_pad(Element element, const ImageShape& s, bool branching) {
     Bytes y = unwritten(padded, sizeof(T)), again = unwritten(padded, sizeof(T));
     Bytes grad_x = unwritten(elements, sizeof(T));
     const void* sides = branching ? y.data() : nullptr;
-    act_pad_forward({s, element, x.data(), nullptr, y.data(), slope});
+    Bytes bias = values<float>(s.channels, 7);
+    act_pad_forward({s, element, x.data(), nullptr, branching ? floats(bias) : nullptr, y.data(), slope});
     act_pad_backward({s, element, grad_y.data(), sides, grad_x.data(), slope});
-    act_pad_forward({s, element, cotangent.data(), sides, again.data(), slope});
+    act_pad_forward({s, element, cotangent.data(), sides, nullptr, again.data(), slope});
     return checked<T>("act_pad", s, {{y, grad_x, again}, {}});
 }
 

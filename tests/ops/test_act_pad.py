@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.cases import ActPadCase, act_pad_inputs
 from dgnet_fast.ops import act_pad, act_pad_reference
+from dgnet_fast.ops.input_alone import InputAlone
 
 #: Shape and padding: odd sizes, batch 1, every line mirrored on both sides, more channels than a cache line holds.
 CASES = [
@@ -25,7 +26,7 @@ SLOPES = pytest.mark.parametrize("slope", [None, 0.2])
 def plainly(x, *, negative_slope, padding):
     """What the op is, as anyone would write it."""
     x = x if negative_slope is None else F.leaky_relu(x, negative_slope)
-    return F.pad(x, (padding,) * 4, mode="reflect")
+    return F.pad(x, (padding,) * 4, mode="reflect") if padding else x
 
 
 def prepared(shape, padding, *, dtype=torch.float32, channels_last=False):
@@ -143,13 +144,19 @@ def test_threads_do_not_change_results(channels_last):
 def test_opcheck(channels_last):
     x, grad_y, _ = prepared((2, 3, 4, 5), 2, channels_last=channels_last)
     forward, backward = torch.ops.dgnet_fast.act_pad.default, torch.ops.dgnet_fast.act_pad_backward.default
-    sides = forward(x, None, 0.2, 2)
+    sides = forward(x, None, None, 0.2, 2)
     for given in ((grad_y, sides, 0.2, 2), (grad_y, None, 1.0, 2)):
         torch.library.opcheck(backward, given)
     x.requires_grad_()
-    for given in ((x, None, 0.2, 2), (x, sides, 0.2, 2), (x, None, 1.0, 2)):
+    bias = torch.randn(3, requires_grad=True)
+    for given in (
+        (x, None, None, 0.2, 2),
+        (x, None, bias, 0.2, 2),
+        (x, sides, None, 0.2, 2),
+        (x, None, None, 1.0, 2),
+    ):
         torch.library.opcheck(forward, given)
-    torch.library.opcheck(forward, (x.detach()[:, :, ::2].requires_grad_(), None, 1.0, 1))
+    torch.library.opcheck(forward, (x.detach()[:, :, ::2].requires_grad_(), None, None, 1.0, 1))
 
 
 def test_slope_0_is_relu():
@@ -162,9 +169,13 @@ def test_slope_0_is_relu():
 
 @pytest.mark.parametrize("sides", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 6, 6, dtype=torch.float64)])
 def test_wrong_sides_are_named(sides):
-    for op, x in (("act_pad", torch.zeros(2, 3, 4, 4)), ("act_pad_backward", torch.zeros(2, 3, 6, 6))):
+    calls = (
+        ("act_pad", torch.zeros(2, 3, 4, 4), sides, None),
+        ("act_pad_backward", torch.zeros(2, 3, 6, 6), sides),
+    )
+    for op, *given in calls:
         with pytest.raises(ValueError, match=r"sides must have shape \(2, 3, 6, 6\), torch.float32"):
-            getattr(torch.ops.dgnet_fast, op)(x, sides, 0.2, 1)
+            getattr(torch.ops.dgnet_fast, op)(*given, 0.2, 1)
 
 
 @SLOPES
@@ -176,6 +187,75 @@ def test_derivatives_of_any_order_in_float64(function, slope):
         return function(x, negative_slope=slope, padding=2).square()
 
     assert torch.autograd.gradcheck(bent, (x,)) and torch.autograd.gradgradcheck(bent, (x,))
+
+
+@LAYOUTS
+@SLOPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "padding"), [*CASES[:3], ((2, 5, 7, 3), 0)], ids=str)
+@pytest.mark.parametrize("function", [act_pad, act_pad_reference])
+def test_a_bias_is_added_before(function, shape, padding, dtype, slope, channels_last):
+    """Rounded once, with the gradients that adding it apart has."""
+    slope = slope if padding else 0.2
+    given = prepared(shape, padding, dtype=dtype, channels_last=channels_last)
+    bias = torch.randn(shape[1], generator=torch.Generator().manual_seed(3))
+    results = []
+    for wide in (None, torch.float64):
+        x, grad_y = (t.to(wide or dtype).requires_grad_() for t in given[:2])
+        leaf = bias.to(wide or torch.float32).requires_grad_()
+        if wide:
+            y = plainly(x + leaf.view(-1, 1, 1), negative_slope=slope, padding=padding)
+        else:
+            y = function(x, leaf, negative_slope=slope, padding=padding)
+            assert y.dtype == dtype and y.is_contiguous(memory_format=_order(channels_last))
+        results.append([y, *torch.autograd.grad(y, (x, leaf), grad_y)])
+    (y, grad_x, grad_bias), (exact_y, exact_x, exact_bias) = (
+        [t.double() for t in found] for found in results
+    )
+    rounding = 1.01 * torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(y, exact_y, rtol=rounding, atol=1e-6)
+    torch.testing.assert_close(grad_x, exact_x, rtol=rounding, atol=1e-6)
+    # a sum of what is rounded
+    assert ((grad_bias - exact_bias).abs() <= 2 * rounding * exact_x.abs().sum((0, 2, 3))).all()
+
+
+def _order(channels_last):
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@pytest.mark.parametrize(("slope", "padding"), [(None, 2), (0.2, 2), (0.2, 0)])
+@pytest.mark.parametrize("function", [act_pad, act_pad_reference])
+def test_derivatives_with_a_bias_in_float64(function, slope, padding):
+    x, bias = torch.randn(2, 2, 4, 3).double().requires_grad_(), torch.randn(2).double().requires_grad_()
+
+    def bent(x, bias):
+        return function(x, bias, negative_slope=slope, padding=padding).square()
+
+    assert torch.autograd.gradcheck(bent, (x, bias)) and torch.autograd.gradgradcheck(bent, (x, bias))
+
+
+def test_a_gradient_of_the_input_alone_leaves_out_that_of_the_bias():
+    x, bias = torch.randn(1, 2, 4, 3, requires_grad=True), torch.randn(2, requires_grad=True)
+    alone = InputAlone()
+    with alone.forward():
+        y = act_pad(x, bias, negative_slope=0.2, padding=1)
+    with alone.backward():
+        wanted = torch.autograd.grad(y.sum(), (x, bias), allow_unused=True, retain_graph=True)
+    assert wanted[0] is not None and wanted[1] is None
+    assert torch.autograd.grad(y.sum(), bias)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.zeros(4), r"bias must have shape \(C,\) = \(3,\)"),
+        (torch.zeros(3).half(), "bias must have x's dtype"),
+    ],
+)
+def test_a_wrong_bias_is_named(bias, message):
+    for function in (act_pad, act_pad_reference):
+        with pytest.raises(ValueError, match=message):
+            function(torch.zeros(2, 3, 4, 4), bias, padding=1)
 
 
 def test_third_derivatives():

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from dgnet_fast.ops import batch_norm_act, batch_norm_act_reference
+from dgnet_fast.ops.batch_norm_act import batch_norm_act_for_two
 
 ORDERS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 #: Shape, groups, residual and ReLU: more channels than a block of sums has, several chunks of a group, odd sizes.
@@ -146,6 +147,32 @@ def test_bad_input(change, message):
     given = {"x": torch.zeros(4, 3, 2, 2), "weight": torch.ones(3), "bias": torch.zeros(3), "groups": 2}
     with pytest.raises(ValueError, match=message):
         batch_norm_act(**(given | change))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("shape", "groups", "residual", "relu"), CASES, ids=str)
+def test_gradients_of_two_readers_are_added(shape, groups, residual, relu, dtype, order):
+    given = inputs(shape, dtype, order, residual)
+    leaves = [t.requires_grad_() for t in given]
+    y, again, mean, var = batch_norm_act_for_two(*leaves, groups=groups, relu=relu)
+    expected = batch_norm_act(*leaves, groups=groups, relu=relu)
+    assert y.data_ptr() == again.data_ptr()
+    for one, other in zip((y, mean, var), expected, strict=True):
+        assert torch.equal(one, other)
+    # multiples of 1/8, whose sum bfloat16 holds
+    grads = [
+        torch.randint(-8, 9, y.shape, generator=torch.Generator().manual_seed(k)).to(dtype) / 8
+        for k in (1, 2)
+    ]
+    ours = torch.autograd.grad((y, again), leaves, grads, retain_graph=True)
+    plain = torch.autograd.grad(expected[0], leaves, grads[0] + grads[1], retain_graph=True)
+    for one, other in zip(ours, plain, strict=True):
+        assert torch.equal(one, other)
+    for k in (0, 1):  # one reader that wants no gradient
+        (one,) = torch.autograd.grad((y, again)[k], leaves[0], grads[0], retain_graph=True)
+        (other,) = torch.autograd.grad(expected[0], leaves[0], grads[0], retain_graph=True)
+        assert torch.equal(one, other)
 
 
 def test_double_backward_raises():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.cases import LayerNormActCase, layer_norm_act_inputs
 from dgnet_fast.ops import layer_norm_act, layer_norm_act_reference
+from dgnet_fast.ops.phases import joined
 
 #: Shape and padding: odd sizes, batch 1, several blocks of channels and pieces, every line mirrored twice.
 CASES = [
@@ -60,6 +61,44 @@ def test_low_precision_error_at_most_twice_pytorchs(dtype, padding, channels_las
     for mine, pytorch, expected in zip(ours, theirs, exact, strict=True):
         error, allowed = ((r.double() - expected).abs().max() for r in (mine, pytorch))
         assert error <= 2 * allowed + 1e-5, (error, allowed)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("phases", [False, True])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_bias_and_phases(dtype, phases, padding, channels_last):
+    """They are those of the picture that they make."""
+    shape = (2, 12, 5, 4) if phases else (2, 3, 10, 8)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=order)
+    gamma, beta, bias = (torch.randn(3, generator=generator) for _ in range(3))
+    wide = (t.double() for t in (x, gamma, beta, bias))
+    far = (
+        layer_norm_act_reference(*wide, padding=padding, phases=phases).abs() > 0.1
+    )  # no side that rounding decides
+    grad_y = (torch.randn(far.shape, generator=generator) * far).to(dtype)
+    results = []
+    for wide, function in ((None, layer_norm_act), (None, layer_norm_act_reference), (torch.float64, None)):
+        leaves = [t.detach().to(wide or t.dtype).requires_grad_() for t in (x, gamma, beta, bias)]
+        if function is None:
+            picture = joined(leaves[0], leaves[3]) if phases else leaves[0] + leaves[3].view(-1, 1, 1)
+            y = layer_norm_act_reference(picture, *leaves[1:3], negative_slope=0.2, padding=padding)
+        else:
+            y = function(*leaves, negative_slope=0.2, padding=padding, phases=phases)
+        grads = torch.autograd.grad(y, leaves, grad_y.to(y.dtype))
+        assert grads[0].is_contiguous(memory_format=order) and y.is_contiguous(memory_format=order)
+        results.append([t.detach().double() for t in (y, *grads)])
+    error = {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 3e-2}[dtype]
+    for ours, reference, exact in zip(*results, strict=True):
+        for mine in (ours, reference):
+            torch.testing.assert_close(mine, exact, rtol=error, atol=error * (1 + exact.abs().max().item()))
+
+
+def test_phases_of_other_numbers_of_channels_are_named():
+    with pytest.raises(ValueError, match="4 C channels, got 6"):
+        layer_norm_act(torch.zeros(1, 6, 2, 2), torch.ones(1), torch.zeros(1), phases=True)
 
 
 @pytest.mark.parametrize("function", [layer_norm_act, layer_norm_act_reference])

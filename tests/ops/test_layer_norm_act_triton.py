@@ -14,7 +14,7 @@ from tests.ops.interpreted import interpreted  # noqa: E402
 
 def test_values_under_the_interpreter():
     results = interpreted("interpret_layer_norm_act.py")
-    assert len(results["rows"]) == 14
+    assert len(results["rows"]) == 14 + 6
     for row in results["rows"]:
         # For bfloat16 the errors are those beyond a truncation, as in test_adain_act_triton.py.
         for mine, pytorch in zip(row["triton"], row["pytorch"], strict=True):
@@ -45,7 +45,13 @@ def test_launches_compile_ahead_without_spills(monkeypatch, dtype, paddings, cha
             "eps": 1e-5,
             "padding": padding,
         }
-        y = launch("layer_norm_act", "forward", **given).y
-        launch("layer_norm_act", "backward", grad_y=y, **given, mean=mean, rdenom=mean)
-    assert len(launches) == 4 * len(paddings)
+        small = x.new_empty(x.shape[0], 4 * x.shape[1], x.shape[2] // 2, x.shape[3] // 2)
+        phases = {"x": small.to(memory_format=order), "phases": True, "bias": gamma}
+        for form in (
+            ({"phases": False, "bias": None}, phases) if channels_last else ({"phases": False, "bias": None},)
+        ):
+            form = given | form
+            y = launch("layer_norm_act", "forward", **form).y
+            launch("layer_norm_act", "backward", grad_y=y, **form, mean=mean, rdenom=mean)
+    assert len(launches) == 4 * len(paddings) * (2 if channels_last else 1)
     assert_lean(launches, capability, 128)

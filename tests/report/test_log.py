@@ -169,3 +169,16 @@ def test_tensorboard_hides_the_steps_after_a_resume(tmp_path):
             log.truncate_after(1)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/total")] == [(1, 1.0), (2, 20.0)]
+
+
+def test_time_that_is_no_part_of_a_step_is_left_out(tmp_path):
+    clock, stream = Clock(), io.StringIO()
+    log = quiet(tmp_path, 100, clock=clock, stream=stream)
+    clock.now += 284
+    log.leave_out(200)
+    log.leave_out(80)
+    log.progress(1, {"x": 1.0})
+    assert log.seconds_per_step == 4
+    clock.now += 2
+    log.progress(2, {"x": 1.0})
+    assert log.seconds_per_step == 3  # the median of 4 and 2

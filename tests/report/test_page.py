@@ -135,7 +135,7 @@ def test_a_run_that_left_nothing_or_broken_files(tmp_path):
     missing = "".join(page.text)
     for part in ("results", "samples", "ranking", "features", "curves", "environment", "configuration"):
         assert f"This run has left no {part} so far." in missing
-    assert f"To make them: dgnet-fast visualize {tmp_path}" in missing
+    assert f"This command makes what belongs here: dgnet-fast visualize {tmp_path}" in missing
     (tmp_path / "results.json").write_text('{"title": ')
     (tmp_path / "environment.json").write_text("{")
     (tmp_path / "metrics.jsonl").write_text("?\n")

@@ -71,7 +71,7 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_number_of_lists():
-    assert [lists_for(n) for n in (200_000, 2_000_000, 10**8)] == [2048, 4096, 16384]
+    assert [lists_for(n) for n in (200_000, 2_000_000, 10**8)] == [1024, 2048, 16384]
 
 
 def test_the_command_grows_from_exact_to_lists(tmp_path, monkeypatch, capsys):
@@ -95,8 +95,13 @@ def test_the_command_grows_from_exact_to_lists(tmp_path, monkeypatch, capsys):
     assert search.main(["--gallery", *map(str, pictures), "--query", *asked, "--top", "3", *common]) == 0
     exact = capsys.readouterr().out.splitlines()
     assert len(lists) == len(exact) == 7
-    best = [[line.split(",")[2] for line in found if line.split(",")[1] == "1"] for found in (lists, exact)]
-    assert best[0] == best[1]
+    rows = [[line.split(",") for line in found[1:]] for found in (lists, exact)]
+    for mine, theirs in zip(
+        *rows, strict=True
+    ):  # the scores are of 8 bits, and some pictures' differ by less
+        assert mine[:2] == theirs[:2] and float(mine[3]) == pytest.approx(float(theirs[3]), abs=1e-3)
+    found, right = ({row[2] for row in some} for some in rows)
+    assert len(found & right) >= 5
 
 
 def test_a_large_gallery_needs_a_place(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.report.log import read_metrics
 from dgnet_fast.training import generator_loop
-from dgnet_fast.training.generator_loop import deviation_of, errors, held_constant, rate_at
+from dgnet_fast.training.generator_loop import deviation_of, errors, held_constant, rate_factor
 from tests.tiny import tiny_batch, tiny_config, tiny_model
 from tests.training.test_run import STEPS, assert_same_outcome, words
 
@@ -87,9 +87,9 @@ def test_codes_of_swaps():
 
 
 def test_the_rate_falls_from_full_to_nothing():
-    config = tiny_config(generator_steps=4, generator_lr=0.8)
-    wanted = [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.4 * (1 - math.sqrt(0.5))]
-    assert [rate_at(config, step) for step in range(4)] == pytest.approx(wanted)
+    config = tiny_config(generator_steps=4)
+    wanted = [1, 0.5 * (1 + math.sqrt(0.5)), 0.5, 0.5 * (1 - math.sqrt(0.5))]
+    assert [rate_factor(config, step) for step in range(4)] == pytest.approx(wanted)
 
 
 def test_what_the_run_leaves(whole):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.step import TrainingStep
 from tests.tiny import (
@@ -66,6 +67,38 @@ def collect_gradients(step):
     return found
 
 
+def whole_gradients(model, total, parameters):
+    """Gradients from one graph; zeros for biases that change no result, None for other parameters that are not reached."""
+    idle = {id(bias) for bias in idle_biases(model)}
+    found = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+    pairs = list(zip(parameters, found, strict=True))
+    assert all(gradient is None for parameter, gradient in pairs if id(parameter) in idle)
+    return [torch.zeros_like(p) if id(p) in idle else gradient for p, gradient in pairs]
+
+
+def test_biases_that_change_no_result_take_weight_decay_alone():
+    """Instance norms take them out again, so no kernel adds them and no backward pass reaches them."""
+    config = tiny_config(weight_decay=0.1, **ALL_TERMS)
+    terms = []
+    for value in (0.0, 1.0):
+        model = tiny_model(config, 1, F64)
+        idle = idle_biases(model)
+        assert len(idle) == 18
+        for bias in idle:
+            bias.data.fill_(value)
+        step = tiny_step(model)
+        found = collect_gradients(step)
+        terms.append(step([tiny_batch(config, 0, F64)], 0).terms)
+        places = {id(p): k for k, p in enumerate(step.optimisers.gen.param_groups[0]["params"])}
+        for bias in idle:
+            assert (found["gen"][places[id(bias)]] == 0).all()
+            # Adam's first step is the rate, whatever the gradient's size
+            torch.testing.assert_close(
+                bias, torch.full_like(bias, value * (1 - config.lr_g)), rtol=1e-6, atol=0
+            )
+    assert terms[0] == terms[1]
+
+
 def test_accumulated_gradients_are_the_average():
     config = tiny_config(teacher="given", accumulate=2, use_encoder_again=1.0, **ALL_TERMS)
     model = tiny_model(config, 1, F64)
@@ -93,7 +126,7 @@ def test_accumulated_gradients_are_the_average():
     for name in ("gen", "id"):
         optimiser = dict(reference.optimisers.named())[name]
         parameters = [p for g in optimiser.param_groups for p in g["params"]]
-        expected = torch.autograd.grad(mean, parameters, allow_unused=True, retain_graph=True)
+        expected = whole_gradients(plain, mean, parameters)
         for one, two in zip(found[name], expected, strict=True):
             assert (one is None) == (two is None)
             if one is not None:
@@ -120,7 +153,7 @@ def test_going_back_part_by_part_gives_the_gradients_of_one_graph(style, erasing
         if name == "dis":
             continue
         parameters = [p for g in optimiser.param_groups for p in g["params"]]
-        expected = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+        expected = whole_gradients(plain, total, parameters)
         for one, two in zip(found[name], expected, strict=True):
             assert (one is None) == (two is None)
             if one is not None:

@@ -15,8 +15,9 @@ from dgnet_fast.checkpoints.unit import load_unit, read_unit
 from dgnet_fast.data import load_dataset
 from dgnet_fast.data.drawn.cities import CityPedestrians
 from dgnet_fast.data.pictures import open_pictures
+from dgnet_fast.models.unit import Vgg16
 from dgnet_fast.translation.batches import DomainBatches, to_network, to_pictures
-from dgnet_fast.translation.checks import looks_like
+from dgnet_fast.translation.checks import check_table, looks_like
 from dgnet_fast.translation.scores import Look, truth
 from dgnet_fast.translation.sets import read_translated
 from tests.tiny_unit import tiny_config
@@ -59,6 +60,27 @@ def test_a_stopped_run_goes_on_with_the_same_bits(finished, tmp_path):
     assert unit.main(["--resume", "--out", str(folder), "--quiet"]) == 0
     ours, theirs = (read_unit(f / "checkpoints" / "step_00000004.pt") for f in (folder, finished))
     assert all(torch.equal(v, theirs["model"][k]) for k, v in ours["model"].items())
+
+
+def test_the_perceptual_loss_takes_its_weights_from_a_file(tmp_path, capsys):
+    """A file as the public code caches it, with drawn values: the term has its size, and no checkpoint holds them."""
+    state, generator = {}, torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = Vgg16().state_dict()
+    for name, value in shapes.items():
+        spread = (2 / value[0].numel()) ** 0.5 if value.ndim > 1 else 0.1
+        state[name.removeprefix("convs.")] = spread * torch.randn(value.shape, generator=generator)
+    path, folder = tmp_path / "vgg16.weight", tmp_path / "run"
+    torch.save(state, path)
+    options = ["--vgg-w", "0.5", "--vgg-weights", str(path), "--max-iter", "2", "--max-steps", "1"]
+    assert run("--out", str(folder), *options) == 0
+    (line,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < line["vgg"] < 4  # the mean square difference of features with variance 1
+    saved = read_unit(folder / "checkpoints" / "step_00000001.pt")
+    assert saved["config"]["vgg_weights"] == str(path) and not any("perceptual" in k for k in saved["model"])
+    path.unlink()
+    assert unit.main(["--resume", "--out", str(folder), "--quiet"]) == 1
+    assert "vgg16.weight" in capsys.readouterr().err
 
 
 def test_a_translated_data_set_keeps_names_people_and_cameras(finished, tmp_path):
@@ -159,6 +181,29 @@ def test_a_classifier_tells_two_looks_apart():
     assert looks_like(dark, dark, bright) == 0 and looks_like(bright, dark, bright) == 1
 
 
+class MeanColour(torch.nn.Module):
+    """In place of Inception."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.to(torch.float32).mean(dim=[2, 3])
+
+
+def test_the_checks_compare_with_the_pictures_as_they_are():
+    """Translated pictures that are the target's: their distance is that of the target's halves, not the source's."""
+    generator = torch.Generator().manual_seed(0)
+    dark, bright = (
+        torch.randint(low, low + 50, (64, 3, 16, 8), generator=generator).byte() for low in (0, 100)
+    )
+    table = check_table(
+        "", source=dark, translated=bright.flip(0), target=bright, features=MeanColour(), feature_name="FID", ranks=None
+    )  # fmt: skip
+    (name, as_it_is, translated, halves), (_, *taken) = table["rows"]
+    assert name.startswith("FID to the target")
+    # by hand: means 100 apart in three channels, covariances almost equal
+    assert as_it_is == pytest.approx(3 * 100**2, rel=0.05) and translated < 1e-6 and halves < 10
+    assert taken == [0, 100, 100]
+
+
 def test_the_transfer_table_has_direct_transfer_beside_it(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DGNET_FAST_CACHE", "off")
     tiny = {"synthetic_ids": 3, "synthetic_test_ids": 2, "synthetic_views": 4, "crop_image_height": 32,
@@ -171,18 +216,31 @@ def test_the_transfer_table_has_direct_transfer_beside_it(finished, tmp_path, mo
         == 0
     )
     argv = ["--from-data", "synthetic-a", "--to-data", "synthetic-b", "--translated", str(out), "--out", str(tmp_path / "t"),
-            "--seeds", "0", "1", "--steps", "2", "--unit", str(finished), "--device", "cpu", "--quiet"]  # fmt: skip
+            "--seeds", "0", "1", "--steps", "2", "--unit", str(finished), "--device", "cpu", "--quiet",
+            "--inception", str(tmp_path / "mean.pt")]  # fmt: skip
+    torch.jit.script(MeanColour()).save(str(tmp_path / "mean.pt"))
+    assert transfer.main(argv) == 1  # before anything is trained
+    assert "--trust-scripts" in capsys.readouterr().err and not (tmp_path / "t").exists()
+    argv.append("--trust-scripts")
     assert transfer.main(argv) == 0
     table, checks = json.loads((tmp_path / "t" / "results.json").read_text())["tables"]
     assert [row[0] for row in table["rows"]] == [
         "chance", "direct transfer (source as it is)", "translated source", "source and translated"
     ]  # fmt: skip
-    assert len(checks["rows"]) == 3
+    assert len(checks["rows"]) == 3 and checks["rows"][0][0].startswith("FID to the target")
     before = (tmp_path / "t" / "cells.json").read_text()
     assert transfer.main(argv) == 0 and (tmp_path / "t" / "cells.json").read_text() == before
     capsys.readouterr()
-    assert transfer.main([*argv, "--steps", "3"]) == 1
-    assert "another comparison" in capsys.readouterr().err
+    for change, message in (
+        (["--steps", "3"], "another comparison"),
+        (["--steps", "0"], "--steps is 0; allowed: at least 1"),
+        (["--seeds", "1", "1"], "--seeds is [1, 1]; allowed: different numbers"),
+        (["--unit", str(tmp_path / "no")], "no such checkpoint"),
+        (["--to-data", "synthetic-c"], "data set is 'synthetic-c'; allowed:"),
+    ):
+        assert transfer.main([*argv, *change]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
