@@ -246,7 +246,7 @@ def test_q_wherever_the_output_goes(where, encoding, status, out, err):
         shell=True,
         capture_output=True,
         encoding="utf-8",
-        env=os.environ | {"PYTHONIOENCODING": encoding},
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""},
     )
     assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
 
