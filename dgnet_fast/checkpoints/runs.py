@@ -54,6 +54,22 @@ def latest_checkpoint(path: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def load_latest(path: Path) -> tuple[Path, Any]:
+    """`latest_checkpoint`, which must be there, and its content. A training that goes on may remove an old checkpoint
+    between the look into its folder and the reading of the file; then this is the newer one.
+    """
+    own = latest_checkpoint(path)
+    while True:
+        assert own is not None
+        try:
+            return own, load_file(own)
+        except ValueError:
+            newer = latest_checkpoint(path)
+            if own.exists() or newer in (own, None):
+                raise
+            own = newer
+
+
 def save_run(
     folder: Path,
     step: int,

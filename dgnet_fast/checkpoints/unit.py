@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.public_layout import Layout, export_state, import_state, renamed
-from dgnet_fast.checkpoints.runs import NAME, Stateful, checkpoints_in, latest_checkpoint
+from dgnet_fast.checkpoints.runs import NAME, Stateful, checkpoints_in, latest_checkpoint, load_latest
 from dgnet_fast.checkpoints.schema import check_finite, check_fit, check_step, check_tensors
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.shown import shown
@@ -204,7 +204,11 @@ def unit_state(model: Unit) -> dict[str, Tensor]:
 
 def read_unit(path: Path) -> dict[str, Any]:
     """The content of one of our checkpoints of UNIT. Raises ValueError for any other file."""
-    content = load_file(path)
+    return unit_content(load_file(path), path)
+
+
+def unit_content(content: Any, path: Path) -> dict[str, Any]:
+    """The content of the file ``path`` as one of our checkpoints, whose entries are compared. Raises ValueError."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of a dgnet_fast run of UNIT (expected format {FORMAT!r})"
@@ -252,7 +256,8 @@ def load_unit(path: str | Path, *, config_file: str | Path | None = None) -> tup
     if path.is_dir():
         own = latest_checkpoint(path)
     if own is not None:
-        content = read_unit(own)
+        own, content = load_latest(path) if path.is_dir() else (own, load_file(own))
+        content = unit_content(content, own)
         model = Unit(_without_vgg(options_in(content, own)))
         restore_unit(model, content, own)
         return _usable(model, content["step"], own)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 
 from dgnet_fast import extract, generate, search, train, translate
+from dgnet_fast.checkpoints import runs
+from dgnet_fast.checkpoints.files import load_file, save_atomically
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.runs import latest_checkpoint
 from dgnet_fast.report.files import is_free, locked
 from dgnet_fast.retrieval import index as index_module
 from dgnet_fast.retrieval.extractor import Extractor
@@ -109,6 +114,18 @@ def test_10_a_first_save_that_was_interrupted_is_begun_again(given, tmp_path, mo
     (index / "index.json").rename(index / "notes.txt")
     fails(capsys, search.main, [run, "-q", "--gallery", *pictures, "--save", index])
     assert len(os.listdir(index)) == 2
+
+
+def test_6_a_run_is_read_while_it_is_trained(given, tmp_path, monkeypatch):
+    run = shutil.copytree(given[0], tmp_path / "run")
+    old = latest_checkpoint(run)
+
+    def trained_on():
+        save_atomically(load_file(old) | {"step": 8}, old.with_name("step_00000008.pt"))
+        old.unlink()
+
+    before(monkeypatch, runs, "load_file", trained_on)
+    assert load_for_use(run)[1]["step"] == 8
 
 
 def test_6_two_extractions_to_one_file(given, tmp_path, monkeypatch, capsys):
