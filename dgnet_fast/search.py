@@ -302,6 +302,8 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.retrieval.index import check_new_index  # --help does not wait for torch
 
     folder = check(args)
+    from dgnet_fast.retrieval.index import check_new_index
+
     place = args.save or (folder if args.add else None)
     with locked(place) if place else contextlib.nullcontext():
         if args.save:  # another process may have saved an index there before the lock was free
