@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgnet_fast.cli.parser import Parser, program, run_command
-from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
+from dgnet_fast.cli.shared_options import (
+    add_checkpoint,
+    add_device,
+    add_source_details,
+    check_outside,
+    source_config,
+)
 from dgnet_fast.config import Config, ConfigError
 from dgnet_fast.config.choices import FIGURES, FILE_TYPES
 from dgnet_fast.report.files import check_writable, write_new
@@ -144,6 +150,10 @@ def parser() -> Parser:
     return made
 
 
+MOST_ON_A_PAGE = 1000
+"""Pictures in a row or column of a page, or steps between two."""
+
+
 def _sources(args: argparse.Namespace, config: Config) -> tuple[Pictures, Pictures]:
     from dgnet_fast.data.pictures import open_pictures
 
@@ -161,6 +171,11 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; allowed: at least 1")
+    for name in ("steps", "limit"):
+        if (value := getattr(args, name, None)) is not None and value > MOST_ON_A_PAGE:
+            raise ConfigError(f"--{name} is {value}; allowed: at most {MOST_ON_A_PAGE}")
+    if getattr(args, "steps", 2) < 2:
+        raise ConfigError(f"--steps is {args.steps}; allowed: at least 2")
     from dgnet_fast.distributed.launch import launched
 
     if args.mode not in ("cross", "set") and (place := launched()):
@@ -174,6 +189,9 @@ def _check(args: argparse.Namespace) -> None:
             )
         if args.out.exists():
             raise ConfigError(f"{args.out} exists already; choose another --out")
+    else:
+        places = (getattr(args, name, None) for name in ("source", "appearances", "structures"))
+        check_outside(args.out, *places)
     check_writable(args.out, "--out")
 
 

@@ -12,7 +12,6 @@ ablation.json. All other options are those of dgnet_fast.train.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import sys
@@ -25,7 +24,7 @@ from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.config import Config, ConfigError, differing, from_dict
 from dgnet_fast.config.places import with_absolute_paths
-from dgnet_fast.report.files import write_json, write_text
+from dgnet_fast.report.files import check_writable, read_checked, write_checked, write_text
 from dgnet_fast.report.tables import markdown_table
 
 logger = logging.getLogger("dgnet_fast")
@@ -94,13 +93,12 @@ def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
     from dgnet_fast.training.run import run_training
 
     if (folder / CELLS).is_file():
+        remedy = "remove it, and the run is scored again"
+        content = read_checked(folder / CELLS, ("rows",), remedy)
         try:
-            content = json.loads((folder / CELLS).read_text(encoding="utf-8"))
             return {name: [float(value) for value in cells] for name, cells in content["rows"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{folder / CELLS} is damaged; remove it, and the run is scored again"
-            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / CELLS} is damaged; {remedy}") from error
     resume = (folder / "config.yaml").is_file()
     if resume:
         there = from_dict(saved_options(folder)).replace(ID_class=0)
@@ -109,7 +107,7 @@ def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
             raise ConfigError(f"{folder} holds a run with {wrong}; choose another --out")
     run_training(config, folder, resume=resume)
     rows = score_run(folder)
-    write_json(folder / CELLS, {"rows": rows})
+    write_checked(folder / CELLS, {"rows": rows})
     return rows
 
 
@@ -154,6 +152,7 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError("teacher is ''; the ablation compares with the teacher: allowed: auto, or a file")
     if not config.baseline:
         raise ConfigError("baseline is False; the ablation needs the baseline that is trained as long")
+    check_writable(args.out / "ablation.json", "--out")
     found: list[dict[str, list[float]]] = []
     table: dict[str, Any] = {}
     for seed in range(args.seeds):

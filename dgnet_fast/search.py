@@ -298,10 +298,12 @@ def check(args: argparse.Namespace) -> Path | None:
 
 
 def body(argv: list[str] | None) -> int:
+    args = parser().parse_args(argv)
+    from dgnet_fast.retrieval.index import check_new_index  # --help does not wait for torch
+
+    folder = check(args)
     from dgnet_fast.retrieval.index import check_new_index
 
-    args = parser().parse_args(argv)
-    folder = check(args)
     place = args.save or (folder if args.add else None)
     with locked(place) if place else contextlib.nullcontext():
         if args.save:  # another process may have saved an index there before the lock was free

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 from dgnet_fast.cli.output import show_tables, write_tables
-from dgnet_fast.cli.parser import Parser, at_least, program, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
 from dgnet_fast.cli.shared_options import add_device, add_json, add_trust_scripts
 from dgnet_fast.config import DATASETS, DRAWN, Config, ConfigError, from_dict
 from dgnet_fast.config.presets import PRESETS, preset
+from dgnet_fast.report.files import check_writable, locked
 
 logger = logging.getLogger("dgnet_fast")  # __name__ is __main__ in a command
 
@@ -85,8 +86,8 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.checkpoints.unit import load_unit
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.datasets import dataset_of
-    from dgnet_fast.metrics.generation import INCEPTION_HINT, check_script
-    from dgnet_fast.report.files import check_writable, locked
+    from dgnet_fast.data.rules import check_scorable, check_trainable
+    from dgnet_fast.generation.score_networks import inception
     from dgnet_fast.training.loop import Stopped, StopSignal
     from dgnet_fast.training.optim import Precision, resolve_amp
     from dgnet_fast.translation.checks import check_translation
@@ -94,11 +95,15 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.translation.transfer import BOTH, DIRECT, TRANSLATED, WITHIN, run_transfer, transfer_table
 
     if args.inception:
-        check_script(args.inception, INCEPTION_HINT, args.trust_scripts)
+        inception(args.inception, trusted=args.trust_scripts)  # before the baselines are trained
     model = load_unit(args.unit)[0] if args.unit else None
     config = recipe(args, args.source, args.source_root)
     source = dataset_of(config)
     target = dataset_of(recipe(args, args.target, args.target_root))
+    check_trainable(source)
+    check_scorable(target.query, target.gallery)
+    check_writable(args.out / "results.json", "--out")
+    check_output("--json", args.json)
     made = read_translated(args.translated)
     if unknown := sorted(set(made.ids.tolist()) - set(source.train.ids.tolist())):
         raise ValueError(
@@ -113,7 +118,6 @@ def body(argv: list[str] | None) -> int:
         arms[WITHIN] = target
     device = resolve_device(args.device)
     precision = Precision(resolve_amp(config, device), device)
-    check_writable(args.out)
     try:
         with locked(args.out), StopSignal() as stop:
             cells = run_transfer(config, arms, target, args.seeds, args.out, precision, stop)
@@ -124,10 +128,10 @@ def body(argv: list[str] | None) -> int:
                         model, config, source, target, args.out, precision, stop, args.inception, args.trust_scripts
                     )
                 )  # fmt: skip
+            write_tables(args.out / "results.json", tables)
     except Stopped as stopped:
         print(f"stopped after step {stopped.step} of a baseline, saved; run the same command again to go on")
         return 128 + stopped.signal
-    write_tables(args.out / "results.json", tables)
     show_tables(tables, args.json)
     return 0
 

@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
-from dgnet_fast.cli.shared_options import add_device
+from dgnet_fast.cli.shared_options import add_device, check_outside
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.choices import FILE_TYPES
+from dgnet_fast.report.files import atomic_folder, check_writable, is_free
 from dgnet_fast.report.progress import progress
 
 
@@ -75,12 +76,20 @@ def body(argv: list[str] | None) -> int:
     at_least("batch", args.batch, 1)
     if args.export is None and (args.source is None or args.out is None):
         raise ConfigError("SOURCE and --out DIR say what is translated, and where to (or --export DIR)")
+    if args.export is not None and not is_free(args.export):
+        raise ConfigError(f"--export {args.export} exists already; choose another folder")
+    for option, place in (("--export", args.export), ("--out", args.out)):
+        if place is not None:
+            check_writable(place, option)
+    if args.out is not None:
+        check_outside(args.out, args.source)
+    resolve_device(args.device)
     model, known = load_unit(args.checkpoint, config_file=args.config)
     if args.export is not None:
-        if args.export.exists() and any(args.export.iterdir()):
-            raise ConfigError(f"--export {args.export} exists already; choose another folder")
-        for path in export_public_unit(model, args.export, known["step"]):
-            print(path)
+        with atomic_folder(args.export) as folder:
+            written = export_public_unit(model, folder, known["step"])
+        for path in written:
+            print(args.export / path.name)
     if args.source is None:
         return 0
     names = domain_names(model)

@@ -21,7 +21,7 @@ from typing import Any
 from dgnet_fast.cli.config_options import add_config_options, given_options
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.cli.running import add_run, ended, new_folder, resumed_folder
-from dgnet_fast.config import DRAWN, ConfigError, set_in_tree
+from dgnet_fast.config import DRAWN, ConfigError, set_in_tree, walk
 from dgnet_fast.config.unit import UNIT_PRESETS, UnitConfig, unit_from_dict
 from dgnet_fast.config.yaml_files import read_mapping
 
@@ -114,22 +114,27 @@ def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     at_least("max_steps", args.max_steps, 1)
     # After the options were read: they bring torch along, and --help does not need it.
-    from dgnet_fast.checkpoints.runs import saved_tree
+    from dgnet_fast.checkpoints.runs import saved_options
     from dgnet_fast.training.loop import Diverged, Stopped
     from dgnet_fast.translation.run import run_unit
 
+    moved: dict[str, Any] = {}
     if args.resume:
-        given = bool(args.config or args.preset or args.start or sources_of(args))
+        moved = sources_of(args)
+        given = bool(args.config or args.preset or args.start or "sources" in moved)
         folder = resumed_folder(args.out, "--config, --preset, --start and the sources", given)
-        tree = saved_tree(folder)
+        tree = saved_options(folder, [name for name, _, _ in walk(UnitConfig())])
         for name, value in given_options(args, UnitConfig()).items():
             set_in_tree(tree, name, value)
-        config = unit_from_dict(tree)
+        config = unit_from_dict(tree | moved)
     else:
         config = config_of(args)
         folder = new_folder(args.out, "unit")
+    given_now = {*given_options(args, UnitConfig()), *moved}
     return ended(
-        lambda: run_unit(config, folder, resume=args.resume, max_steps=args.max_steps, start=args.start),
+        lambda: run_unit(
+            config, folder, resume=args.resume, max_steps=args.max_steps, start=args.start, given=given_now
+        ),
         program("unit"),
         folder,
         stopped=Stopped,

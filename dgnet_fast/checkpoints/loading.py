@@ -9,7 +9,7 @@ from typing import Any
 from dgnet_fast.checkpoints.files import load_file
 from dgnet_fast.checkpoints.fingerprint import model_state
 from dgnet_fast.checkpoints.public import PUBLIC, import_public, missing_networks, public_entries, public_set
-from dgnet_fast.checkpoints.runs import is_run, latest_checkpoint, restore_model, run_content
+from dgnet_fast.checkpoints.runs import is_run, latest_checkpoint, load_latest, restore_model, run_content
 from dgnet_fast.checkpoints.safetensors import is_safetensors, load_safetensors
 from dgnet_fast.checkpoints.schema import check_finite, check_options
 from dgnet_fast.checkpoints.teachers import (
@@ -40,9 +40,9 @@ def load_for_use(
         raise ValueError(f"no such checkpoint: {path}")
     own = latest_checkpoint(path)
     if own is not None:
-        if is_safetensors(own):
+        if path.is_file() and is_safetensors(own):
             return _checked(*load_safetensors(own))
-        content = load_file(own)
+        own, content = load_latest(path)
         if is_run(content):
             content = run_content(content, own)
             model = DGNet(from_dict(content["config"]))

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from dgnet_fast.checkpoints.schema import check_fit, check_names, check_options,
 from dgnet_fast.config import Config, ConfigError, from_dict, option_names, read_mapping, read_yaml, walk
 from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.config.shown import shown
+from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.size import check_size
 from dgnet_fast.report.files import atomically, write_text
@@ -50,6 +52,22 @@ def latest_checkpoint(path: Path) -> Path | None:
         return path
     found = checkpoints_in(path / "checkpoints") or checkpoints_in(path)
     return found[-1] if found else None
+
+
+def load_latest(path: Path) -> tuple[Path, Any]:
+    """`latest_checkpoint`, which must be there, and its content. A training that goes on may remove an old checkpoint
+    between the look into its folder and the reading of the file; then this is the newer one.
+    """
+    own = latest_checkpoint(path)
+    while True:
+        assert own is not None
+        try:
+            return own, load_file(own)
+        except ValueError:
+            newer = latest_checkpoint(path)
+            if own.exists() or newer in (own, None):
+                raise
+            own = newer
 
 
 def save_run(
@@ -160,7 +178,7 @@ def save_run_folder(model: DGNet, known: dict[str, Any], folder: Path) -> Path:
 _MARK = "# checksum of the lines above (remove this line after a change by hand): "
 
 
-def write_options(folder: Path, config: Config, remark: str = "") -> None:
+def write_options(folder: Path, config: Config | UnitConfig, remark: str = "") -> None:
     """Write ``folder/config.yaml``: a remark, all options, and a last line by which `saved_options` sees whether it is
     whole.
     """
@@ -168,23 +186,15 @@ def write_options(folder: Path, config: Config, remark: str = "") -> None:
     write_text(folder / "config.yaml", f"{text}{_MARK}{zlib.crc32(text.encode()):08x}\n")
 
 
-def saved_tree(folder: Path) -> dict[str, Any]:
-    """The options of a run folder that is not one of DG-Net, for resuming it."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
-    return read_mapping(path)
-
-
-def saved_options(folder: Path) -> dict[str, Any]:
-    """The options of a run folder, for resuming it.
+def saved_options(folder: Path, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The options of a run folder, for resuming it. ``names`` are all options of a run that is not one of DG-Net.
 
     Raises ConfigError if the file is missing, or was damaged: its checksum differs, or it has none and lacks options.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"nothing to resume in {folder}: no config.yaml there")
-    tree = read_yaml(path)
+    tree = read_mapping(path) if names else read_yaml(path)
     text, mark, checksum = path.read_text(encoding="utf-8").partition(_MARK)
     if mark:
         if checksum.strip() != f"{zlib.crc32(text.encode()):08x}":
@@ -197,7 +207,7 @@ def saved_options(folder: Path) -> dict[str, Any]:
             f"{path} is damaged, or was changed by hand; if you changed it, remove its last line"
         )
     there = {f"{k}.{n}" if n else k for k, v in tree.items() for n in (v if isinstance(v, dict) else [""])}
-    lacking = [name for name in option_names() if name not in there]
+    lacking = [name for name in names or option_names() if name not in there]
     if lacking and not (folder / "checkpoints").is_dir():
         raise ConfigError(f"{path} is not whole, or of another version: it lacks {', '.join(lacking[:4])}")
     return tree
@@ -207,8 +217,17 @@ def check_same_options(config: Config, content: dict[str, Any], given: set[str],
     """Raise ConfigError if the options of a run folder are not those inside its checkpoint, apart from those that the
     command line gives (``given``, dotted).
     """
-    theirs = _flat(with_absolute_paths(from_dict(content["config"])))
-    for name, ours in _flat(with_absolute_paths(config)).items():
+    compare_options(
+        with_absolute_paths(config), with_absolute_paths(from_dict(content["config"])), given, source
+    )
+
+
+def compare_options(
+    config: Config | UnitConfig, other: Config | UnitConfig, given: set[str], source: Path
+) -> None:
+    """`check_same_options` of any two trees of options with absolute paths; ``other`` is that of the checkpoint."""
+    theirs = _flat(other)
+    for name, ours in _flat(config).items():
         saved = theirs[name]
         if ours != saved and name not in given and name != "ID_class":
             raise ConfigError(
@@ -216,5 +235,5 @@ def check_same_options(config: Config, content: dict[str, Any], given: set[str],
             )
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def _flat(config: Config | UnitConfig) -> dict[str, Any]:
     return {name: getattr(owner, spec.name) for name, spec, owner in walk(config)}

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from dgnet_fast.checkpoints.files import load_file, save_atomically
 from dgnet_fast.checkpoints.public_layout import Layout, export_state, import_state, renamed
-from dgnet_fast.checkpoints.runs import NAME, Stateful, checkpoints_in
+from dgnet_fast.checkpoints.runs import NAME, Stateful, checkpoints_in, latest_checkpoint, load_latest
+from dgnet_fast.checkpoints.schema import check_finite, check_fit, check_step, check_tensors
 from dgnet_fast.config import ConfigError
+from dgnet_fast.config.shown import shown
 from dgnet_fast.config.unit import UnitConfig, load_unit_config, unit_from_dict
+from dgnet_fast.models.size import check_unit_size
 from dgnet_fast.models.unit import VGG_STAGES, Unit, UnitDiscriminator, Vgg16
 from dgnet_fast.report.files import write_text
 
@@ -201,24 +204,41 @@ def unit_state(model: Unit) -> dict[str, Tensor]:
 
 def read_unit(path: Path) -> dict[str, Any]:
     """The content of one of our checkpoints of UNIT. Raises ValueError for any other file."""
-    content = load_file(path)
+    return unit_content(load_file(path), path)
+
+
+def unit_content(content: Any, path: Path) -> dict[str, Any]:
+    """The content of the file ``path`` as one of our checkpoints, whose entries are compared. Raises ValueError."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a checkpoint of a dgnet_fast run of UNIT (expected format {FORMAT!r})"
         )
+    config = options_in(content, path)
+    check_step(content.get("step"), path)
+    model = check_tensors(content.get("model"), path, "model")
+    for name in ("optimisers", "precision"):
+        if not isinstance(content.get(name), dict):
+            raise ValueError(f"{path}: {name} is {shown(content.get(name))}; expected a mapping")
+    check_unit_size(config, sum(tensor.numel() for tensor in model.values()), f"{path} holds")
     return content
+
+
+def options_in(content: dict[str, Any], source: Path) -> UnitConfig:
+    """The options inside a checkpoint. Raises ConfigError that names the file."""
+    value = content.get("config")
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: config is {shown(value)}; expected a mapping of options")
+    try:
+        return unit_from_dict(value)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 @torch.no_grad()
 def restore_unit(model: Unit, content: dict[str, Any], source: Path) -> None:
     """Load the networks of a checkpoint strictly."""
     own, state = unit_state(model), content["model"]
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or extra or wrong:
-        raise ValueError(
-            f"{source} does not fit the options: missing {missing[:4]}, extra {extra[:4]}, other shapes {wrong[:4]}"
-        )
+    check_fit(own, state, source)
     for name, value in own.items():
         value.copy_(state[name])
 
@@ -234,13 +254,13 @@ def load_unit(path: str | Path, *, config_file: str | Path | None = None) -> tup
         raise ValueError(f"no such checkpoint: {path}")
     own = path if path.is_file() and not PUBLIC.search(path.name) else None
     if path.is_dir():
-        there = checkpoints_in(path / "checkpoints") or checkpoints_in(path)
-        own = there[-1] if there else None
+        own = latest_checkpoint(path)
     if own is not None:
-        content = read_unit(own)
-        model = Unit(_without_vgg(unit_from_dict(content["config"])))
+        own, content = load_latest(path) if path.is_dir() else (own, load_file(own))
+        content = unit_content(content, own)
+        model = Unit(_without_vgg(options_in(content, own)))
         restore_unit(model, content, own)
-        return model.eval(), {"step": content["step"], "source": str(own)}
+        return _usable(model, content["step"], own)
     files = public_files(path)
     if "gen" not in files:
         raise ValueError(f"{path} has no gen_*.pt: encoders and decoders are needed to translate")
@@ -251,11 +271,22 @@ def load_unit(path: str | Path, *, config_file: str | Path | None = None) -> tup
         raise ValueError(
             f"{path} needs the options it was trained with: give --config FILE (no config.yaml beside it)"
         )
-    model = Unit(_without_vgg(load_unit_config(options)))
+    config = _without_vgg(load_unit_config(options))
+    check_unit_size(
+        config, sum(file.stat().st_size for file in files.values()), f"the files in {folder} hold"
+    )
+    model = Unit(config)
     import_public_unit(model, files)
     named = PUBLIC.search(files["gen"].name)
     assert named is not None  # `public_files` found it by this pattern
-    return model.eval(), {"step": int(named[2]), "source": str(files["gen"])}
+    return _usable(model, int(named[2]), files["gen"])
+
+
+def _usable(model: Unit, step: int, source: Path) -> tuple[Unit, dict[str, Any]]:
+    """The model in evaluation mode, whose weights are finite; the discriminators may have any, because nothing uses them."""
+    used = {k: v for k, v in unit_state(model).items() if not k.startswith("discriminators.")}
+    check_finite(used, source)
+    return model.eval(), {"step": step, "source": str(source)}
 
 
 def _without_vgg(config: UnitConfig) -> UnitConfig:

@@ -107,6 +107,11 @@ class Parser(argparse.ArgumentParser):
             logger.warning(f"{message}; the old form will be refused from 0.2 on")
         return found
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type is Path and not arg_string:  # Path("") is the working folder
+            raise argparse.ArgumentError(action, "it is empty; allowed: the name of a file or a folder")
+        return super()._get_value(action, arg_string)
+
     def _checkpoint_in_place(self, words: list[Any]) -> list[Any]:
         """The words with the value of --checkpoint, as these commands were called once, where the argument stands now."""
         places = [action.dest for action in self._actions if not action.option_strings]
@@ -163,30 +168,55 @@ def run_command(body: Callable[[], int | None], prog: str, *, together: bool = F
     ``together``: the command can run in several processes (`in_processes`).
     """
     body = in_processes(body, together=together)
-    for stream in (sys.stdout, sys.stderr):  # names of files that are no UTF-8 are printed as their bytes
-        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower() == "utf-8":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # names of files that are no UTF-8 are printed as their bytes; other encodings lack letters such as ±
+            errors = "surrogateescape" if (stream.encoding or "").lower() == "utf-8" else "backslashreplace"
             with contextlib.suppress(ValueError, OSError):
-                stream.reconfigure(errors="surrogateescape")
+                stream.reconfigure(errors=errors)
     try:
         status = body() or 0
-        sys.stdout.flush()
+        _flush()
         return status
     except BrokenPipeError:
-        # what is left in the buffer cannot be written, and Python would say so at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop()
         return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
-        print(f"{prog}: {explanation(error)}", file=sys.stderr)
+        said: Exception = error
+        try:
+            _flush()
+        except OSError as lost:
+            if isinstance(error, OSError) and error.filename is None:  # it was this one, met by a print
+                said = lost
+        print(f"{prog}: {explanation(said)}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
-        said = explanation(error)
-        if not isinstance(error, MemoryError) and not any(text in said for text in OUT_OF_MEMORY):
+        text = explanation(error)
+        if not isinstance(error, MemoryError) and not any(one in text for one in OUT_OF_MEMORY):
             raise
-        print(f"{prog}: there is not enough memory: {said}", file=sys.stderr)
+        print(f"{prog}: there is not enough memory: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _flush() -> None:
+    """Write what is left for standard output. Raises OSError that names it."""
+    if sys.stdout is None:  # closed by the shell, >&-
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop()
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _drop() -> None:
+    """Let what is left for standard output go: it cannot be written, and Python would say so at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,19 @@ def data_set_config(config: Config, args: argparse.Namespace, **more: Any) -> Co
     changes = {"data": args.data, "data_root": args.root, "camera_pattern": args.camera_pattern} | more
     changes["skip_unreadable"] = args.skip_unreadable or None
     return config.replace(**{k: v for k, v in changes.items() if v is not None})
+
+
+def check_outside(out: Path, *sources: str | None) -> None:
+    """Raise ConfigError if the folder of pictures to write lies in a folder that they are made from: its pictures would be
+    sources the next time.
+    """
+    for source in sources:
+        if source and os.path.isdir(place := os.path.expanduser(source)):
+            inside, around = os.path.realpath(out), os.path.realpath(place)
+            if inside != around and os.path.commonpath([inside, around]) == around:
+                raise ConfigError(
+                    f"--out {out} lies in {source}, whose pictures are read; choose another folder"
+                )
 
 
 def add_json(made: Parser) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from dgnet_fast.config.options import SEVERAL, Config
+from dgnet_fast.config.options import DATASETS, SEVERAL, Config
+from dgnet_fast.config.unit import UnitConfig
 
 
 def absolute(text: str) -> str:
@@ -36,3 +38,26 @@ def with_absolute_paths(config: Config) -> Config:
     if config.data_cache not in ("", "auto", "off"):
         changes["data_cache"] = absolute(config.data_cache)
     return config.replace(**changes)
+
+
+def is_data_set(source: str) -> bool:
+    """Whether a source of pictures names a data set, as in ``market1501:train``, and not a file or a folder."""
+    name = source.partition(":")[0]
+    return all(one in DATASETS for one in name.split(SEVERAL)) and not Path(source).exists()
+
+
+def with_absolute_unit_paths(config: UnitConfig) -> UnitConfig:
+    """The options of UNIT with absolute paths: sources that are folders, roots, lists of pictures, weights and cache."""
+    changes: dict[str, Any] = {
+        "sources": [one if is_data_set(one) else absolute(one) for one in config.sources],
+        "roots": [one and absolute(one) for one in config.roots],
+    }
+    for name in ("data_root", "vgg_weights", *PUBLIC_PLACES):
+        if value := getattr(config, name):
+            changes[name] = absolute(value)
+    if config.data_cache not in ("", "auto", "off"):
+        changes["data_cache"] = absolute(config.data_cache)
+    return config.replace(**changes)
+
+
+PUBLIC_PLACES = tuple(f"data_{kind}_train_{domain}" for kind in ("folder", "list") for domain in "ab")

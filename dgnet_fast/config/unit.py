@@ -49,12 +49,14 @@ def as_dgnet(name: str) -> Any:
 class UnitGeneratorConfig:
     """Options of the encoders and the decoders, one of each for each domain."""
 
-    dim: int = option(64, "channels of the first convolution of an encoder; all widths scale with it", low=1)
+    dim: int = option(
+        64, "channels of the first convolution of an encoder; all widths scale with it", low=1, high=1024
+    )
     activ: str = option("relu", "activation function of encoders and decoders", choices=ACTIVATIONS)
     n_downsample: int = option(
         2, "stride-2 convolutions of an encoder, and upsampling layers of a decoder", low=1, high=6
     )
-    n_res: int = option(4, "number of residual blocks of an encoder, and of a decoder", low=1)
+    n_res: int = option(4, "number of residual blocks of an encoder, and of a decoder", low=1, high=64)
     pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
 
 
@@ -62,12 +64,14 @@ class UnitGeneratorConfig:
 class UnitDiscriminatorConfig:
     """Options of the discriminators, one for each domain."""
 
-    dim: int = option(64, "channels of the first convolution; they double in each layer", low=1)
+    dim: int = option(64, "channels of the first convolution; they double in each layer", low=1, high=1024)
     norm: str = option("none", "normalisation, not in the first layer", choices=("none", "in", "ln", "bn"))
     activ: str = option("lrelu", "activation function", choices=ACTIVATIONS)
-    n_layer: int = option(4, "number of stride-2 convolutions at each scale", low=1)
+    n_layer: int = option(4, "number of stride-2 convolutions at each scale", low=1, high=12)
     gan_type: str = option("lsgan", "kind of adversarial loss", choices=("lsgan", "nsgan"))
-    num_scales: int = option(3, "number of picture scales; each has half the size of the one before", low=1)
+    num_scales: int = option(
+        3, "number of picture scales; each has half the size of the one before", low=1, high=12
+    )
     pad_type: str = option("reflect", "padding of the convolutions", choices=PADDINGS)
 
 
@@ -87,8 +91,12 @@ class UnitConfig:
     synthetic_ids: int = as_dgnet("synthetic_ids")
     synthetic_views: int = as_dgnet("synthetic_views")
     synthetic_test_ids: int = as_dgnet("synthetic_test_ids")
-    crop_image_height: int = option(256, "height of the pictures in the networks", low=4, unit="pixels")
-    crop_image_width: int = option(256, "width of the pictures in the networks", low=4, unit="pixels")
+    crop_image_height: int = option(
+        256, "height of the pictures in the networks", low=4, high=4096, unit="pixels"
+    )
+    crop_image_width: int = option(
+        256, "width of the pictures in the networks", low=4, high=4096, unit="pixels"
+    )
     num_workers: int = as_dgnet("num_workers")
     data_cache: str = as_dgnet("data_cache")
 
@@ -112,7 +120,7 @@ class UnitConfig:
         False,
         "begin with the same weights in all domains, so that a translation begins as a reconstruction (not in the public code)",
     )
-    batch_size: int = option(1, "pictures of each of the two domains of a step", low=1)
+    batch_size: int = option(1, "pictures of each of the two domains of a step", low=1, high=65536)
     max_iter: int = option(1000000, "length of the training", low=1, unit="steps")
     lr: float = option(0.0001, "learning rate (Adam)", low=0)
     beta1: float = option(0.5, "first beta of Adam", low=0, high=0.9999)
@@ -125,7 +133,13 @@ class UnitConfig:
     amp: str = as_dgnet("amp")
     compile: bool = as_dgnet("compile")
     cuda_graphs: str = as_dgnet("cuda_graphs")
-    seed: int = option(0, "seed of weights, data order, augmentation and noise", low=0)
+    checkpoint_activations: bool = option(
+        False,
+        "compute activations of encoders and decoders again in the backward pass: less memory, same numbers",
+    )
+    seed: int = option(
+        0, "seed of weights, data order, augmentation and noise", low=0, high=4611686018427387904
+    )
     device: str = as_dgnet("device")
     max_bad_steps: int = as_dgnet("max_bad_steps")
 
@@ -137,7 +151,7 @@ class UnitConfig:
     )
     snapshot_save_iter: int = as_dgnet("snapshot_save_iter")
     keep_checkpoints: int = as_dgnet("keep_checkpoints")
-    display_size: int = option(4, "number of pictures of each domain in a sample grid", low=1)
+    display_size: int = option(4, "number of pictures of each domain in a sample grid", low=1, high=256)
 
     # --- accepted from public files
     data_root: str = option("", "public files: folder with trainA and trainB")
@@ -174,6 +188,8 @@ class UnitConfig:
             raise ConfigError(f"sources is {self.sources}; allowed: none, or at least two")
         if len(self.roots) not in (0, 1, self.domains):
             raise ConfigError(f"roots has {len(self.roots)} folders; allowed: 1, or one for each source")
+        if self.compile and self.checkpoint_activations:
+            raise ConfigError("compile is True; allowed: checkpoint_activations False")
         if self.compile and self.domains > COMPILED_DOMAINS:
             raise ConfigError(
                 f"compile is True for {self.domains} domains; allowed: False, or at most {COMPILED_DOMAINS} domains (a part is "

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dgnet_fast.config import DATASETS, SEVERAL, Config
+from dgnet_fast.config import Config
+from dgnet_fast.config.places import is_data_set
 from dgnet_fast.data import ChosenPictures, Split, decode_split
 from dgnet_fast.data.base import UNKNOWN_CAMERA
 from dgnet_fast.data.files import FileSplit, picture_files
@@ -54,7 +55,7 @@ def open_pictures(source: str, config: Config) -> Pictures:
     """
     source = os.path.expanduser(source)
     name, _, part = source.partition(":")
-    if all(one in DATASETS for one in name.split(SEVERAL)) and not Path(source).exists():
+    if is_data_set(source):
         return _of_dataset(source, name, part, config)
     path = Path(source)
     if not path.exists():

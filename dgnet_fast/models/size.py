@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from dgnet_fast.config import Config, ConfigError
+from dgnet_fast.config.unit import UnitConfig
 
 BYTES_IN_TRAINING = 16
 """Bytes for each weight: itself, its gradient, and two moments."""
@@ -38,9 +39,34 @@ def check_size(config: Config, available: int, what: str) -> None:
         )
 
 
-def check_fits_memory(config: Config) -> None:
+def least_unit_weights(config: UnitConfig) -> int:
+    """`least_weights` of UNIT: residual blocks, and the last convolutions of the discriminators."""
+    gen, dis = config.gen, config.dis
+    code = gen.dim * 2**gen.n_downsample
+    total = 4 * gen.n_res * 9 * code**2
+    if dis.n_layer > 1:
+        total += dis.num_scales * 16 * (dis.dim * 2 ** (dis.n_layer - 1)) ** 2 // 2
+    return config.domains * total
+
+
+def check_unit_size(config: UnitConfig, available: int, what: str) -> None:
+    """`check_size` of UNIT."""
+    if (least := least_unit_weights(config)) > available:
+        gen, dis = config.gen, config.dis
+        raise ConfigError(
+            f"the options describe networks of at least {least} weights, and {what} {available}: {config.domains} domains, "
+            f"gen.dim {gen.dim}, gen.n_downsample {gen.n_downsample}, gen.n_res {gen.n_res}, dis.dim {dis.dim}, dis.n_layer "
+            f"{dis.n_layer}, dis.num_scales {dis.num_scales}"
+        )
+
+
+def check_fits_memory(config: Config | UnitConfig) -> None:
     """Raise ConfigError if the weights, gradients and optimisers of a training need more than the memory of the
     machine.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    check_size(config, memory // BYTES_IN_TRAINING, "the memory of this machine is enough to train")
+    available, what = memory // BYTES_IN_TRAINING, "the memory of this machine is enough to train"
+    if isinstance(config, UnitConfig):
+        check_unit_size(config, available, what)
+    else:
+        check_size(config, available, what)

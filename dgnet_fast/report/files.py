@@ -103,6 +103,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         cause = cause_of(error)
         if cause is None or isinstance(error, InUse):
             raise
+        if isinstance(error, OSError) and error.filename == os.fspath(path):
+            raise  # in words of ours
         if isinstance(cause.filename, str) and not _TEMPORARY.search(cause.filename):
             raise  # of another file, which is named
         raise OSError(cause.errno, os.strerror(cause.errno or 0), os.fspath(path)) from error
@@ -117,11 +119,12 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True, new: bool = F
     by the next process that writes into the folder. Missing folders are created. With ``sync`` the content and then
     the name are on the disk when the context ends, so that a power failure leaves the old file or the new one.
 
-    Raises OSError with the name of ``path`` if it cannot be written, as on a full disk; FileExistsError if it is to be
-    ``new`` and is there.
+    A link stays: the file to which it points is replaced. Raises OSError with the name of ``path`` if it cannot be
+    written, as on a full disk; FileExistsError if it is to be ``new`` and is there.
     """
     path = Path(path)
     with naming(path):
+        path = path if new else _target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         place = (os.getpid(), str(path.parent.absolute()))
         if place not in _cleaned:
@@ -141,6 +144,14 @@ def atomically(path: str | os.PathLike[str], *, sync: bool = True, new: bool = F
                 _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """The file to which a link points. Raises OSError for a device or a pipe, which must not be replaced by a file."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(errno.EINVAL, "it is a device or a pipe; allowed: the name of a file", os.fspath(path))
+    return target
 
 
 def _remove(path: Path) -> None:
@@ -222,14 +233,34 @@ def checksum(content: Any) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
+def write_checked(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a JSON file with its `checksum`, `atomically`."""
+    write_json(path, content | {"checksum": checksum(content)})
+
+
+def read_checked(path: str | os.PathLike[str], names: Sequence[str], remedy: str) -> dict[str, Any]:
+    """The mapping that `write_checked` wrote, with the entries ``names`` and no others. A file without a checksum is of
+    an earlier version, and is read too. Raises ValueError, ending in ``remedy``, for anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged; {remedy}") from error
+    if not isinstance(content, dict) or content.keys() - {"checksum"} != set(names):
+        raise ValueError(f"{path} is damaged; {remedy}")
+    if content.pop("checksum", known := checksum(content)) != known:
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content; {remedy}")
+    return content
+
+
 def check_writable(path: str | os.PathLike[str], option: str = "") -> None:
     """Raise OSError if a file or folder ``path`` could not be written, before any work is done for it. Nothing is
     left behind.
     """
     path = Path(path)
-    folder = path
     said = f"{option} {path}".strip()
     with _saying(said):
+        path = folder = _target(path)
         if path.is_dir():
             pass
         elif path.exists() and not os.access(path, os.W_OK):
@@ -313,12 +344,13 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             file.close()
             file = None
     try:
-        file.truncate(0)
         command = shlex.join(sys.orig_argv)[:300]
-        file.write(
+        holder = (
             f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}: {command}"
         )
-        file.flush()
+        with naming(path):  # not by way of the buffer, which a full disk would leave full
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), holder.encode("utf-8", "surrogateescape"), 0)
         yield
     finally:
         if _is_at(file.fileno(), path):  # otherwise the folder was removed, and may be another's by now

@@ -16,7 +16,7 @@ from dgnet_fast.data.chunks import CHUNK, batches_of
 from dgnet_fast.data.files import unlabelled
 from dgnet_fast.distributed import processes
 from dgnet_fast.distributed.sharing import shared_out
-from dgnet_fast.report.files import atomically, is_free, write_json
+from dgnet_fast.report.files import LOCK, atomically, is_free, write_json
 from dgnet_fast.report.progress import Progress
 from dgnet_fast.retrieval.extractor import Extractor
 
@@ -119,8 +119,10 @@ def _open(folder: Path, about: dict[str, str | int], overwrite: bool) -> None:
         there = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         there = {}
-    if overwrite and there != about:
-        remove(folder)
+    if there != about and (overwrite or not any(folder.glob("part-*.npy"))):  # or none of its parts was done
+        for old in folder.iterdir():
+            if old.name != LOCK:  # which the caller may hold
+                old.unlink()
         write_json(file, about)
         return
     for name, ours in about.items():

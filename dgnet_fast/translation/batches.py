@@ -92,6 +92,16 @@ def decoded(
     return made
 
 
+def check_batch(counts: Sequence[int], batch_size: int, labels: Sequence[str] = ()) -> None:
+    """Raise ConfigError if a domain has fewer pictures than a batch. ``counts``: pictures of each domain."""
+    for number, count in enumerate(counts):
+        if count < batch_size:
+            label = labels[number] if labels else f"domain {number + 1}"
+            raise ConfigError(
+                f"{label} has {count} pictures and batch_size is {batch_size}; allowed: at most {count}"
+            )
+
+
 class DomainBatches:
     """Batches of a pair of domains, each a pure function of (seed, step, pair).
 
@@ -110,12 +120,7 @@ class DomainBatches:
     ) -> None:
         self._mapped = [p for p in pictures if isinstance(p, MappedPictures)]
         self.pictures = [p.tensor if isinstance(p, MappedPictures) else p for p in pictures]
-        for number, one in enumerate(self.pictures):
-            if len(one) < batch_size:
-                label = labels[number] if labels else f"domain {number + 1}"
-                raise ConfigError(
-                    f"{label} has {len(one)} pictures and batch_size is {batch_size}; allowed: at most {len(one)}"
-                )
+        check_batch([len(one) for one in self.pictures], batch_size, labels)
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self._shuffles: dict[int, tuple[int, np.ndarray]] = {}
 

@@ -13,9 +13,22 @@ from typing import Any
 
 from torch import Tensor
 
+from dgnet_fast.config.shown import shown
 from dgnet_fast.generation.sets import JPEG_QUALITY, cut_unfinished_line
-from dgnet_fast.report.files import write_bytes, write_json, write_text
+from dgnet_fast.report.files import (
+    checksum,
+    clean_temporaries,
+    is_free,
+    naming,
+    write_bytes,
+    write_checked,
+    write_text,
+)
 from dgnet_fast.report.grid import to_image
+
+FORMAT = "dgnet_fast.translated.2"
+WITHOUT_CHECKSUM = "dgnet_fast.translated.1"
+"""The format before the checksum and the batch were added; it is still read, and continued with any batch."""
 
 
 def manifest_lines(folder: str | Path, columns: Sequence[str]) -> list[list[str]]:
@@ -23,8 +36,12 @@ def manifest_lines(folder: str | Path, columns: Sequence[str]) -> list[list[str]
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
         raise ValueError(f"{folder} holds no translated set: there is no manifest.csv")
-    text = path.read_bytes().decode("utf-8")
-    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    reader = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     if not lines or tuple(lines[0]) != tuple(columns):
         raise ValueError(
             f"{path} is no manifest of a translated set; its first line must be {','.join(columns)}"
@@ -35,51 +52,77 @@ def manifest_lines(folder: str | Path, columns: Sequence[str]) -> list[list[str]
     return lines[1:]
 
 
-def read_description(folder: str | Path, format: str) -> dict[str, Any]:  # noqa: A002 - the key's own name
-    """The content of a set's ``set.json``; ValueError where there is none of this format."""
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """The content of a set's ``set.json``; ValueError where there is none, or a damaged one."""
     path = Path(folder) / "set.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no translated set: there is no set.json") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != format:
-        raise ValueError(f"{path} does not describe a translated set (expected format {format!r})")
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, WITHOUT_CHECKSUM):
+        raise ValueError(f"{path} does not describe a translated set (expected format {FORMAT!r})")
+    if content["format"] == FORMAT:
+        if content.get("checksum") != checksum(content):
+            raise ValueError(f"{path} is damaged: its checksum is not that of its content")
+        if type(content.get("batch")) is not int or not 1 <= content["batch"] <= 2**31:
+            raise ValueError(
+                f"{path}: batch is {shown(content.get('batch'))}; expected a whole number from 1"
+            )
     return content
 
 
 class TranslatedSet:
     """The folder of a set, opened to be begun or continued. ``columns`` are those of its manifest, which begin with ``file``.
+    Hold its lock (`dgnet_fast.report.files.locked`) as long.
+
+    A set that is continued keeps the ``batch`` of its first call, which is in ``description``: another one can change a
+    pixel by 1.
 
     Raises ValueError where the folder holds something else: another set (the difference is named) or files
     that are no set.
     """
 
     def __init__(self, folder: Path, description: dict[str, Any], columns: Sequence[str]) -> None:
-        self.folder, self.description = folder, description
+        if folder.is_dir():
+            clean_temporaries(folder)
         self.manifest = folder / "manifest.csv"
         if (folder / "set.json").is_file():
-            there = read_description(folder, description["format"])
+            there = read_description(folder)
+            description = description | {"batch": there.get("batch", description["batch"])}
             for key, value in description.items():
-                if there.get(key) != value:
+                if key not in ("format", "batch") and there.get(key) != value:
                     raise ValueError(
-                        f"{folder} holds another set: {key} is {there.get(key)!r} there and {value!r} here; choose another --out"
+                        f"{folder} holds another set: {key} is {shown(there.get(key))} there and {shown(value)} here; "
+                        "choose another --out"
                     )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif not is_free(folder):
             raise ValueError(f"{folder} exists and holds no translated set; choose another --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "set.json", description)
+            write_checked(folder / "set.json", description)
+        self.folder, self.description = folder, description
         if not self.manifest.exists():
             write_text(self.manifest, ",".join(columns) + "\n")
         cut_unfinished_line(self.manifest)
-        self.listed = {line[0] for line in manifest_lines(folder, columns)}
+        self.rows = {line[0]: line for line in manifest_lines(folder, columns)}
+        self.listed = set(self.rows)
 
-    def missing(self, files: Sequence[str]) -> list[int]:
-        """Positions of the ``files`` that are not finished."""
+    def missing(self, rows: Sequence[Any]) -> list[int]:
+        """Positions of the ``rows`` whose pictures are not finished. Raises ValueError if the manifest says something else
+        of one that is.
+        """
+        for row in rows:
+            said = [str(value) for value in row]
+            if (there := self.rows.get(row.file, said)) != said:
+                raise ValueError(
+                    f"{self.manifest} is damaged: it says {shown(there)}, expected {shown(said)}"
+                )
         return [
-            k for k, file in enumerate(files) if file not in self.listed or not (self.folder / file).is_file()
+            k
+            for k, row in enumerate(rows)
+            if row.file not in self.listed or not (self.folder / row.file).is_file()
         ]
 
     def add(self, rows: Sequence[Any], pictures: Tensor) -> None:
@@ -87,14 +130,15 @@ class TranslatedSet:
         for parent in {(self.folder / row.file).parent for row in rows}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(self._write, rows, pictures))
+            for _ in pool.map(self._write, rows, pictures):
+                pass
         new = [row for row in rows if row.file not in self.listed]
         if not new:
             return
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(new)
-        with open(self.manifest, "ab") as file:
-            file.write(text.getvalue().encode())
+        with naming(self.manifest), open(self.manifest, "ab") as file:
+            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
         self.listed.update(row.file for row in new)

@@ -61,8 +61,9 @@ def train_unit(
             log.progress(done, scalars)
         if sample is not None and (done % sample_every == 0 or done == last_step):
             sample(done)
-        if stop.requested or done % config.snapshot_save_iter == 0 or done == last_step:
+        ends = stop.due()
+        if ends or done % config.snapshot_save_iter == 0 or done == last_step:
             save(done)
-        if stop.requested:
+        if ends:
             raise stop.stopped(done)
     return max(first_step, last_step)

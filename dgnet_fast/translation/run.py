@@ -12,12 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_fast.checkpoints.runs import latest_checkpoint
-from dgnet_fast.checkpoints.unit import import_public_unit, load_vgg, public_files, read_unit, restore_unit
+from dgnet_fast.checkpoints.runs import compare_options, latest_checkpoint, write_options
+from dgnet_fast.checkpoints.unit import (
+    import_public_unit,
+    load_vgg,
+    options_in,
+    public_files,
+    read_unit,
+    restore_unit,
+)
+from dgnet_fast.config import ConfigError
 from dgnet_fast.config.device import resolve_device
+from dgnet_fast.config.places import with_absolute_unit_paths
 from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.data import MappedPictures
 from dgnet_fast.data.pictures import Pictures
+from dgnet_fast.models.size import check_fits_memory
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.report.files import atomically, check_writable, locked, write_json, write_text
@@ -30,7 +40,7 @@ from dgnet_fast.training.graphs import graphs_wanted
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.optim import Precision, resolve_amp
 from dgnet_fast.training.seeds import derive_seed, generators_kept
-from dgnet_fast.translation.batches import DomainBatches, decoded, open_domains
+from dgnet_fast.translation.batches import DomainBatches, check_batch, decoded, open_domains
 from dgnet_fast.translation.loop import train_unit
 from dgnet_fast.translation.scores import short, translated, truth_table
 from dgnet_fast.translation.step import UnitOptimisers, UnitStep
@@ -47,41 +57,77 @@ def run_unit(
     resume: bool = False,
     max_steps: int | None = None,
     start: Path | None = None,
+    given: set[str] | None = None,
 ) -> dict[str, Any]:
     """Train UNIT in ``folder`` as the options say; returns {'folder', 'step', 'tables', 'report'}.
 
     With ``resume`` the run continues from the newest checkpoint in the folder. ``max_steps`` stops it early without a change
-    of the schedule. ``start`` names public files (``gen_*.pt`` and ``dis_*.pt``) whose weights it begins with. Raises
-    `dgnet_fast.report.files.InUse` if another process works in the folder.
+    of the schedule. ``start`` names public files (``gen_*.pt`` and ``dis_*.pt``) whose weights it begins with. ``given``
+    names the options (dotted) that may differ from those inside the checkpoint; None means all.
+
+    Raises ValueError for all that can be wrong, before anything is written, and `dgnet_fast.report.files.InUse` if
+    another process works in the folder.
     """
-    check_writable(folder)
-    with locked(folder):
-        return _train(config, folder, resume=resume, max_steps=max_steps, start=start)
-
-
-def _train(
-    config: UnitConfig, folder: Path, *, resume: bool, max_steps: int | None, start: Path | None
-) -> dict[str, Any]:
     device = resolve_device(config.device)
     precision = Precision(resolve_amp(config, device), device)
     graphs_wanted(config, precision)
+    check_fits_memory(config)
+    check_writable(folder)
+    domains = open_domains(config)  # before paths are absolute: its errors name sources as they are typed
+    config = with_absolute_unit_paths(config)
+    check_batch([len(one) for one in domains], config.batch_size, [one.label for one in domains])
+    with locked(folder):
+        return _train(config, folder, domains, precision, resume, max_steps, start, given)
+
+
+def _newest(
+    config: UnitConfig, folder: Path, resume: bool, given: set[str] | None
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The newest checkpoint of the folder and its content, if it can be resumed with the options of the run."""
+    if not resume and (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out")
+    checkpoint = latest_checkpoint(folder) if resume else None
+    if checkpoint is None:
+        return None, None
+    try:
+        content = read_unit(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{error}; to resume from the checkpoint before it, remove this file") from error
+    if given is not None:
+        theirs = with_absolute_unit_paths(options_in(content, checkpoint))
+        compare_options(config, theirs, given, checkpoint)
+    return checkpoint, content
+
+
+def _train(
+    config: UnitConfig,
+    folder: Path,
+    domains: list[Pictures],
+    precision: Precision,
+    resume: bool,
+    max_steps: int | None,
+    start: Path | None,
+    given: set[str] | None,
+) -> dict[str, Any]:
+    device = precision.device
+    checkpoint, content = _newest(config, folder, resume, given)
+    first = content["step"] if content else 0
+    last = min(config.max_iter, max_steps or config.max_iter)
     model = Unit(config)
+    if content and checkpoint:
+        restore_unit(model, content, checkpoint)
+        UnitOptimisers(model, config).check(content["optimisers"], checkpoint)
+        precision.check(content["precision"], checkpoint)
     if model.perceptual is not None:
         load_vgg(model.perceptual, config.vgg_weights, config.vgg_channels)
     if start is not None:
         import_public_unit(model, public_files(start))
-    domains = open_domains(config)
-    checkpoint = latest_checkpoint(folder) if resume else None
-    content = read_unit(checkpoint) if checkpoint else None
-    first = content["step"] if content else 0
-    last = min(config.max_iter, max_steps or config.max_iter)
-    text = config.to_yaml()
+    pictures = decoded(domains, config, device)
     kind = begin_folder(
-        folder, device, precision, config.amp, lambda remark: write_text(folder / "config.yaml", f"# {remark}\n{text}")
-    )  # fmt: skip
+        folder, device, precision, config.amp, lambda remark: write_options(folder, config, remark)
+    )
     logger.info(f"UNIT of {len(domains)} domains; {device}, {kind}; run folder {folder}")
     with StopSignal() as stop, generators_kept(device):
-        pictures = decoded(domains, config, device)
         batches = DomainBatches(
             pictures,
             batch_size=config.batch_size,
@@ -92,7 +138,6 @@ def _train(
         in_channels_last(model, device)
         step = UnitStep(model, UnitOptimisers(model, config), precision)
         if content and checkpoint:
-            restore_unit(model, content, checkpoint)
             step.optimisers.load_state_dict(content["optimisers"])
             precision.load_state_dict(content["precision"])
             if step.copies:

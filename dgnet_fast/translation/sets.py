@@ -13,15 +13,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dgnet_fast.checkpoints.fingerprint import digest
 from dgnet_fast.config import DATASETS, Config, ConfigError
 from dgnet_fast.config.choices import FILE_TYPES
+from dgnet_fast.config.shown import shown
 from dgnet_fast.data import ChosenPictures, ReidDataset, Split
 from dgnet_fast.data.combine import JoinedSplit
 from dgnet_fast.data.datasets import dataset_of
@@ -29,12 +32,11 @@ from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.files import CSV_COLUMNS, FileSplit
 from dgnet_fast.data.pictures import Pictures, open_pictures
 from dgnet_fast.models.unit import Unit
-from dgnet_fast.report.files import write_text
+from dgnet_fast.report.files import locked, write_text
 from dgnet_fast.report.progress import Progress
-from dgnet_fast.translation.folder import TranslatedSet, manifest_lines, read_description
+from dgnet_fast.translation.folder import FORMAT, TranslatedSet, manifest_lines, read_description
 from dgnet_fast.translation.scores import short, translated
 
-FORMAT = "dgnet_fast.translated.1"
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 """Folders of drawn pictures, which have none of their own: those of Market-1501."""
 ALL = "all"
@@ -183,22 +185,39 @@ def write_translated(
     fingerprint = digest(dict(model.state_dict()))
     listed = rows_of(model, parts, targets, fingerprint, FILE_TYPES[file_type])
     names = hashlib.sha256("\0".join(row.file + row.origin for row, *_ in listed).encode()).hexdigest()
-    target = TranslatedSet(
-        folder,
-        {
-            "format": FORMAT,
-            "checkpoint": fingerprint,
-            "source": source,
-            "targets": [domain_names(model)[k] for k in targets],
-            "count": len(listed),
-            "height": height,
-            "width": width,
-            "file_type": FILE_TYPES[file_type],
-            "pictures": names[:16],
-        },
-        Row._fields,
-    )
-    todo = target.missing([row.file for row, *_ in listed])
+    description = {
+        "format": FORMAT,
+        "checkpoint": fingerprint,
+        "source": source,
+        "targets": [domain_names(model)[k] for k in targets],
+        "count": len(listed),
+        "height": height,
+        "width": width,
+        "file_type": FILE_TYPES[file_type],
+        "pictures": names[:16],
+        "batch": min(batch, len(listed)),
+    }
+    with locked(folder):
+        target = TranslatedSet(folder, description, Row._fields)
+        todo = target.missing([row for row, *_ in listed])
+        _translate(target, model, parts, listed, todo, progress)
+        _write_dataset(folder, [row for row, *_ in listed])
+    return len(todo), len(listed) - len(todo)
+
+
+def _translate(
+    target: TranslatedSet,
+    model: Unit,
+    parts: Sequence[Part],
+    listed: Sequence[tuple[Row, int, int, int]],
+    todo: Sequence[int],
+    progress: Progress | None,
+) -> None:
+    """Translate the pictures of the rows ``todo`` in passes of one size: a shorter one is filled up, because another size
+    can change a pixel by 1.
+    """
+    batch = target.description["batch"]
+    size = model.config.picture_size
     # one way of translating at a time, so that a pass is one batch
     ways = [(listed[k][1], int(parts[listed[k][1]].origins[listed[k][2]]), listed[k][3]) for k in todo]
     order = sorted(range(len(todo)), key=lambda k: ways[k])
@@ -208,13 +227,14 @@ def write_translated(
         chosen = [todo[k] for k in order[first : first + batch] if ways[k] == way]
         first += len(chosen)
         number, origin, to = way
-        pictures = parts[number].pictures.choose([listed[k][2] for k in chosen]).decode(height, width)
-        target.add([listed[k][0] for k in chosen], translated(model, pictures, origin, to, batch))
+        pictures = parts[number].pictures.choose([listed[k][2] for k in chosen]).decode(*size)
+        pictures = torch.cat([pictures, pictures[-1:].expand(batch - len(chosen), -1, -1, -1)])
+        target.add(
+            [listed[k][0] for k in chosen], translated(model, pictures, origin, to, batch)[: len(chosen)]
+        )
         done += len(chosen)
         if progress is not None:
             progress(len(listed) - len(todo) + done, len(listed))
-    _write_dataset(folder, [row for row, *_ in listed])
-    return len(todo), len(listed) - len(todo)
 
 
 def _write_dataset(folder: Path, rows: Sequence[Row]) -> None:
@@ -226,13 +246,20 @@ def _write_dataset(folder: Path, rows: Sequence[Row]) -> None:
     write_text(folder / "dataset.csv", text.getvalue())
 
 
+def whole_number(text: str) -> int:
+    """A whole number of a manifest; ValueError for anything else, or one that no identity or camera has."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ValueError(f"{shown(text)} is no whole number")
+    return int(text)
+
+
 def read_translated(folder: str | Path, split: str = "train") -> FileSplit:
     """The finished pictures of one split of a translated set, with identities and cameras. ValueError without any."""
-    read_description(folder, FORMAT)
+    read_description(folder)
     rows = []
     for number, line in enumerate(manifest_lines(folder, Row._fields), start=2):
         try:
-            rows.append(Row._make([*line[:2], int(line[2]), int(line[3]), *line[4:]]))
+            rows.append(Row._make([*line[:2], whole_number(line[2]), whole_number(line[3]), *line[4:]]))
         except ValueError as error:
             raise ValueError(f"{folder}/manifest.csv, line {number}: {error}") from error
     chosen = [row for row in rows if row.split == split]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dgnet_fast.config import Config
 from dgnet_fast.data import ReidDataset, TrainBatches, cache_folder, load_pictures, place
 from dgnet_fast.metrics import RetrievalScores
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
-from dgnet_fast.report.files import write_json
+from dgnet_fast.report.files import read_checked, write_checked
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.report.progress import progress
 from dgnet_fast.retrieval.extractor import Extractor
@@ -87,8 +88,8 @@ def run_transfer(
     }
     content: dict[str, Any] = {"what": wanted, "cells": {}}
     if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("what") != wanted:
+        content = read_cells(path)
+        if content["what"] != json.loads(json.dumps(wanted)):
             raise ValueError(f"{folder} holds the scores of another comparison; choose another --out")
     cells: dict[str, dict[str, dict[str, float]]] = content["cells"]
     for seed in seeds:
@@ -103,8 +104,23 @@ def run_transfer(
                 found = scores_of(network, one, target)
             values = {f"Rank-{rank}": 100 * found.rank[rank] for rank in RANKS}
             cells.setdefault(name, {})[str(seed)] = values | {"mAP": 100 * found.mAP}
-            write_json(path, content)
+            write_checked(path, content)
     return {name: {int(seed): one for seed, one in by.items()} for name, by in cells.items()}
+
+
+def read_cells(path: Path) -> dict[str, Any]:
+    """The content of a ``cells.json``: what was compared, and {row: {seed: {score: percent}}}. ValueError where damaged."""
+    remedy = "remove it, and the baselines are trained again"
+    content = read_checked(path, ("what", "cells"), remedy)
+    wanted = {f"Rank-{rank}" for rank in RANKS} | {"mAP"}
+    try:
+        for by_seed in content["cells"].values():
+            for seed, scores in by_seed.items():
+                if int(seed) < 0 or scores.keys() != wanted or not all(map(math.isfinite, scores.values())):
+                    raise ValueError(seed)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged; {remedy}") from error
+    return content
 
 
 def transfer_table(

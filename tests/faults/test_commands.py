@@ -222,6 +222,35 @@ def test_q_what_reads_the_output_may_end(tmp_path):
         assert (tmp_path / "err").read_text() == ""
 
 
+PRINTING = "import sys; from dgnet_fast.cli.parser import run_command; sys.exit(run_command(lambda: print('1 ± 2'), 'it'))"
+
+
+@pytest.mark.parametrize(
+    "where, encoding, status, out, err",
+    [
+        ("", "ascii", 0, "1 \\xb1 2\n", ""),
+        ("", "utf-8", 0, "1 ± 2\n", ""),
+        (">&-", "utf-8", 0, "", ""),
+        (
+            ">/dev/full",
+            "utf-8",
+            1,
+            "",
+            "it: standard output: No space left on device (nothing that was there before is lost)\n",
+        ),
+    ],
+)
+def test_q_wherever_the_output_goes(where, encoding, status, out, err):
+    done = subprocess.run(
+        f'{sys.executable} -c "{PRINTING}" {where}',
+        shell=True,
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
 # 9: a set that is continued with another batch
 
 

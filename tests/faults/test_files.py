@@ -21,7 +21,16 @@ from dgnet_fast.config.places import with_absolute_paths
 from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.size import least_weights
-from dgnet_fast.report.files import InUse, atomic_folder, atomically, locked, write_new, write_text
+from dgnet_fast.report.files import (
+    InUse,
+    atomic_folder,
+    atomically,
+    check_writable,
+    locked,
+    write_bytes,
+    write_new,
+    write_text,
+)
 from dgnet_fast.training.optim import Optimisers, Precision
 from tests.tiny import tiny_config, tiny_model
 from tests.tiny_run import tiny_run
@@ -319,3 +328,18 @@ def test_10_what_killed_processes_left_is_removed(tmp_path):
     with pytest.raises(FileExistsError):
         write_new(tmp_path / "c", b"2")
     assert (tmp_path / "c").read_bytes() == b"1" and sorted(os.listdir(tmp_path)) == ["b", "c"]
+
+
+def test_6_devices_and_pipes_are_never_replaced_and_links_stay(tmp_path):
+    """An account that may write in /dev must not make a file of /dev/null with --json."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "to_pipe").symlink_to("pipe")
+    for name in ("pipe", "to_pipe"):
+        for write in (check_writable, lambda path: write_bytes(path, b"x")):
+            with pytest.raises(OSError, match="it is a device or a pipe; allowed: the name of a file"):
+                write(tmp_path / name)
+    write_bytes(tmp_path / "link", b"one")
+    write_bytes(tmp_path / "link", b"two")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"two" and len(os.listdir(tmp_path)) == 4

@@ -4,14 +4,20 @@ docs/reliability.md).
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from dgnet_fast import extract, search
+from dgnet_fast import extract, generate, search, train, translate
+from dgnet_fast.checkpoints import runs
+from dgnet_fast.checkpoints.files import load_file, save_atomically
+from dgnet_fast.checkpoints.loading import load_for_use
+from dgnet_fast.checkpoints.runs import latest_checkpoint
 from dgnet_fast.report.files import is_free, locked
 from dgnet_fast.retrieval import index as index_module
 from dgnet_fast.retrieval.extractor import Extractor
@@ -110,6 +116,18 @@ def test_10_a_first_save_that_was_interrupted_is_begun_again(given, tmp_path, mo
     assert len(os.listdir(index)) == 2
 
 
+def test_6_a_run_is_read_while_it_is_trained(given, tmp_path, monkeypatch):
+    run = shutil.copytree(given[0], tmp_path / "run")
+    old = latest_checkpoint(run)
+
+    def trained_on():
+        save_atomically(load_file(old) | {"step": 8}, old.with_name("step_00000008.pt"))
+        old.unlink()
+
+    before(monkeypatch, runs, "load_file", trained_on)
+    assert load_for_use(run)[1]["step"] == 8
+
+
 def test_6_two_extractions_to_one_file(given, tmp_path, monkeypatch, capsys):
     run, pictures = given
     words = [*map(str, pictures), "-q", "--checkpoint", str(run), "--out", str(tmp_path / "f.npz")]
@@ -152,6 +170,16 @@ def test_6_a_lock_whose_folder_comes_and_goes(tmp_path):
     assert not (tmp_path / "run").exists() or os.listdir(tmp_path / "run") == []
 
 
+def test_3_a_full_disk_at_the_lock_names_its_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*run/\.lock"), locked(tmp_path / "run"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_6_a_lock_leaves_that_of_another_alone(tmp_path):
     folder = tmp_path / "parts"
     with locked(folder):
@@ -164,3 +192,33 @@ def test_6_a_lock_leaves_that_of_another_alone(tmp_path):
         other = (folder / ".lock").stat()
     assert os.path.samestat((folder / ".lock").stat(), other)
     assert not is_free(folder) and is_free(folder, ("x",)) and is_free(tmp_path / "new")
+
+
+def test_10_an_extraction_that_failed_at_once_does_not_block_its_folder(given, tmp_path, capsys):
+    run, pictures = given
+    (tmp_path / "bad.png").write_text("no picture")
+    words = ["-q", "--checkpoint", run, "--out", tmp_path / "f.npz"]
+    assert "bad.png" in fails(capsys, extract.main, [tmp_path / "bad.png", *words])
+    assert extract.main([*map(str, [*pictures, *words])]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["bad.png", "f.npz"]
+
+
+@pytest.mark.parametrize(
+    "command, words, problem",
+    [
+        (train, ["--out", ""], "--out: it is empty; allowed: the name of a file or a folder"),
+        (generate, ["interpolate", "RUN", "--first", "a", "--last", "b", "--fixed", "c", "--steps", 10**9, "--out", "x.png"],
+         "--steps is 1000000000; allowed: at most 1000"),
+        (generate, ["set", "RUN", "--source", "HERE", "--count", 1, "--out", "HERE/made"], "lies in"),
+        (translate, ["RUN", "HERE", "--out", "HERE/made"], "lies in"),
+    ],
+)  # fmt: skip
+def test_c_places_and_sizes_that_cannot_be_right(command, words, problem, given, tmp_path, capsys):
+    words = [str(word).replace("RUN", str(given[0])).replace("HERE", str(tmp_path)) for word in words]
+    said = fails(
+        capsys,
+        command.main,
+        ["-q", *words] if command is not generate else [*words, "-q"],
+        2 if "empty" in problem else 1,
+    )
+    assert problem in said and os.listdir(tmp_path) == []

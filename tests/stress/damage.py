@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.report.files import write_json
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.index import Entry, PictureIndex
-from tests.stress.harness import Section
+from tests.stress.harness import Budget, Section
 from tests.stress.jobs import Ground
 
 
@@ -90,13 +89,12 @@ def targets(ground: Ground) -> dict[str, tuple[Path, Callable[[], Any]]]:
     }
 
 
-def flipped_bits(ground: Ground, seconds: float, rng: random.Random, least: int = 0) -> Section:
+def flipped_bits(ground: Ground, budget: Budget, rng: random.Random) -> Section:
     """Flip one bit in one of the `targets`, and read it."""
     section = Section("one flipped bit")
     found = targets(ground)
     whole = {name: (path.read_bytes(), read()) for name, (path, read) in found.items()}
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or section.cases < least:
+    while budget.allows(section.cases):
         name = rng.choice(("checkpoint", *found))
         path, read = found[name]
         data, wanted = whole[name]

@@ -5,184 +5,36 @@ indexes. Whatever it is, the command ends within ten seconds with at most one li
 from __future__ import annotations
 
 import copy
-import io
 import json
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dgnet_fast import (
-    convert,
-    demo,
-    evaluate,
-    export,
-    extract,
-    generate,
-    quality,
-    search,
-    teacher,
     train,
-    visualize,
+    unit,
 )
 from dgnet_fast.checkpoints.files import load_file
 from dgnet_fast.checkpoints.runs import latest_checkpoint
-from dgnet_fast.config import load_config, option_names
+from dgnet_fast.checkpoints.unit import load_unit
 from dgnet_fast.data.files import load_csv
-from dgnet_fast.data.reading import read_picture
 from dgnet_fast.generation.scores import open_generated
 from dgnet_fast.report.page import write_report
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.index import PictureIndex
-from tests.stress.harness import HANG, Section, hostile, run
-from tests.stress.jobs import Ground
+from dgnet_fast.translation.sets import read_translated
+from tests.stress.harness import HANG, Budget, Section, hostile, preload, run, with_modules
+from tests.stress.jobs import JOBS, OPTIONS, Ground
+from tests.stress.text_cases import ODD, command_case, picture_case, yaml_case
+from tests.tiny import arguments
 
 BATCH = 25
 """Cases in one process; if it ends badly, each of them is run alone to find which one it was."""
-ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(10**30), 10**400, 0.5, -0.0, float("nan"), float("inf"), "", "x",
-    "\0", "\n", "é\udcff", "a" * 100_000, [], [1], [[[[[]]]]], {}, {"a": 1}, {1: 2}, (), b"x", "1e999", "../../etc/passwd",
-)  # fmt: skip
-
-
-def yaml_text(rng: random.Random, ground: Ground) -> str:
-    kind = rng.randrange(12)
-    names = option_names()
-    if kind == 0:
-        anchors = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
-        return anchors + "".join(
-            f"a{k}: &a{k} [{','.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, rng.randrange(2, 12))
-        )
-    if kind == 1:
-        return rng.choice("[{") * rng.randrange(1, 3000) + rng.choice(("", "]", "}", "a: 1"))
-    if kind == 2:
-        tag = rng.choice(
-            ("!!python/object/apply:os.system", "!!binary", "!!timestamp", "!!int", "!!set", "!x", "!!omap")
-        )
-        return f"{rng.choice(names).split('.')[0]}: {tag} {rng.choice(('[ls]', 'x', '2001-99-99', '9' * 5000, '{a: 1}'))}"
-    if kind == 3:
-        whole = (ground.given / "run" / "config.yaml").read_text()
-        return whole[: rng.randrange(len(whole))]
-    if kind == 4:
-        whole = bytearray((ground.given / "run" / "config.yaml").read_bytes())
-        for _ in range(rng.randrange(1, 20)):
-            whole[rng.randrange(len(whole))] = rng.randrange(256)
-        return whole.decode("latin-1")
-    if kind == 5:
-        return "".join(
-            chr(rng.choice((rng.randrange(128), rng.randrange(0xD800)))) for _ in range(rng.randrange(200))
-        )
-    lines = []
-    for _ in range(rng.randrange(1, 8)):
-        name, value = rng.choice(names), rng.choice(ODD)
-        text = json.dumps(value, default=str) if not isinstance(value, str) else value[:5000]
-        lines.append(f"{name.split('.')[-1] if rng.random() < 0.8 else name}: {text}")
-    branch = rng.choice(("", "gen:\n ", "dis:\n "))
-    return branch + ("\n " if branch else "\n").join(lines)
-
-
-def yaml_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
-    path = folder / "options.yaml"
-    path.write_text(yaml_text(rng, ground), encoding="utf-8", errors="surrogateescape")
-    return lambda: load_config(path)
-
-
-COMMANDS: tuple[Any, ...] = (
-    convert,
-    evaluate,
-    export,
-    extract,
-    generate,
-    quality,
-    search,
-    visualize,
-    demo,
-    train,
-    teacher,
-)
-
-
-def command_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
-    """A command with random options and values; most name things that do not exist, so it ends before any work."""
-    module = rng.choice(COMMANDS)
-    parser = module.parser()
-    spellings = [s for action in parser._actions for s in action.option_strings if s not in ("-h", "--help")]
-    values = ["", "x", "-1", "0", "1e999", "nan", "9" * 40, "../x", "\udcff", "a" * 300, str(folder), "/dev/null", "é\n",
-              "synthetic:gallery", "synthetic", "[", "~nobody/x", "auto", "/proc/self/mem", "'", "--", "=", "1,2"]  # fmt: skip
-    words: list[str] = []
-    if module is generate:
-        words.append(rng.choice(("pair", "grid", "set", "cross", "interpolate", "figure", "x")))
-    if rng.random() < 0.7:
-        words.append(rng.choice((str(ground.given / "run"), str(folder), "nowhere", "")))
-    for _ in range(rng.randrange(6)):
-        words.append(rng.choice(spellings))
-        if rng.random() < 0.8:
-            words.append(rng.choice(values))
-    if module in (train, teacher):  # the work itself is not what is tried here
-        words += [
-            "--max-iter" if module is train else "--teacher-steps", "1", "--data", "folder", "--root", rng.choice(values),
-            "--out", str(folder / "out"),
-        ]  # fmt: skip
-    if module is demo:
-        words += ["--port", rng.choice(("-1", "99999", "x")), "--gallery", "none"]
-
-    def body() -> Any:
-        return module.main(words)
-
-    return body
-
-
-def picture_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
-    data = io.BytesIO()
-    size = rng.choice(((4, 6), (32, 64), (1, 1)))
-    mode = rng.choice(("RGB", "L", "P", "RGBA", "1", "CMYK", "I;16", "I", "F", "LA"))
-    image = Image.new(mode, size)
-    kinds = (
-        "PNG",
-        "JPEG",
-        "BMP",
-        "WEBP",
-        "TIFF",
-        "PPM",
-        "GIF",
-        "TGA",
-        "PCX",
-        "ICO",
-        "SGI",
-        "JPEG2000",
-        "DDS",
-        "IM",
-        "MSP",
-    )
-    try:
-        image.save(data, rng.choice(kinds))
-    except (OSError, ValueError, KeyError):
-        image.convert("RGB").save(data, rng.choice(kinds[:6]))
-    content = bytearray(data.getvalue())
-    for _ in range(rng.randrange(12)):
-        kind = rng.randrange(4)
-        at = rng.randrange(len(content)) if content else 0
-        if kind == 0 and content:
-            content[at] = rng.randrange(256)
-        elif kind == 1 and content:
-            content[at : at + 4] = rng.choice((b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f\xff\xff\xff"))
-        elif kind == 2:
-            content = content[: rng.randrange(len(content) + 1)]
-        else:
-            content[at:at] = rng.randbytes(rng.randrange(8))
-    if rng.random() < 0.05:  # a small file that says it is huge
-        bomb = io.BytesIO()
-        Image.new("1", (16000, 16000)).save(bomb, "PNG")
-        content = bytearray(bomb.getvalue())
-    name = folder / f"a.{rng.choice(('png', 'jpg', 'tif', 'webp', 'gif'))}"
-    name.write_bytes(content)
-    return lambda: read_picture(name)
 
 
 def _mutated(value: Any, rng: random.Random, depth: int = 0) -> Any:
@@ -302,7 +154,12 @@ def manifest_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[
     shutil.copytree(source, made)
     if rng.random() < 0.5:
         _damaged_json(source / "set.json", rng, made / "set.json")
-    lines = (source / "manifest.csv").read_text().splitlines()
+    _damaged_manifest(source / "manifest.csv", rng, made / "manifest.csv")
+    return lambda: open_generated(made)
+
+
+def _damaged_manifest(path: Path, rng: random.Random, target: Path) -> None:
+    lines = path.read_text().splitlines()
     for _ in range(rng.randrange(4)):
         at = rng.randrange(len(lines))
         cells = lines[at].split(",")
@@ -310,8 +167,7 @@ def manifest_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[
             ("", "x", "9" * 30, "-5", "../../x.png", '"', "\0", "a" * 140_000)
         )
         lines[at] = ",".join(cells)
-    (made / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return lambda: open_generated(made)
+    target.write_text("\n".join(lines) + "\n")
 
 
 def index_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
@@ -350,23 +206,60 @@ def log_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], A
     return lambda: write_report(made)
 
 
+def unit_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
+    """A checkpoint of UNIT with wrong entries, to be used or resumed."""
+    out = folder / "run"
+    shutil.copytree(ground.root / "unit", out)
+    path = latest_checkpoint(out)
+    assert path is not None
+    content = load_file(path)
+    for _ in range(rng.randrange(1, 3)):
+        part = rng.choice(list(content))
+        content[part] = _mutated(content[part], rng)
+    torch.save(content, path)
+    if rng.random() < 0.3:
+        return lambda: unit.main(["-q", "--resume", "--out", str(out), "--max-steps", "1"])
+    return lambda: load_unit(out)
+
+
+def translated_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
+    source, made = ground.root / "translated", folder / "set"
+    shutil.copytree(source, made)
+    if rng.random() < 0.5:
+        _damaged_json(source / "set.json", rng, made / "set.json")
+    _damaged_manifest(source / "manifest.csv", rng, made / "manifest.csv")
+    return lambda: read_translated(made)
+
+
 KINDS: dict[str, Callable[[random.Random, Ground, Path], Callable[[], Any]]] = {
     "YAML": yaml_case, "command line": command_case, "pictures": picture_case, "checkpoints": checkpoint_case,
     "resumed checkpoints": resume_case, "CSV": csv_case, "generated sets": manifest_case, "search indexes": index_case,
-    "logs and reports": log_case,
+    "logs and reports": log_case, "UNIT checkpoints": unit_case, "translated sets": translated_case,
 }  # fmt: skip
 
 
 def prepare(ground: Ground, kinds: tuple[str, ...] = tuple(KINDS)) -> None:
     """What the cases are made from; `damage.targets` makes the rest."""
     from tests.stress.damage import targets
-    from tests.stress.jobs import OPTIONS
-    from tests.tiny import arguments
 
     targets(ground)
     ground.__dict__["extractor"] = Extractor(ground.given / "run", device="cpu")
-    if "resumed checkpoints" not in kinds:
-        return
+    place = ground.place()
+    for name in ("unit", "translate"):
+        job = next(job for job in JOBS if job.name == name)
+        done = run(lambda job=job: job.run(place))
+        assert done.status == 0, done.text
+    for part in ("unit", "translated"):
+        (place.job / part).rename(ground.root / part)
+    if "resumed checkpoints" in kinds:
+        _train_one(ground)
+    names = ground.root / "modules.txt"
+    for kind in kinds:
+        run(with_modules(names, lambda kind=kind: _many(kind, list(range(5)), ground)))
+        preload(names)
+
+
+def _train_one(ground: Ground) -> None:
     words = [
         "-q",
         *arguments(OPTIONS | {"teacher": "", "pretrained": "", "ema_decay": 0.5}),
@@ -394,16 +287,11 @@ def attempt(kind: str, seed: int, ground: Ground) -> int:
 
 
 def hostile_input(
-    ground: Ground,
-    seconds: float,
-    rng: random.Random,
-    kinds: tuple[str, ...] = tuple(KINDS),
-    cases: int | None = None,
+    ground: Ground, budget: Budget, rng: random.Random, kinds: tuple[str, ...] = tuple(KINDS)
 ) -> list[Section]:
     """Cases of every kind in turn, `BATCH` in a process."""
     sections = {kind: Section(f"hostile {kind}") for kind in kinds}
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and (cases is None or sum(s.cases for s in sections.values()) < cases):
+    while budget.allows(sum(section.cases for section in sections.values())):
         for kind in kinds:
             count = 2 if kind == "resumed checkpoints" else BATCH
             seeds = [rng.randrange(2**31) for _ in range(count)]

@@ -7,6 +7,7 @@ memory or of disk. This process itself never runs a backward pass, because PyTor
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -141,9 +142,44 @@ def run(
         return wait(process, output, timeout=timeout, kill_after=kill_after)
 
 
-def killed_before(change: int, folder: Path, body: Callable[[], Any]) -> Callable[[], Any]:
+def with_modules(names: Path, body: Callable[[], Any]) -> Callable[[], Any]:
+    """``body``, which then leaves the names of all imported modules in a file, for `preload`."""
+
+    def watched() -> Any:
+        status = body()
+        names.write_text("\n".join(sys.modules))
+        return status
+
+    return watched
+
+
+def preload(names: Path) -> None:
+    """Import what a case imported, so that the next ones find it: seconds of each case otherwise."""
+    for name in names.read_text().split():
+        if not name.startswith("__"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
+class Budget:
+    """How long the loop of a section goes on: until ``seconds`` are over, but at least ``least`` and at most ``most``
+    cases.
+    """
+
+    def __init__(self, seconds: float, least: int = 0, most: int = 10**9) -> None:
+        self.until, self.least, self.most = time.monotonic() + seconds, least, most
+
+    def allows(self, cases: int) -> bool:
+        """Whether another case follows ``cases``."""
+        return cases < self.least or (cases < self.most and time.monotonic() < self.until)
+
+
+def killed_before(
+    change: int | None, folder: Path, body: Callable[[], Any], counted: Path | None = None
+) -> Callable[[], Any]:
     """``body`` with SIGKILL immediately before the ``change``-th change of files below ``folder`` (from 0): a file
-    opened for writing, renamed, linked, removed, or a folder made or removed.
+    opened for writing, renamed, linked, removed, or a folder made or removed. With None it is not killed, and the number
+    of changes goes to the file ``counted``.
     """
     changing = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
@@ -167,7 +203,10 @@ def killed_before(change: int, folder: Path, body: Callable[[], Any]) -> Callabl
             seen += 1
 
         sys.addaudithook(look)
-        return body()
+        status = body()
+        if counted is not None:
+            counted.write_text(str(seen))
+        return status
 
     return watched
 

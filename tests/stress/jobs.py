@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +14,29 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast import convert, extract, generate, search, teacher, train
+import torch
+
+from dgnet_fast import convert, extract, generate, search, teacher, train, translate, unit
 from dgnet_fast.checkpoints.files import load_file
 from dgnet_fast.checkpoints.fingerprint import digest
 from dgnet_fast.checkpoints.loading import load_for_use
 from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run
+from dgnet_fast.checkpoints.unit import read_unit, save_unit
+from dgnet_fast.cli.parser import run_command
 from dgnet_fast.config import from_dict
 from dgnet_fast.data import load_pictures
 from dgnet_fast.data.datasets import dataset_of
 from dgnet_fast.generation.sets import read_manifest
+from dgnet_fast.models.unit import Unit
+from dgnet_fast.report.files import write_text
 from dgnet_fast.retrieval.index import read_entries
+from dgnet_fast.training.optim import Precision
+from dgnet_fast.translation.folder import manifest_lines, read_description
+from dgnet_fast.translation.sets import Row
+from dgnet_fast.translation.step import UnitOptimisers
 from tests.tiny import NETWORK, arguments
 from tests.tiny_run import draw_people, tiny_run
+from tests.tiny_unit import tiny_config as unit_config
 
 OPTIONS: dict[str, Any] = NETWORK | {
     "synthetic_ids": 3, "synthetic_views": 4, "synthetic_test_ids": 2, "batch_size": 2, "max_iter": 3,
@@ -32,6 +44,13 @@ OPTIONS: dict[str, Any] = NETWORK | {
     "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "generator_steps": 2, "baseline": False, "num_workers": 1, "amp": "off",
     "device": "cpu", "data_cache": "off",
 }  # fmt: skip
+
+UNIT = """
+    --gen.dim 4 --gen.n-res 1 --gen.n-downsample 1 --dis.dim 4 --dis.n-layer 2 --synthetic-ids 3 --synthetic-test-ids 2
+    --synthetic-views 4 --crop-image-height 32 --crop-image-width 16 --batch-size 2 --device cpu --data-cache off
+    --image-display-iter 2 --snapshot-save-iter 1 --log-iter 1 --display-size 2 --num-workers 1 --max-iter 3
+    --keep-checkpoints 2 --amp off
+""".split()
 
 
 @dataclass(frozen=True)
@@ -90,17 +109,21 @@ def _taught(place: Place) -> Any:
 
 
 def _cache(place: Place) -> int:
+    return run_command(lambda: _fill_cache(place), "caching")
+
+
+def _fill_cache(place: Place) -> int:
     config = from_dict({}).replace(**OPTIONS)
     split = dataset_of(config).train
     pictures = load_pictures(split, *config.picture_size, place.job, workers=1)
     kept = getattr(pictures, "tensor", pictures)
-    (place.given / "pictures.txt").write_text(hashlib.sha256(kept.numpy().tobytes()).hexdigest())
+    write_text(place.job / "pictures.txt", hashlib.sha256(kept.numpy().tobytes()).hexdigest())
     return 0
 
 
 def _cached(place: Place) -> Any:
-    left = [p.name for p in place.job.iterdir() if p.name.endswith(".part")]
-    return (place.given / "pictures.txt").read_text(), left
+    left = [p.name for p in place.job.iterdir() if p.name.endswith((".part", ".tmp"))]
+    return (place.job / "pictures.txt").read_text(), left
 
 
 def _set(place: Place) -> int:
@@ -158,6 +181,56 @@ def _extracted(place: Place) -> Any:
     return _file(place.job / "f.npz"), [p.name for p in place.job.iterdir()]
 
 
+def _unit(place: Place) -> int:
+    folder = place.job / "unit"
+    if (folder / "config.yaml").is_file():
+        return unit.main(["-q", "--resume", "--out", str(folder)])
+    return unit.main([*UNIT, "-q", "--out", str(folder)])
+
+
+def _united(place: Place) -> Any:
+    folder = place.job / "unit"
+    newest = latest_checkpoint(folder)
+    assert newest is not None
+    content = read_unit(newest)
+    texts = [(folder / name).read_text() for name in ("metrics.jsonl", "results.json")]
+    return digest(content["model"]), content["step"], texts, [p.name for p in folder.rglob(".*")]
+
+
+def _translate(place: Place) -> int:
+    words = [
+        place.given / "unit",
+        place.given / "people",
+        "--batch",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        place.job / "translated",
+    ]
+    return translate.main(["-q", *map(str, words)])
+
+
+def make_unit(run: Path) -> None:
+    """Write a run of UNIT that is not trained."""
+    config = unit_config()
+    model = Unit(config)
+    precision = Precision(None, torch.device("cpu"))
+    save_unit(run / "checkpoints", 1, model, UnitOptimisers(model, config), precision, keep=1)
+
+
+def _translated(place: Place) -> Any:
+    folder = place.job / "translated"
+    read_description(folder)
+    rows = sorted(manifest_lines(folder, Row._fields))
+    return (
+        rows,
+        [_file(folder / row[0]) for row in rows],
+        _file(folder / "dataset.csv"),
+        sorted(p.name for p in folder.rglob(".*")),
+    )
+
+
 JOBS = (
     Job("training", _train, _trained),
     Job("teacher", _teacher, _taught),
@@ -166,6 +239,8 @@ JOBS = (
     Job("search index", _search, _found),
     Job("convert", _convert, _converted),
     Job("extract", _extract, _extracted),
+    Job("unit", _unit, _united),
+    Job("translate", _translate, _translated),
 )
 
 
@@ -177,6 +252,8 @@ class Ground:
         self.given = root / "given"
         tiny_run(self.given / "run")
         draw_people(self.given / "people", people=2, shots=3)
+        make_unit(self.given / "unit")
+        os.mkfifo(root / "pipe")  # stands for /dev/null, which an account that may must not replace
 
     def place(self) -> Place:
         """A new place, under a path that is the same for all: paths are part of outcomes."""
@@ -186,14 +263,22 @@ class Ground:
         return Place(self.given, job)
 
     @cache  # noqa: B019 - a ground lives as long as its campaign
-    def wanted(self, job: Job) -> str:
-        """What the undisturbed job leaves, as text."""
-        from tests.stress.harness import run
+    def wanted(self, job: Job) -> tuple[str, float]:
+        """What the undisturbed job leaves, as text, and the seconds that it takes when its modules are imported."""
+        from tests.stress.harness import preload, run, with_modules
 
-        place = self.place()
-        done = run(lambda: job.run(place))
-        assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
-        return outcome_of(job, place)
+        names = self.root / "modules.txt"
+
+        def whole() -> tuple[Place, float]:
+            place = self.place()
+            done = run(with_modules(names, lambda: job.run(place)))
+            assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
+            preload(names)
+            return place, done.seconds
+
+        whole()
+        place, seconds = whole()
+        return outcome_of(job, place), seconds
 
 
 def outcome_of(job: Job, place: Place) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.stress.harness import Section, killed_before, run, start, wait
+from tests.stress.harness import Budget, Section, killed_before, run, start, wait
 from tests.stress.jobs import JOBS, Ground, Job, Place, outcome_of
 
 
 def recovered(ground: Ground, job: Job, place: Place) -> str | None:
     """The problem of a job that was disturbed and is run again without disturbance."""
-    wanted = _wanted[job]
+    wanted, _ = ground.wanted(job)
     done = run(lambda: job.run(place))
     if done.status:
         return f"{job.name}: not continued: status {done.status}: {done.text.strip()[-300:]}"
@@ -29,79 +29,69 @@ def recovered(ground: Ground, job: Job, place: Place) -> str | None:
     return None
 
 
-_wanted: dict[Job, str] = {}
-_took: dict[Job, float] = {}
+def _drawn(
+    section: Section, ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...]
+) -> Iterator[tuple[Job, Place, float]]:
+    """Jobs at random, each with a new place and with the seconds that it takes undisturbed, as the budget allows. One that
+    takes four times as long comes half as often.
+    """
+    took = [ground.wanted(job)[1] for job in jobs]
+    while budget.allows(section.cases):
+        (k,) = rng.choices(range(len(jobs)), [1 / seconds**0.5 for seconds in took])
+        yield jobs[k], ground.place(), took[k]
 
 
-def prepare(ground: Ground, jobs: tuple[Job, ...]) -> dict[Job, float]:
-    """The seconds that each undisturbed job takes."""
-    for job in jobs:
-        if job not in _wanted:
-            begin = time.monotonic()
-            _wanted[job] = ground.wanted(job)
-            _took[job] = time.monotonic() - begin
-    return _took
-
-
-def every_change(
-    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
-) -> Section:
-    """Kill each job before its first, second, ... change of files. Where the time is short, changes are left out
-    evenly.
+def every_change(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
+    """Kill each job before its first, second, ... change of files. Where the time is short, changes are left out: the
+    notes say how many were tried, and of how many.
     """
     section = Section("killed before each change of files")
-    prepare(ground, jobs)
-    until = time.monotonic() + seconds
-    for position, job in enumerate(jobs):
-        share = time.monotonic() + (until - time.monotonic()) / (len(jobs) - position)
-        order = list(range(400))
-        total = None
-        done: set[int] = set()
-        while order and (time.monotonic() < share or len(done) < least / len(jobs)):
-            change = order.pop(0) if total is None or len(done) < 3 else order.pop(rng.randrange(len(order)))
-            place = ground.place()
+    for position, job in enumerate(
+        reversed(jobs)
+    ):  # training, the longest, has the time that the others leave
+        left = len(jobs) - position
+        share = time.monotonic() + max(0.0, budget.until - time.monotonic()) / left
+        place = ground.place()
+        changes = _changes(job, place)
+        section.count(recovered(ground, job, place))  # after all of them it has nothing to do, and says so
+        order = rng.sample(range(changes), changes)
+        tried = 0
+        while order and (time.monotonic() < share or tried < budget.least / len(jobs)):
+            change, place = order.pop(), ground.place()
             ended = run(killed_before(change, place.job, lambda place=place, job=job: job.run(place)))
-            if ended.status != -signal.SIGKILL:  # it has fewer changes
-                total = change
-                order = [k for k in order if k < change]
-                continue
-            done.add(change)
-            if total is None and len(done) == 2:  # look for the last one by doubling, then at random
-                order = sorted(order, key=lambda k: (k & (k - 1) != 0, k))
-            section.count(recovered(ground, job, place))
-        section.notes[job.name] = len(done)
+            problem = None if ended.status == -signal.SIGKILL else f"{job.name}: change {change} did not come"
+            section.count(problem or recovered(ground, job, place))
+            tried += 1
+        section.notes[f"{job.name}: tried of {changes}"] = tried
     return section
 
 
-def at_random(
-    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
-) -> Section:
-    """Kill jobs at random moments."""
+def _changes(job: Job, place: Place) -> int:
+    """How many changes of files the undisturbed job makes."""
+    with tempfile.NamedTemporaryFile(prefix="changes-") as file:
+        counted = Path(file.name)
+        done = run(killed_before(None, place.job, lambda: job.run(place), counted))
+        assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
+        return int(counted.read_text())
+
+
+def at_random(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
+    """Kill jobs at random moments, once or twice before they are let go on."""
     section = Section("killed at random moments")
-    took = prepare(ground, jobs)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or section.cases < least:
-        job = rng.choice(jobs)
-        place = ground.place()
+    for job, place, seconds in _drawn(section, ground, budget, rng, jobs):
         for _ in range(rng.choice((1, 1, 2))):
-            run(lambda place=place, job=job: job.run(place), kill_after=rng.uniform(0, took[job]))
+            run(lambda place=place, job=job: job.run(place), kill_after=rng.uniform(0, seconds))
         section.count(recovered(ground, job, place))
         section.note(job.name)
     return section
 
 
-def full_disk(
-    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
-) -> Section:
+def full_disk(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
     """Files cannot grow beyond a random size (RLIMIT_FSIZE, which fails as a full disk does): the job must end with one
     line that names a file, and go on when there is room.
     """
     section = Section("no room for a file")
-    prepare(ground, jobs)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or section.cases < least:
-        job = rng.choice(jobs)
-        place = ground.place()
+    for job, place, _ in _drawn(section, ground, budget, rng, jobs):
         limit = int(2 ** rng.uniform(4, 18))
         ended = run(lambda place=place, job=job: job.run(place), file_limit=limit)
         problem = None
@@ -109,33 +99,23 @@ def full_disk(
             problem = f"{job.name}, {limit} bytes: status {ended.status}: {ended.text.strip()[-200:]}"
         elif ended.status and str(place.job.parent) not in ended.text:
             problem = f"{job.name}, {limit} bytes: no file is named: {ended.text.strip()[-200:]}"
-        section.note(f"{job.name}: {'refused' if ended.status else 'had room'}")
+        section.note("refused" if ended.status else "had room")
         section.count(problem or recovered(ground, job, place))
     return section
 
 
-def two_at_once(
-    ground: Ground, seconds: float, rng: random.Random, jobs: tuple[Job, ...] = JOBS, least: int = 0
-) -> Section:
+def two_at_once(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
     """Two of the same job in one folder: each is refused or right, and the outcome is that of one."""
     section = Section("two at once")
-    took = prepare(ground, jobs)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or section.cases < least:
-        job = rng.choice(jobs)
-        place = ground.place()
+    for job, place, seconds in _drawn(section, ground, budget, rng, jobs):
         with tempfile.TemporaryDirectory() as folder:
             outputs = [Path(folder) / str(k) for k in range(2)]
             started = []
             for output in outputs:
                 started.append(start(lambda place=place, job=job: job.run(place), output=output))
-                time.sleep(rng.uniform(0, 0.5 * took[job]) if rng.random() < 0.5 else 0)
+                time.sleep(rng.uniform(0, seconds) if rng.random() < 0.5 else 0)
             ended = [wait(p, output, timeout=300) for p, output in zip(started, outputs, strict=True)]
         problem = next((e.text.strip()[-300:] for e in ended if e.traceback or e.status not in (0, 1)), None)
         section.note("refused" if any(e.status for e in ended) else "both right")
         section.count(problem or recovered(ground, job, place))
     return section
-
-
-def clean(ground: Ground) -> None:
-    shutil.rmtree(ground.root, ignore_errors=True)

@@ -5,7 +5,6 @@ it never reads or writes beyond its tensors, and never ends the process.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgnet_fast import ops
-from tests.stress.harness import Section, hostile, run
+from tests.stress.harness import Budget, Section, hostile, run
 
 DTYPES = (
     torch.float32,
@@ -105,11 +104,10 @@ def attempt(name: str, seed: int) -> None:
         print("refused", flush=True)
 
 
-def hostile_tensors(seconds: float, rng: random.Random) -> Section:
+def hostile_tensors(budget: Budget, rng: random.Random) -> Section:
     """Every op in turn, `BATCH` cases in a process."""
     section = Section("hostile tensors")
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or not section.cases:
+    while budget.allows(section.cases):
         for name in NAMES:
             seeds = [rng.randrange(2**31) for _ in range(BATCH)]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from dgnet_fast.checkpoints.loading import load_generator
 from dgnet_fast.web import protection
 from dgnet_fast.web.server import Demo, create_app
-from tests.stress.harness import BEYOND, Section, run
+from tests.stress.harness import BEYOND, Budget, Section, run
 from tests.stress.jobs import Ground
 
 
@@ -26,12 +26,11 @@ def _png(size: tuple[int, int], mode: str = "RGB") -> bytes:
     return data.getvalue()
 
 
-def probes(ground: Ground, seconds: float, rng: random.Random) -> Section:
+def probes(ground: Ground, budget: Budget, rng: random.Random) -> Section:
     """All of them in a process of their own, which runs the server."""
     section = Section("probes of the demo")
-    until = time.monotonic() + seconds
     report = ground.root / "probes.txt"
-    result = run(lambda: _serve(ground.given / "run", report, until, rng), timeout=300)
+    result = run(lambda: _serve(ground.given / "run", report, budget, rng), timeout=300)
     lines = report.read_text().splitlines() if report.exists() else []
     for line in lines:
         section.count(line or None)
@@ -40,7 +39,7 @@ def probes(ground: Ground, seconds: float, rng: random.Random) -> Section:
     return section
 
 
-def _serve(path: Path, report: Path, until: float, rng: random.Random) -> int:
+def _serve(path: Path, report: Path, budget: Budget, rng: random.Random) -> int:
     protection.SILENCE, protection.DEADLINE = 1, 2
     demo = Demo(load_generator(path)[0])
     server = protection.make_server("127.0.0.1", 0, create_app(demo, "tiny"))
@@ -118,7 +117,7 @@ def _serve(path: Path, report: Path, until: float, rng: random.Random) -> int:
     for one in (*silent, slow):
         one.close()
     expect("the page after silent clients", (200,), "GET", "/")
-    while time.monotonic() < until and len(problems) < 2000:
+    while budget.allows(len(problems)):
         body = bytearray(good)
         for _ in range(rng.randrange(1, 30)):
             body[rng.randrange(len(body))] = rng.randrange(256)
