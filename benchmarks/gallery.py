@@ -1,6 +1,7 @@
 """A gallery of millions on this machine: time to build, memory, speed and what the search loses against the exact one.
 
     python -m benchmarks.gallery --count 2000000 --folder DIR
+    python -m benchmarks.gallery --count 200000 --lists 512 --sampled 64 --folder DIR      other numbers than the index takes
 
 The features are drawn: 1024 numbers of unit length around one centre for each 20 pictures, as re-identification features
 lie around people. They go to the disk in float16 first and are read from there, mapped. Seconds of the processor stand beside
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dgnet_fast.retrieval import large_index
 from dgnet_fast.retrieval.large_index import LargeVectors, faiss_library
 
 NUMBERS, EACH, NOISE, PIECE = 1024, 20, 0.9, 50_000
@@ -55,7 +57,19 @@ def main() -> int:
     made.add_argument("--count", type=int, default=2_000_000)
     made.add_argument("--folder", type=Path, required=True, help="a new folder; it is removed at the end")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument(
+        "--lists", type=int, help="centroids (default: as many as the index takes for the count)"
+    )
+    made.add_argument(
+        "--sampled",
+        type=int,
+        default=large_index.SAMPLED,
+        help="vectors a centroid that train it (default %(default)s)",
+    )
     args = made.parse_args()
+    large_index.SAMPLED = args.sampled
+    if args.lists:
+        large_index.lists_for = lambda count: args.lists
     faiss_library().omp_set_num_threads(args.threads)
     args.folder.mkdir(parents=True)
     try:
@@ -83,6 +97,15 @@ def main() -> int:
             f"{index.probed} lists probed, recall@10 {index.recall:.4f}",
             flush=True,
         )
+
+        probed = index.probed
+        shares = [
+            one for one in (4, 8, 16, 32, 64, 128, 256, 512) if one <= large_index.lists_for(args.count)
+        ]
+        print(
+            "recall@10 by lists probed: " + ", ".join(f"{one} {index.recall_at(one):.3f}" for one in shares)
+        )
+        index.recall_at(probed)
 
         # new pictures of people in the gallery: near the first piece's centres, none of its vectors
         rng = np.random.default_rng(1)

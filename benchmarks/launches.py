@@ -136,8 +136,10 @@ class Count(TorchDispatchMode):
             else:
                 self._parts.pop()
         elif space != "prim" and not func.is_view and not name.startswith(NOTHING):
-            names = (one.name for one in func._schema.arguments)
-            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            known = func._schema.arguments
+            # what equals its default may be left out
+            given = {one.name: one.default_value for one in known if one.has_default_value()}
+            given |= dict(zip((one.name for one in known), args, strict=False)) | (kwargs or {})
             for label, kernels, moved in work(name, given, made):
                 self.calls[self._parts[-1], label] += kernels
                 self.bytes[self._parts[-1], label] += moved

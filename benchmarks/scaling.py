@@ -54,7 +54,7 @@ def predicted(
 def predict() -> None:
     print(f"{'machine':40}{'step':>8}{'sent':>6}{'exchange seen':>15}{'efficiency':>12}")
     for name, (count, bandwidth, latency) in MACHINES.items():
-        for step in (0.010, 0.030, 0.100):
+        for step in (0.010, 0.030, 0.050, 0.100):
             for dtype, size in (("fp32", 4), ("bf16", 2)):
                 seen, share = predicted(step, count, bandwidth, latency, size)
                 print(f"{name:40}{step * 1e3:6.0f}ms{dtype:>6}{seen * 1e3:13.2f}ms{share:12.3f}")
@@ -116,7 +116,11 @@ def measure(args: argparse.Namespace) -> None:
         rows["together"].append(slowest(timed(one_step)))
         rows["of it waiting"].append(slowest((sum(waited), 0.0)))
         if processes.is_first():
-            print(", ".join(f"{name} {found[-1][0]:.2f} s" for name, found in rows.items()), flush=True)
+            last = {name: found[-1] for name, found in rows.items()}
+            said = (
+                f"{name} {clock:.2f} s, {busy:.2f} of the processor" for name, (clock, busy) in last.items()
+            )
+            print("; ".join(said), flush=True)
     sums, _ = slowest(timed(lambda: processes.sum_(torch.ones(43_000_000))))
     if processes.is_first():
         clock, busy = (

@@ -114,6 +114,7 @@ def config_of(args: argparse.Namespace) -> UnitConfig:
     return unit_from_dict({}).replace(
         gen__dim=args.dim, dis__dim=args.dim, crop_image_height=args.height, crop_image_width=args.width,
         batch_size=args.batch, amp={"fp32": "off"}.get(args.precision, args.precision), compile=args.compile,
+        checkpoint_activations=args.checkpoint_activations,
     )  # fmt: skip
 
 
@@ -217,6 +218,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of ours; the others are fp32"
     )
     made.add_argument("--compile", action="store_true", help="torch.compile, ours")
+    made.add_argument("--checkpoint-activations", action="store_true", help="compute activations again, ours")
     made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up; 0: that one")
     made.add_argument("--serve", choices=("ours", "plain", "public"), help="measure one side and print JSON")
     return made

@@ -299,6 +299,8 @@ def check(args: argparse.Namespace) -> Path | None:
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.retrieval.index import check_new_index  # --help does not wait for torch
+
     folder = check(args)
     from dgnet_fast.retrieval.index import check_new_index
 

@@ -87,7 +87,7 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.config.device import resolve_device
     from dgnet_fast.data.datasets import dataset_of
     from dgnet_fast.data.rules import check_scorable, check_trainable
-    from dgnet_fast.metrics.generation import INCEPTION_HINT, check_script
+    from dgnet_fast.generation.score_networks import inception
     from dgnet_fast.training.loop import Stopped, StopSignal
     from dgnet_fast.training.optim import Precision, resolve_amp
     from dgnet_fast.translation.checks import check_translation
@@ -95,7 +95,7 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.translation.transfer import BOTH, DIRECT, TRANSLATED, WITHIN, run_transfer, transfer_table
 
     if args.inception:
-        check_script(args.inception, INCEPTION_HINT, args.trust_scripts)
+        inception(args.inception, trusted=args.trust_scripts)  # before the baselines are trained
     model = load_unit(args.unit)[0] if args.unit else None
     config = recipe(args, args.source, args.source_root)
     source = dataset_of(config)

@@ -29,6 +29,9 @@ SMALL = {
     "baseline": False,
 }  # fmt: skip
 
+FEWER = {"quality": ["--pairs", "20"]}
+"""Options that make other commands cheap."""
+
 FILES = "weights of others that nobody may ship"
 MINUTES = "a complete run at full size; the small preset and the tiny one of tests/training stand for it"
 ONLY_READ = {
@@ -45,6 +48,7 @@ ONLY_READ = {
     "--data market1501 --root DIR --teacher": MINUTES,
     "teacher --data market1501": MINUTES,
     "reproduce": "several complete runs; tests/test_reproduce.py has tiny ones",
+    "--network generator": "the line above exports the encoder; tests/test_export.py exports both",
     "demo": "serves until it is stopped; tests/test_demo.py asks it",
     "dgnet-fast unit": "tests/translation trains tiny ones",
     "dgnet-fast trans": "follows the training of UNIT",
@@ -125,6 +129,7 @@ def test_the_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
                 words[words.index("runs/a")] = "runs/made"
         elif "--resume" in words:
             words[words.index("runs/a")] = "runs/made"
+        words += FEWER.get(words[0], [])
         assert module.main(words[1:]) == 0, (line, capsys.readouterr().err[-2000:])
 
 

@@ -133,6 +133,10 @@ class UnitConfig:
     amp: str = as_dgnet("amp")
     compile: bool = as_dgnet("compile")
     cuda_graphs: str = as_dgnet("cuda_graphs")
+    checkpoint_activations: bool = option(
+        False,
+        "compute activations of encoders and decoders again in the backward pass: less memory, same numbers",
+    )
     seed: int = option(
         0, "seed of weights, data order, augmentation and noise", low=0, high=4611686018427387904
     )
@@ -184,6 +188,8 @@ class UnitConfig:
             raise ConfigError(f"sources is {self.sources}; allowed: none, or at least two")
         if len(self.roots) not in (0, 1, self.domains):
             raise ConfigError(f"roots has {len(self.roots)} folders; allowed: 1, or one for each source")
+        if self.compile and self.checkpoint_activations:
+            raise ConfigError("compile is True; allowed: checkpoint_activations False")
         if self.compile and self.domains > COMPILED_DOMAINS:
             raise ConfigError(
                 f"compile is True for {self.domains} domains; allowed: False, or at most {COMPILED_DOMAINS} domains (a part is "

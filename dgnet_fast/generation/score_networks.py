@@ -176,7 +176,8 @@ def lpips(path: str | Path, device: torch.device | str = "cpu", *, trusted: bool
         return _scripted_lpips(path, device, trusted)
     state = _weights(path, LPIPS_HINT)
     first = state.get("features.0.weight")
-    name = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}.get(() if first is None else tuple(first.shape))
+    kinds: dict[tuple[int, ...], str] = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
+    name = kinds.get(() if first is None else tuple(first.shape))
     if name is None:
         raise ValueError(
             f"{path} holds neither AlexNet nor VGG-16: entries such as {sorted(state)[:3]}. {LPIPS_HINT}"

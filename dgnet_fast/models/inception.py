@@ -90,7 +90,7 @@ class _Block(nn.Module):
 
 
 def _early(n_in: int, pool_out: int) -> _Block:
-    branches = {
+    branches: dict[str, Sequence[Layer]] = {
         "branch1x1": [(64, 1)],
         "branch5x5": [(48, 1), (64, 5)],
         "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],

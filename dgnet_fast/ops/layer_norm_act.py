@@ -290,16 +290,20 @@ def _plainly(body: Body) -> Body:
     """A body that takes neither phases nor a bias, given the picture that they make."""
 
     def forward(a: Arguments) -> None:
-        body.forward(Arguments(vars(a) | {"x": _picture(a)}))
+        body.forward(_plain(a, x=_picture(a)))
 
     def backward(a: Arguments) -> None:
         x = _picture(a)
         grad_x = torch.empty_like(x) if a.phases else a.grad_x
-        body.backward(Arguments(vars(a) | {"x": x, "grad_x": grad_x}))
+        body.backward(_plain(a, x=x, grad_x=grad_x))
         if a.phases:
             a.grad_x.copy_(parted(grad_x, memory_format(a.x)))
 
     return Body(forward, backward)
+
+
+def _plain(a: Arguments, **changed: Tensor) -> Arguments:
+    return Arguments(vars(a) | changed | {"phases": False, "bias": None})
 
 
 def _picture(a: Arguments) -> Tensor:

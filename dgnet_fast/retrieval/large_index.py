@@ -211,15 +211,20 @@ class LargeVectors:
         self._best, self._places = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
 
     def _measure(self) -> None:
-        """Probe as many lists as the wanted recall takes. A query is one of the vectors; that it finds itself, the nearest,
-        does not count.
-        """
-        for self.probed in PROBES:
-            _, found = self.search(self._queries, NEIGHBOURS + 1)
-            hits = [np.isin(exact[1:], ours).mean() for exact, ours in zip(self._places, found, strict=True)]
-            self.recall = float(np.mean(hits))
-            if self.recall >= WANTED:
+        """Probe as many lists as the wanted recall takes."""
+        for probed in PROBES:
+            if self.recall_at(probed) >= WANTED:
                 return
+
+    def recall_at(self, probed: int) -> float:
+        """The recall that was measured when vectors were added, with so many lists probed from here on. A query is one of
+        the vectors; that it finds itself, the nearest, does not count.
+        """
+        self.probed = probed
+        _, found = self.search(self._queries, NEIGHBOURS + 1)
+        hits = [np.isin(exact[1:], ours).mean() for exact, ours in zip(self._places, found, strict=True)]
+        self.recall = float(np.mean(hits))
+        return self.recall
 
 
 def _rows(sources: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -155,6 +156,9 @@ class Optimisers:
 class ZeroGradients:
     """The gradients of ``parameters`` that no backward pass reaches because they change no result. An optimiser leaves
     out what has no gradient, its weight decay too; with a zero it does what it does wherever rounding makes the zero.
+
+    They are biases; the weight of its layer stands before each in the optimiser. Where that got no gradient, the network was
+    no part of the step (UNIT trains two of several domains), and the bias gets none either.
     """
 
     def __init__(
@@ -163,9 +167,9 @@ class ZeroGradients:
         idle = {id(p) for p in parameters}
         self._zeros = {
             name: [
-                (p, torch.zeros_like(p))
+                (p, weight, torch.zeros_like(p))
                 for group in one.param_groups
-                for p in group["params"]
+                for weight, p in itertools.pairwise(group["params"])
                 if id(p) in idle
             ]
             for name, one in optimisers
@@ -173,8 +177,9 @@ class ZeroGradients:
 
     def give(self, name: str) -> None:
         """Give an optimiser's parameters their zeros."""
-        for parameter, zeros in self._zeros[name]:
-            parameter.grad = zeros
+        for parameter, weight, zeros in self._zeros[name]:
+            if weight.grad is not None:
+                parameter.grad = zeros
 
 
 def cpu_is_fast_at_bf16() -> bool:

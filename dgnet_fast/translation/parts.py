@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgnet_fast.config.unit import UnitConfig
+from dgnet_fast.models.recompute import recomputed
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.training.losses import discriminator_term, generator_term, l1_terms, wide
 from dgnet_fast.training.parts import frozen
@@ -54,13 +55,19 @@ class Decoded(NamedTuple):
 
 def encode(model: Unit, pictures: Streams, pair: Pair) -> Streams:
     """The codes h of both streams, without noise."""
-    return tuple(model.encoders[d](x) for d, x in zip(pair, pictures, strict=True))
+    return tuple(_kept(model, model.encoders[d], x) for d, x in zip(pair, pictures, strict=True))
+
+
+def _kept(model: Unit, network: nn.Module, x: Tensor) -> Tensor:
+    """``network(x)``, whose activations are kept for the backward pass unless the options say otherwise."""
+    return recomputed(network, x) if model.config.checkpoint_activations else network(x)
 
 
 def decode(model: Unit, codes: Streams, noise: Streams, place: Place) -> Decoded:
     """The stream's decoder on both codes."""
     noisy = [h + n for h, n in zip(codes, noise, strict=True)]
-    both = model.decoders[place.domain](torch.cat([noisy[place.index], noisy[1 - place.index]]))
+    inputs = torch.cat([noisy[place.index], noisy[1 - place.index]])
+    both = _kept(model, model.decoders[place.domain], inputs)
     return Decoded(*both.chunk(2))
 
 
@@ -100,7 +107,7 @@ def cycle_part(model: Unit, decoded: Decoded, sources: Tensor, noise: Tensor, pl
     and x_bab decoded, to be ``sources``, the pictures of b. The terms are those of the other stream.
     """
     config, back = model.config, Place(1 - place.index, place.other, place.domain)
-    code = model.encoders[place.domain](decoded.translated)
+    code = _kept(model, model.encoders[place.domain], decoded.translated)
     terms = {"recon_kl_cyc": _mean_square(code)}
     if config.recon_x_cyc_w > 0:
         terms["recon_x_cyc"] = _l1(model.decoders[back.domain](code + noise), sources)

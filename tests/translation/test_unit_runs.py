@@ -227,7 +227,7 @@ def test_the_transfer_table_has_direct_transfer_beside_it(finished, tmp_path, mo
     assert [row[0] for row in table["rows"]] == [
         "chance", "direct transfer (source as it is)", "translated source", "source and translated"
     ]  # fmt: skip
-    assert len(checks["rows"]) == 3 and checks["rows"][0][0].startswith("FID to the target")
+    assert len(checks["rows"]) == 3 and checks["rows"][0][0].startswith("FID (legacy) to the target")
     before = (tmp_path / "t" / "cells.json").read_text()
     assert transfer.main(argv) == 0 and (tmp_path / "t" / "cells.json").read_text() == before
     capsys.readouterr()

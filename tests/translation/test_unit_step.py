@@ -134,6 +134,19 @@ def test_discriminators_get_no_gradient_in_the_phase_of_the_generators():
     assert len(found) == 2 and all(grad is None for grad in left.values())
 
 
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_activations_that_are_computed_again_change_no_number(amp):
+    found = []
+    for again in (False, True):
+        model = tiny_model(tiny_config(checkpoint_activations=again))
+        step, terms = tiny_step(model, amp=amp), []
+        for index in range(2):
+            step.noise = shared_noise(index)
+            terms.append(flat(step([tiny_batch(model.config, index)], index).terms))
+        found.append((terms, model.state_dict()))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_low_precision_stays_near_float32():
     config = tiny_config()
     terms = []
