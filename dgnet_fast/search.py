@@ -302,7 +302,6 @@ def body(argv: list[str] | None) -> int:
     from dgnet_fast.retrieval.index import check_new_index  # --help does not wait for torch
 
     folder = check(args)
-    from dgnet_fast.retrieval.index import check_new_index
 
     place = args.save or (folder if args.add else None)
     with locked(place) if place else contextlib.nullcontext():
