@@ -130,7 +130,7 @@ def test_6_a_run_is_read_while_it_is_trained(given, tmp_path, monkeypatch):
 
 def test_6_two_extractions_to_one_file(given, tmp_path, monkeypatch, capsys):
     run, pictures = given
-    words = [*map(str, pictures), "-q", "--checkpoint", str(run), "--out", str(tmp_path / "f.npz")]
+    words = [str(run), *map(str, pictures), "-q", "--out", str(tmp_path / "f.npz")]
     refused = []
     with monkeypatch.context() as patched:
         before(patched, Extractor, "rows", lambda: refused.append(fails(capsys, extract.main, words)))
@@ -197,9 +197,9 @@ def test_6_a_lock_leaves_that_of_another_alone(tmp_path):
 def test_10_an_extraction_that_failed_at_once_does_not_block_its_folder(given, tmp_path, capsys):
     run, pictures = given
     (tmp_path / "bad.png").write_text("no picture")
-    words = ["-q", "--checkpoint", run, "--out", tmp_path / "f.npz"]
-    assert "bad.png" in fails(capsys, extract.main, [tmp_path / "bad.png", *words])
-    assert extract.main([*map(str, [*pictures, *words])]) == 0
+    words = ["-q", "--out", tmp_path / "f.npz"]
+    assert "bad.png" in fails(capsys, extract.main, [run, tmp_path / "bad.png", *words])
+    assert extract.main([*map(str, [run, *pictures, *words])]) == 0
     assert sorted(os.listdir(tmp_path)) == ["bad.png", "f.npz"]
 
 
