@@ -90,7 +90,7 @@ def body(argv: list[str] | None) -> int:
             written = export_public_unit(model, folder, known["step"])
         for path in written:
             print(args.export / path.name)
-    if args.source is None:
+    if args.source is None or args.out is None:
         return 0
     names = domain_names(model)
     if args.to is None and len(names) > 2:

@@ -7,6 +7,7 @@ is one of the published files, or if the user trusts it.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -212,12 +213,11 @@ def lpips(path: str | Path, device: torch.device | str = "cpu", *, trusted: bool
 def _lpips_package() -> Any:
     need("lpips", "lpips", "LPIPS with AlexNet or VGG weights")
     try:
-        import lpips as package
+        return importlib.import_module("lpips")
     except (ImportError, RuntimeError) as error:  # torchvision is missing, or built for another torch
         raise ValueError(
             f"the package lpips does not load ({error}); it needs the torchvision that belongs to torch {torch.__version__}"
         ) from error
-    return package
 
 
 def _scripted_lpips(path: str | Path, device: torch.device, trusted: bool) -> Lpips:

@@ -122,7 +122,7 @@ class GroupedBatchNorm(nn.Module):
                 # changes them without autograd's notice, so no error would tell.
                 mean, var = mean.clone(), var.clone()
             y = F.batch_norm(x, mean, var, self.weight, self.bias, False, self.momentum, self.eps)
-            return (_finish(y, residual, relu),) * 2
+            return _twice(_finish(y, residual, relu))
         groups = mode.groups * self.parts
         if groups < 1 or x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {groups} equal groups")
@@ -132,7 +132,7 @@ class GroupedBatchNorm(nn.Module):
             y, mean, var = synced_batch_norm(x, self.weight, self.bias, groups, self.eps)
             if update:
                 self._moved(mean, var, count * processes.size(), mode)
-            return (_finish(y, residual, relu),) * 2
+            return _twice(_finish(y, residual, relu))
         served = x.device.type in TABLE["batch_norm_act"] and x.dtype in FAST_DTYPES
         if served and x.ndim == 4 and count > 1:
             options = {"groups": groups, "relu": relu, "eps": self.eps}
@@ -158,7 +158,7 @@ class GroupedBatchNorm(nn.Module):
             for part in x.chunk(groups)
         ]
         y = outputs[0] if groups == 1 else torch.cat(outputs)
-        return (_finish(y, residual, relu),) * 2
+        return _twice(_finish(y, residual, relu))
 
     def _moved(self, mean: Tensor, var: Tensor, count: int, mode: BatchNormMode) -> None:
         """Running statistics move by those of a pass, (groups · parts, C), or are left in ``mode.found`` to do so."""
@@ -176,6 +176,10 @@ def set_batch_norms(network: nn.Module, *, parts: int, synced: bool) -> None:
     for module in network.modules():
         if isinstance(module, GroupedBatchNorm):
             module.parts, module.synced = parts, synced
+
+
+def _twice(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y, y
 
 
 def _finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:

@@ -250,7 +250,8 @@ def idle_biases(network: nn.Module) -> list[nn.Parameter]:
     must take for zero.
     """
     blocks = (m for m in network.modules() if isinstance(m, ConvBlock) and m.bias_is_idle)
-    return [block.conv.bias for block in blocks if block.conv.bias is not None]
+    biases = (block.conv.bias for block in blocks)
+    return [bias for bias in biases if isinstance(bias, nn.Parameter)]
 
 
 class ResidualBlock(nn.Module):

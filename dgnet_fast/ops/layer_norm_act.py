@@ -134,8 +134,9 @@ def layer_norm_act_reference(
 ) -> Tensor:
     """`layer_norm_act` in plain PyTorch: same arguments and result, any device, differentiable at any order."""
     _check(x, gamma, beta, bias, padding, phases)
-    gamma, beta, bias = (as_statistics(value, x) for value in (gamma, beta, bias))
-    return reference.forward(x, gamma, beta, bias, as_slope(negative_slope), eps, padding, phases)[0]
+    affine = as_statistics(gamma, x), as_statistics(beta, x)
+    bias = None if bias is None else as_statistics(bias, x)
+    return reference.forward(x, *affine, bias, as_slope(negative_slope), eps, padding, phases)[0]
 
 
 def layer_norm_act(

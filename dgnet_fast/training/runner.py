@@ -70,7 +70,8 @@ class Shared(Generic[Results]):
         learning, self._pairs, self._learning = self._learning, [], []
         if reached:
             with labelled(self._name):
-                add_gradients(*zip(*reached, strict=True), learning)
+                tensors, gradients = zip(*reached, strict=True)
+                add_gradients(tensors, gradients, learning)
 
 
 class Runner(ABC):
