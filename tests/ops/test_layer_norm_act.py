@@ -203,13 +203,16 @@ def test_threads_do_not_change_results(padding, channels_last):
 def test_opcheck(padding, channels_last):
     (x, gamma, beta), grad_y = prepared((2, 3, 4, 5), padding, channels_last=channels_last)
     forward, backward = torch.ops.dgnet_fast.layer_norm_act, torch.ops.dgnet_fast.layer_norm_act_backward
-    _, mean, rdenom = forward(x, gamma, beta, 0.2, 1e-5, padding)
-    torch.library.opcheck(backward.default, (grad_y, x, gamma, beta, mean, rdenom, 0.2, 1e-5, padding))
-    leaves = [t.requires_grad_() for t in (x, gamma, beta)]
-    torch.library.opcheck(forward.default, (*leaves, 0.2, 1e-5, padding))
+    _, mean, rdenom = forward(x, gamma, beta, None, 0.2, 1e-5, padding, False)
     torch.library.opcheck(
-        forward.default, (x.detach()[:, :, ::2].requires_grad_(), gamma, beta, 1.0, 1e-5, padding // 2)
+        backward.default, (grad_y, x, gamma, beta, None, mean, rdenom, 0.2, 1e-5, padding, False)
     )
+    leaves = [t.requires_grad_() for t in (x, gamma, beta)]
+    torch.library.opcheck(forward.default, (*leaves, None, 0.2, 1e-5, padding, False))
+    strided = x.detach()[:, :, ::2].requires_grad_()
+    torch.library.opcheck(forward.default, (strided, gamma, beta, None, 1.0, 1e-5, padding // 2, False))
+    phases, bias = torch.randn(2, 12, 4, 5, requires_grad=True), torch.randn(3, requires_grad=True)
+    torch.library.opcheck(forward.default, (phases, gamma, beta, bias, 0.2, 1e-5, padding, True))
 
 
 @pytest.mark.parametrize("function", [layer_norm_act, layer_norm_act_reference])
