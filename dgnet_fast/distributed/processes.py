@@ -8,6 +8,7 @@ on the host go by Gloo and tensors on a CUDA device by NCCL, where they can be r
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dgnet_fast.distributed.launch import PATIENCE, Place, launched, rank_said
+
+SETTLING = 0.2
+"""Seconds that the end of a run of several processes waits for PyTorch's threads."""
 
 Value = TypeVar("Value")
 
@@ -90,6 +94,10 @@ def joined() -> Iterator[None]:
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
     _World.store = None  # ends its thread while Python still runs; after an error `first_to_fail` asks it
+    # PyTorch's threads let go of the last tensors, for which they need Python; one that asks while Python ends is
+    # ended itself, and the process with it ("terminate called without an active exception").
+    gc.collect()
+    time.sleep(SETTLING)
 
 
 def _meet(place: Place, backend: str) -> None:

@@ -45,6 +45,7 @@ def tiny_count(monkeypatch):
     return count
 
 
+@pytest.mark.thorough
 def test_a_step_calls_nothing_for_each_weight_or_norm_that_it_can_call_for_all(tiny_count):
     exact, low = tiny_count("fp32"), tiny_count("bf16")
     assert exact["lerp_"] == 0 and exact["_foreach_lerp_"] == 14  # a call for each group of a pass

@@ -64,10 +64,8 @@ def test_parts_compile_whole_and_static():
     assert asked == [(part, {"fullgraph": True, "dynamic": False}) for part in whole]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "amp", [None, pytest.param(torch.bfloat16, marks=pytest.mark.thorough)], ids=["fp32", "bf16"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_no_recompilation_after_warm_up(compiled_with, amp):
     """Before the ramps, along them, through both branches: eleven graphs in all, then none."""
     counter = compiled_with("eager")
