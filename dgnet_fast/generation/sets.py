@@ -216,30 +216,41 @@ class GeneratedSet:
 
     def write(self, rows: Sequence[Row], pictures: Tensor) -> None:
         """Write pictures uint8 (N, 3, H, W); `record` them then."""
-        for parent in {(self.folder / row.file).parent for row in rows}:
-            parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(self._write, rows, pictures):
-                pass
+        write_pictures(self.folder, rows, pictures)
 
     def record(self, rows: Sequence[Row]) -> None:
         """Add the lines of pictures that are written."""
         new = [row for row in rows if row.file not in self.listed]
         if not new:
             return
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(new)
-        with naming(self.manifest), open(self.manifest, "ab") as file:
-            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.manifest, new)
         self.listed.update(row.file for row in new)
 
-    def _write(self, row: Row, picture: Tensor) -> None:
+
+def write_pictures(folder: Path, rows: Sequence[Any], pictures: Tensor) -> None:
+    """Write pictures uint8 (N, 3, H, W) as the ``file`` of each row says, within ``folder``; the type is its ending's."""
+
+    def write(row: Any, picture: Tensor) -> None:
         data = io.BytesIO()
         suffix = Path(row.file).suffix
         to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)
-        write_bytes(self.folder / row.file, data.getvalue(), sync=False)
+        write_bytes(folder / row.file, data.getvalue(), sync=False)
+
+    for parent in {(folder / row.file).parent for row in rows}:
+        parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(write, rows, pictures):
+            pass
+
+
+def append_rows(manifest: Path, rows: Sequence[Any]) -> None:
+    """Add a line for each row, a tuple, to a manifest; the lines are on the disk when it returns."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with naming(manifest), open(manifest, "ab") as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def cut_unfinished_line(path: Path) -> None:

@@ -5,26 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dgnet_fast.config.shown import shown
-from dgnet_fast.generation.sets import JPEG_QUALITY, cut_unfinished_line
+from dgnet_fast.generation.sets import append_rows, cut_unfinished_line, write_pictures
 from dgnet_fast.report.files import (
     checksum,
     clean_temporaries,
     is_free,
-    naming,
-    write_bytes,
     write_checked,
     write_text,
 )
-from dgnet_fast.report.grid import to_image
 
 FORMAT = "dgnet_fast.translated.2"
 WITHOUT_CHECKSUM = "dgnet_fast.translated.1"
@@ -127,24 +122,9 @@ class TranslatedSet:
 
     def add(self, rows: Sequence[Any], pictures: Tensor) -> None:
         """Write pictures uint8 (N, 3, H, W), and then their lines, named tuples of the columns."""
-        for parent in {(self.folder / row.file).parent for row in rows}:
-            parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(self._write, rows, pictures):
-                pass
+        write_pictures(self.folder, rows, pictures)
         new = [row for row in rows if row.file not in self.listed]
         if not new:
             return
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(new)
-        with naming(self.manifest), open(self.manifest, "ab") as file:
-            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.manifest, new)
         self.listed.update(row.file for row in new)
-
-    def _write(self, row: Any, picture: Tensor) -> None:
-        data = io.BytesIO()
-        suffix = Path(row.file).suffix
-        to_image(picture).save(data, "JPEG" if suffix == ".jpg" else "PNG", quality=JPEG_QUALITY)
-        write_bytes(self.folder / row.file, data.getvalue(), sync=False)
