@@ -193,6 +193,11 @@ class Config:
     )
     max_iter: int = option(100000, "length of the training", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
+    muon: float = option(
+        0.0,
+        "rate of Muon, as a multiple of the rate of Adam, for the convolutions and MLPs of the networks that make pictures; 0: Adam for all",
+        low=0,
+    )
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
     lr2: float = option(0.002, "learning rate of E_a (SGD); its heads have ten times as much", low=0)
     beta1: float = option(0.0, "first beta of Adam", low=0, high=0.9999)
