@@ -51,6 +51,7 @@ ONLY_READ = {
     "teacher --data market1501": MINUTES,
     "reproduce": "several complete runs; tests/test_reproduce.py has tiny ones",
     "--network generator": "the line above exports the encoder; tests/test_export.py exports both",
+    "--out encoder.pt2": "the lines above export it to ONNX; tests/test_export.py exports to both",
     "demo": "serves until it is stopped; tests/test_demo.py asks it",
     "dgnet-fast unit": "tests/translation trains tiny ones",
     "dgnet-fast trans": "follows the training of UNIT",
