@@ -267,7 +267,9 @@ def main(argv: list[str] | None = None) -> int:
             one.add_argument("--steps", type=int, default={"public": 200, "encoder": 1250}.get(name, 800))
     parsers["generator"].add_argument("--error", choices=("absolute", "squared"), default="squared")
     parsers["generator"].add_argument("--lr", type=float, default=0.002)
-    parsers["generator"].add_argument("--muon", type=float, default=0.0, help="Muon's rate, as a multiple of --lr")
+    parsers["generator"].add_argument(
+        "--muon", type=float, default=0.0, help="Muon's rate, as a multiple of --lr"
+    )
     parsers["generator"].add_argument("--beta1", type=float, default=0.5)
     parsers["generator"].add_argument("--batch", type=int, default=16, help="pictures a step")
     parsers["generator"].add_argument("--jitter", type=float, default=0.0, help="gray_jitter")

@@ -88,7 +88,9 @@ def tiny_batch(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32
     if config.real_batch:
         count = config.real_batch // 2
         more = torch.randn((2, count, *size[2:]), generator=generator).clamp(-2, 2).to(dtype)
-        batch = batch._replace(more=more, more_labels=torch.randint(config.ID_class, (2, count), generator=generator))
+        batch = batch._replace(
+            more=more, more_labels=torch.randint(config.ID_class, (2, count), generator=generator)
+        )
     return batch
 
 

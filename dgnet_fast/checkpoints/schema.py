@@ -102,7 +102,9 @@ def check_optimiser(own: torch.optim.Optimizer, state: Any, source: object) -> N
             raise ValueError(f"{source}: the parameters of a group are not those of the networks")
         kinds = ["Muon" if group.get("factor") else "Adam" for group in (theirs, mine)]
         if kinds[0] != kinds[1]:
-            raise ValueError(f"{source} was saved with {kinds[0]}, and option muon asks for {kinds[1]}; take the same muon")
+            raise ValueError(
+                f"{source} was saved with {kinds[0]}, and option muon asks for {kinds[1]}; take the same muon"
+            )
         for name, value in mine.items():
             if name in ("params", "lr", "fused", "foreach", "capturable", "maximize", "differentiable"):
                 continue

@@ -12,12 +12,10 @@ from dgnet_fast.config.options import (
     from_dict,
     load_config,
     option_names,
-    read_yaml,
-    set_in_tree,
     unknown_key,
     walk,
 )
-from dgnet_fast.config.yaml_files import read_mapping
+from dgnet_fast.config.yaml_files import read_mapping, read_yaml, set_in_tree
 
 __all__ = [
     "DATASETS",

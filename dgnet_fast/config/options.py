@@ -25,7 +25,7 @@ from dgnet_fast.config.fields import ConfigError, check_value, coerce, option
 from dgnet_fast.config.networks import DiscriminatorConfig, GeneratorConfig
 from dgnet_fast.config.reid import ReidConfig
 from dgnet_fast.config.shown import shown
-from dgnet_fast.config.yaml_files import read_mapping
+from dgnet_fast.config.yaml_files import read_yaml, set_in_tree
 
 DRAWN = ("synthetic", "synthetic-a", "synthetic-b")
 """Data sets that are drawn and have no folder: pedestrians, and those of two cities that look different."""
@@ -201,7 +201,7 @@ class Config:
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
     muon: float = option(
         0.0,
-        "rate of Muon, as a multiple of the rate of Adam, for the convolutions and MLPs of the networks that make pictures; 0: Adam for all",
+        "rate of Muon, as a multiple of Adam's, for convolutions and MLPs of what makes pictures; 0: Adam for all",
         low=0,
     )
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
@@ -321,7 +321,9 @@ class Config:
             if self.dis.norm == "bn" and getattr(self, name) != default:
                 raise ConfigError(f"{name} is {getattr(self, name)}; with dis.norm bn allowed: {default}")
         if self.real_batch % 2:
-            raise ConfigError(f"real_batch is {self.real_batch}; allowed: even numbers, since half of it goes to each stream")
+            raise ConfigError(
+                f"real_batch is {self.real_batch}; allowed: even numbers, since half of it goes to each stream"
+            )
         for name in ("batch_size", "teacher_batch", "real_batch"):
             if getattr(self, name) % self.bn_parts:
                 raise ConfigError(
@@ -410,16 +412,6 @@ def unknown_key(
     return ConfigError(f"unknown option {name!r}{hint} ({command} --help lists all)")
 
 
-def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
-    """Set ``tree['a']['b']`` for ``'a.b'``."""
-    *path, last = dotted.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{part} is {shown(tree)}; allowed: a mapping of options")
-    tree[last] = value
-
-
 def from_dict(values: dict[str, Any]) -> Config:
     """Build and validate a Config from a nested dictionary. Options that are absent have their defaults."""
     config = Config()
@@ -439,14 +431,6 @@ def assign(owner: Any, values: dict[str, Any], prefix: str = "", **unknown: Any)
             assign(getattr(owner, key), value, f"{prefix}{key}.", **unknown)
         else:
             setattr(owner, key, coerce(f"{prefix}{key}", value, hints[key]))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, as `read_mapping` reads it."""
-    values = read_mapping(path)
-    if "data_root" in values and "data" not in values:
-        values["data"] = "folder"  # the public files point at a prepared folder-per-identity tree
-    return values
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:

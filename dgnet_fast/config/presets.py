@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from dgnet_fast.config.fields import ConfigError
-from dgnet_fast.config.options import DRAWN, Config, from_dict, set_in_tree
+from dgnet_fast.config.options import DRAWN, Config, from_dict
+from dgnet_fast.config.yaml_files import set_in_tree
 
 PAPER: dict[str, Any] = {
     "ID_stride": 1,

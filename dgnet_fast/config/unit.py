@@ -19,10 +19,9 @@ from dgnet_fast.config.options import (
     Config,
     GeneratorConfig,
     assign,
-    read_mapping,
-    set_in_tree,
     walk,
 )
+from dgnet_fast.config.yaml_files import read_mapping, set_in_tree
 
 COMMAND = "python -m dgnet_fast.unit"
 MUNIT_ONLY = {

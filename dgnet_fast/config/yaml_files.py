@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dgnet_fast.config.fields import ConfigError
+from dgnet_fast.config.shown import shown
 
 LARGEST = 2**20
 """Bytes of a file of options; the complete tree takes 4 KB."""
@@ -74,3 +75,21 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: a mapping of options")
     return values
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, as `read_mapping` reads it."""
+    values = read_mapping(path)
+    if "data_root" in values and "data" not in values:
+        values["data"] = "folder"  # the public files point at a prepared folder-per-identity tree
+    return values
+
+
+def set_in_tree(tree: dict, dotted: str, value: Any) -> None:
+    """Set ``tree['a']['b']`` for ``'a.b'``."""
+    *path, last = dotted.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{part} is {shown(tree)}; allowed: a mapping of options")
+    tree[last] = value

@@ -127,9 +127,9 @@ def train_generator(
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
     (`AppearanceMlp.fit_to`).
 
-    Adam with ``beta1``, ``beta2`` and ``weight_decay``, or Muon (``muon``); the loss is ``recon_x_w`` times the squared error of the pictures
-    plus ``generator_code_w`` times that of the codes, added up over the streams as in the whole step. Resumes from
-    ``folder/generator/state.pt``, which is written every ``snapshot_save_iter`` steps and when stopped (Stopped), and
+    Adam with ``beta1``, ``beta2`` and ``weight_decay``, or Muon (``muon``); the loss is ``recon_x_w`` times the squared error
+    of the pictures plus ``generator_code_w`` times that of the codes, added up over the streams as in the whole step. Resumes
+    from ``folder/generator/state.pt``, which is written every ``snapshot_save_iter`` steps and when stopped (Stopped), and
     removed at the end. FloatingPointError when the loss is not finite.
     """
     config, finished, unfinished = model.config, folder / "generator.pt", folder / "generator" / "state.pt"

@@ -59,8 +59,8 @@ def pair_at(seed: int, step: int, domains: int) -> Pair:
 
 
 class UnitOptimisers(Optimisers):
-    """Adam or Muon for all encoders and decoders (``gen``; `generator_optimiser`) and Adam for all Ds (``dis``), with the public code's schedule: its
-    rate moves before the update, so that update k (1, 2, …) has lr·gamma^floor(k / step_size).
+    """Adam or Muon for all encoders and decoders (``gen``; `generator_optimiser`) and Adam for all Ds (``dis``), with the
+    public code's schedule: its rate moves before the update, so that update k (1, 2, …) has lr·gamma^floor(k / step_size).
     """
 
     def __init__(self, model: Unit, config: UnitConfig, *, fused: bool | None = None) -> None:

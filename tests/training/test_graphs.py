@@ -156,7 +156,9 @@ def test_a_deferred_run_reads_losses_seldom_and_still_stops(tmp_path, capsys, mo
 
     monkeypatch.setattr(TrainBatches, "batch", batch)
     monkeypatch.setattr(Guard, "skips", skips)
-    monkeypatch.setattr("dgnet_fast.report.log.LONGEST_SILENCE", math.inf)  # a slow machine would read more often
+    monkeypatch.setattr(
+        "dgnet_fast.report.log.LONGEST_SILENCE", math.inf
+    )  # a slow machine would read more often
     changes = {"max_iter": 5000, "snapshot_save_iter": 9, "image_display_iter": 9000, "image_save_iter": 9000}
     changes |= {"max_bad_steps": 4, "log_iter": 100, "teacher": "", "pretrained": ""}
     assert train.main(words(tmp_path / "run", **changes)) == 1

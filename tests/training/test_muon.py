@@ -24,7 +24,9 @@ def gradients(seed: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in SHAPES]
 
 
-def moved(optimiser: torch.optim.Optimizer, those: list[nn.Parameter], places: list[int], steps: int = 3) -> None:
+def moved(
+    optimiser: torch.optim.Optimizer, those: list[nn.Parameter], places: list[int], steps: int = 3
+) -> None:
     for step in range(steps):
         for place, parameter in zip(places, those, strict=True):
             parameter.grad = gradients(step)[place].reshape(parameter.shape)
@@ -33,7 +35,9 @@ def moved(optimiser: torch.optim.Optimizer, those: list[nn.Parameter], places: l
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8)])
 def test_singular_values_come_close_to_one(shape):
-    found = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    found = torch.linalg.svdvals(
+        orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    )
     assert found.max() < 1.25
     if shape[1] != shape[2]:  # a square random matrix has singular values near 0, which rise more slowly
         assert found.min() > 0.6
@@ -83,7 +87,10 @@ def test_a_bad_gradient_changes_nothing():
     optimiser.found_inf = torch.ones(())
     optimiser.step()
     assert all(torch.equal(a, b) for a, b in zip(ours, before, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip([v for p in ours for v in optimiser.state[p].values()], state, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip([v for p in ours for v in optimiser.state[p].values()], state, strict=True)
+    )
 
 
 def test_a_loss_scale_is_divided_out():

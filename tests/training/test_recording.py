@@ -247,7 +247,14 @@ def test_replayed_steps_equal_eager_ones_on_a_gpu(ours):
     """Both branches and the ramps, dropout included: the same seeds give the same masks. Sums of the backward pass
     come in any order, so not bit by bit, and one step at a time.
     """
-    options = {"teacher": "given", "erasing_p": 0.5, "warm_iter": 5, "warm_teacher_iter": 5, "device": "cuda", **ours}
+    options = {
+        "teacher": "given",
+        "erasing_p": 0.5,
+        "warm_iter": 5,
+        "warm_teacher_iter": 5,
+        "device": "cuda",
+        **ours,
+    }
     graphs = cuda_step(tiny_config(cuda_graphs="on", **options))
     eager = cuda_step(tiny_config(cuda_graphs="off", **options))
     assert graphs.graphs is not None and eager.graphs is None and graphs.guard.deferred

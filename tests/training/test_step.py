@@ -109,7 +109,11 @@ def test_further_real_pictures_are_one_batch_of_the_teachers_kind(style):
         F.cross_entropy(one, batch.more_labels.flatten(), reduction="none").view(2, -1).mean(dim=1)
         for one in seen.logits
     ]
-    wanted = errors[0] + 0.5 * config.B_w * sum(errors[1:]) / len(errors[1:]) if style == "AB" else sum(errors) / len(errors)
+    wanted = (
+        errors[0] + 0.5 * config.B_w * sum(errors[1:]) / len(errors[1:])
+        if style == "AB"
+        else sum(errors) / len(errors)
+    )
     torch.testing.assert_close(terms["id_more"], wanted, **EXACT)
     torch.testing.assert_close(terms["total"], 2.0 * wanted.sum(), **EXACT)
     for name, statistic in plain.named_buffers():
