@@ -66,6 +66,9 @@ TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
         ),
         "cuda": (ATEN, REFERENCE),
     },
+    # On a CPU `upsample_conv` calls plain PyTorch, which can be differentiated twice.
+    "upsample_border": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
+    "upsample_weights": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
     "loss_l1": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
     # On a CPU the objective calls the references of these two, which torch.compile then fuses.
     "loss_identity": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
