@@ -380,7 +380,7 @@ OPS: tuple[OpCase, ...] = (
     _conv3x3(_C["layer4"]),
     _conv3x3_act(_CA["discriminator_first"], quick=torch.cuda.is_available()),
     _conv3x3_act(_CA["discriminator_deep"], quick=torch.cuda.is_available()),
-    _conv3x3_act(_CA["decoder_refine_step"], quick=torch.cuda.is_available()),
+    _conv3x3_act(_CA["decoder_refine_step"]),
     _appearance_mlp(_M["decode"], quick=True),
     _appearance_mlp(_M["decode_step"], quick=torch.cuda.is_available()),
     _loss_l1(LOSS[0], quick=True),
