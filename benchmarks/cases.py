@@ -170,6 +170,13 @@ CONV3X3 = (
 )
 
 
+CONV3X3_ACT = (  # D's first and last 3×3 layers, both streams, and G's last two
+    ConvCase("discriminator_first", (16, 32, 256, 128), 32),
+    ConvCase("discriminator_deep", (16, 64, 64, 32), 64),
+    ConvCase("decoder_refine_step", (48, 32, 256, 128), 32),
+)
+
+
 def conv_inputs(
     case: ConvCase,
     kernel: int,

@@ -6,9 +6,9 @@ Eager, by part of the step and by operator, counted on fake CPU tensors in half 
 does otherwise than a GPU put right: the weights are in channels_last; an operator of ours is as many kernels as its Triton
 body, and reads twice what that reads twice; the gradients of a convolution's input, weight and bias are kernels of their
 own, and so is the addition of its bias; a convolution copies what does not come in channels_last (`layout copies`);
-`F.pixel_shuffle` answers in NCHW; replicate padding is the slices that it is there. Views and allocations are left out; bytes
-are those of arguments and results, as if no cache held them. A few calls of losses, and lists of tensors that need more
-than one launch, are counted once.
+`F.pixel_shuffle` answers in NCHW; replicate padding is the slices that it is there; losses are ops of ours. Views and
+allocations are left out; bytes are those of arguments and results, as if no cache held them. Lists of tensors that need
+more than one launch are counted once.
 """
 
 from __future__ import annotations
@@ -96,8 +96,11 @@ def work(name: str, given: dict[str, Any], made: Any) -> list[Work]:
         kernels = batch_norm_act.kernels_of(given["x"], given["groups"])[name.endswith("backward")]
     if name in ("batch_norm_act", "adain_act", "layer_norm_act"):
         again = (given["x"],)
+    elif name == "act_pad_backward" and given["bias_dtype"] is not None:
+        kernels = 2
     elif name in ("adain_act_backward", "layer_norm_act_backward"):
         again = given["grad_y"], given["x"]
+        kernels += name.startswith("layer") and given["bias"] is not None
     elif name == "batch_norm_act_backward":
         # the ReLU's side is found from x unless there was a residual; the first pass leaves the masked gradient for the
         # last one where a residual wants it
@@ -167,6 +170,8 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch("dgnet_fast.ops.conv3x3._FAST_ENOUGH", False),
         mock.patch("dgnet_fast.models.layers.follower_adds_bias", lambda _: True),
         mock.patch("dgnet_fast.models.decoder.follower_adds_bias", lambda _: True),
+        mock.patch("dgnet_fast.ops.upsample_conv.in_one_pass", lambda _: True),
+        mock.patch("dgnet_fast.training.losses._fused", lambda _: True),
     ):
         yield
 

@@ -23,6 +23,7 @@ from benchmarks.cases import (
     APPEARANCE_MLP,
     BATCH_NORM_ACT,
     CONV3X3,
+    CONV3X3_ACT,
     IDS,
     LAYER_NORM_ACT,
     LOSS,
@@ -47,7 +48,7 @@ from benchmarks.cases import (
     loss_identity_inputs,
     loss_l1_inputs,
 )
-from dgnet_fast.ops import registry
+from dgnet_fast.ops import act_pad, registry
 
 LRELU_SLOPE = 0.2
 PASSES = ("forward", "backward", "both")
@@ -114,7 +115,8 @@ class OpCase:
             body.name
             for body in registry.TABLE.get(self.op, {}).get(device, ())
             if body.name != "reference"
-            and dtype in body.automatic
+            # what is not automatic is Triton's interpreter on a CPU, and on a GPU what waits for these measurements
+            and (dtype in body.automatic or device == "cuda")
             and _serves(self.op, device, dtype, body.name)
         ]
         return baselines + (bodies or ["op"])
@@ -223,9 +225,7 @@ def _batch_norm_act(case: BatchNormActCase, **flags: bool) -> OpCase:
     )
 
 
-def _conv(
-    op: str, case: ConvCase, kernel: int, pixels: int, options: dict[str, Any], **flags: bool
-) -> OpCase:
+def _conv(op: str, case: ConvCase, kernel: int, pixels: int, options: dict[str, Any], **flags: Any) -> OpCase:
     """A convolution that makes `pixels` pixels with nine taps each."""
     forward = 2 * 9 * case.shape[1] * case.out_channels * pixels
     return OpCase(
@@ -252,6 +252,19 @@ def _conv3x3(case: ConvCase, **flags: bool) -> OpCase:
     batch, _, height, width = case.shape
     pixels = batch * (height + 2 * case.padding - 2) * (width + 2 * case.padding - 2)
     return _conv("conv3x3", case, 3, pixels, {"padding": case.padding}, **flags)
+
+
+def _conv_between_paddings(x: Tensor, weight: Tensor, bias: Tensor, *, negative_slope: float) -> Tensor:
+    """The library's convolution with `act_pad` on both sides, as the networks call them."""
+    y = F.conv2d(act_pad(x, padding=1), weight)
+    return act_pad(y, bias, negative_slope=negative_slope, padding=0)
+
+
+def _conv3x3_act(case: ConvCase, **flags: bool) -> OpCase:
+    batch, _, height, width = case.shape
+    options = {"negative_slope": LRELU_SLOPE}
+    plain = _conv_between_paddings
+    return _conv("conv3x3_act", case, 3, batch * height * width, options, plain=plain, **flags)
 
 
 def _separate_mlps(
@@ -327,9 +340,18 @@ def _loss_adversarial(case: LossCase, **flags: bool) -> OpCase:
     )
 
 
-_P, _A, _B, _C, _L, _U, _M = (
+_P, _A, _B, _C, _CA, _L, _U, _M = (
     {case.name: case for case in table}
-    for table in (ACT_PAD, ADAIN_ACT, BATCH_NORM_ACT, CONV3X3, LAYER_NORM_ACT, UPSAMPLE_CONV, APPEARANCE_MLP)
+    for table in (
+        ACT_PAD,
+        ADAIN_ACT,
+        BATCH_NORM_ACT,
+        CONV3X3,
+        CONV3X3_ACT,
+        LAYER_NORM_ACT,
+        UPSAMPLE_CONV,
+        APPEARANCE_MLP,
+    )
 )
 
 OPS: tuple[OpCase, ...] = (
@@ -356,6 +378,9 @@ OPS: tuple[OpCase, ...] = (
     _conv3x3(_C["structure_residual"]),
     _conv3x3(_C["layer1"]),
     _conv3x3(_C["layer4"]),
+    _conv3x3_act(_CA["discriminator_first"], quick=torch.cuda.is_available()),
+    _conv3x3_act(_CA["discriminator_deep"], quick=torch.cuda.is_available()),
+    _conv3x3_act(_CA["decoder_refine_step"]),
     _appearance_mlp(_M["decode"], quick=True),
     _appearance_mlp(_M["decode_step"], quick=torch.cuda.is_available()),
     _loss_l1(LOSS[0], quick=True),

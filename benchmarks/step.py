@@ -4,6 +4,7 @@
     python -m benchmarks.step --plain                           # the plain step
     python -m benchmarks.step --public DIR                      # a checkout of the public code
     python -m benchmarks.step --profile                         # where its time goes; on a GPU launches and idle time
+    python -m benchmarks.step --gains                           # what torch.compile gains in each part of it
     DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
 
 All sides have the same weights and inputs: 751 identities, one teacher, random erasing, dropout; the branch that
@@ -21,7 +22,9 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,6 +41,7 @@ from dgnet_fast.data import Batch
 from dgnet_fast.data.augment import random_erasing_boxes
 from dgnet_fast.models.appearance_encoder import appearance_input_size, build_teacher
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.training import runner
 from dgnet_fast.training.graphs import WARM_UP
 from dgnet_fast.training.guard import StepResult
 from dgnet_fast.training.optim import Optimisers, Precision, resolve_amp
@@ -50,6 +54,8 @@ RAMPS = {
     "after": {"recon_f_w": 1.0, "recon_s_w": 1.0, "recon_x_cyc_w": 2.0, "teacher_w": 2.0},
 }
 CHECK_BATCH, CHECK_SIZE = 2, (144, 72)
+SETTLED = 2
+"""Steps of either branch after which everything is compiled."""
 
 Terms = dict[str, list[float] | float]
 
@@ -233,6 +239,45 @@ class Runner:
             kinds[kind] = kinds.get(kind, 0) + event.self_cpu_time_total / steps / 1e6
         return {"part": parts, "kind": kinds}
 
+    def gains(self, rounds: int) -> dict[str, tuple[float, float]]:
+        """Seconds of each part of ours, forward and backward, eager and compiled: medians over ``rounds`` steps of either
+        branch, without CUDA graphs. Parts are timed one by one, which takes a GPU's overlap of host and device away.
+        """
+        if not isinstance(self.side, Ours):
+            raise ValueError("gains by part are asked for of --plain or --public; allowed: ours")
+        medians = []
+        for compiled in (False, True):
+            model = self.side.training_step.model
+            model.config.compile, model.config.cuda_graphs = compiled, "off"
+            self.side = Ours(model, self.args.device)
+            for _ in range(2 * SETTLED):
+                self._one()
+            seen: dict[str, list[float]] = {}
+            for _ in range(2 * rounds):
+                seconds: dict[str, float] = {}
+                with mock.patch.object(runner, "labelled", self._timed(seconds)):
+                    self._one()
+                for name, value in seconds.items():
+                    seen.setdefault(name, []).append(value)
+            medians.append({name: statistics.median(values) for name, values in seen.items()})
+        eager, fast = medians
+        return {name: (value, fast[name]) for name, value in eager.items()}
+
+    def _timed(self, seconds: dict[str, float]) -> Callable[[str], contextlib.AbstractContextManager]:
+        """`runner.labelled` that also adds the time spent within to ``seconds``, by name."""
+        plain = runner.labelled
+
+        @contextlib.contextmanager
+        def timed(name: str) -> Iterator[None]:
+            synchronize(self.args.device)
+            begin = time.perf_counter()
+            with plain(name):
+                yield
+            synchronize(self.args.device)
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+
+        return timed
+
     def profile(self, steps: int = 10) -> dict[str, float]:
         """Per step, of ours on a GPU, losses unread: calls of the host that launch work, kernels and copies on the
         device, milliseconds, and the share of them in which the device does nothing.
@@ -271,7 +316,7 @@ class Runner:
         return int(line.split()[1]) * 1024
 
 
-def serve(runner: Runner) -> None:
+def serve(measured: Runner) -> None:
     """Answer commands until quit or the end of input."""
     answers = sys.stdout
     print(json.dumps({"ready": True, "malloc_kept": dgnet_fast.malloc_kept}), file=answers, flush=True)
@@ -280,7 +325,7 @@ def serve(runner: Runner) -> None:
         if command == "quit":
             return
         with contextlib.redirect_stdout(io.StringIO()):
-            answer: Any = {name: getattr(runner, name) for name in ("check", "step", "peak", "profile")}[
+            answer: Any = {name: getattr(measured, name) for name in ("check", "step", "peak", "profile")}[
                 command
             ]()
         print(json.dumps(answer), file=answers, flush=True)
@@ -303,6 +348,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cuda-graphs", choices=("auto", "on", "off"), default="auto", help="record our step")
     made.add_argument("--checkpoint-activations", action="store_true", help="the trainer's option, for ours")
     made.add_argument("--profile", action="store_true", help="where the time of a step goes")
+    made.add_argument(
+        "--gains", action="store_true", help="what torch.compile gains in each part of our step"
+    )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     made.add_argument("--rounds", type=int, default=3, help="steps timed, after one to warm up")
     made.add_argument("--serve", action="store_true", help="answer commands on standard input")
@@ -315,16 +363,27 @@ def main(arguments: list[str] | None = None) -> int:
         if args.public:
             check_folder(args.public)
         with contextlib.redirect_stdout(io.StringIO()):  # the public code prints as it goes
-            runner = Runner(args)
+            measured = Runner(args)
     except (ValueError, ModuleNotFoundError) as error:
         print(f"benchmarks.step: {error}", file=sys.stderr)
         return 2
     if args.serve:
-        serve(runner)
+        serve(measured)
+        return 0
+    if args.gains:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                gained = measured.gains(args.rounds)
+        except ValueError as error:
+            print(f"benchmarks.step: {error}", file=sys.stderr)
+            return 2
+        print("| part | eager ms | compiled ms | eager / compiled |\n|---|--:|--:|--:|")
+        for name, (eager, fast) in gained.items():
+            print(f"| {name} | {1e3 * eager:.1f} | {1e3 * fast:.1f} | {eager / fast:.2f} |")
         return 0
     if args.profile and args.device == "cpu":
         with contextlib.redirect_stdout(io.StringIO()):
-            found = runner.shares()
+            found = measured.shares()
         for column, seconds in found.items():
             total = sum(seconds.values())
             if not seconds:  # only our step names its parts
@@ -336,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if args.profile:
         try:
-            found = runner.profile()
+            found = measured.profile()
         except ValueError as error:
             print(f"benchmarks.step: {error}", file=sys.stderr)
             return 2
@@ -346,12 +405,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 0
     with contextlib.redirect_stdout(io.StringIO()):
-        runner.step()
-        seconds = [runner.step() for _ in range(args.rounds)]
+        measured.step()
+        seconds = [measured.step() for _ in range(args.rounds)]
     median = statistics.median(seconds)
-    rate = step_flops(runner.config, args.ramps == "after") / median / 1e12
+    rate = step_flops(measured.config, args.ramps == "after") / median / 1e12
     print(f"median {1e3 * median:.1f} ms of {args.rounds}, {rate:.3f} TFLOP/s of least work, ", end="")
-    print(f"peak {runner.peak() / 1e9:.2f} GB, {allocator()}, {torch.get_num_threads()} threads")
+    print(f"peak {measured.peak() / 1e9:.2f} GB, {allocator()}, {torch.get_num_threads()} threads")
     return 0
 
 

@@ -23,7 +23,16 @@ import torch
 import triton
 import triton.language as tl
 from dgnet_fast.kernels.padding import constants, copies, folded_of_sample, source
-from dgnet_fast.kernels.slices import Slices, activate, bounds, columns_of, offset, tile
+from dgnet_fast.kernels.slices import (
+    Slices,
+    activate,
+    bounds,
+    channel_sums,
+    columns_of,
+    offset,
+    summing,
+    tile,
+)
 
 # Elements of a tile, and at least so many a program: fewer programs leave less to merge.
 TILE = 2048
@@ -221,12 +230,14 @@ def _merged_sum(at_ptr, count, STRIDE: tl.constexpr, MERGE: tl.constexpr):
 @triton.jit
 def backward_apply(
     grad_y_ptr, x_ptr, gamma_ptr, beta_ptr, bias_ptr, mean_ptr, rdenom_ptr, grad_x_ptr, grad_gamma_ptr, grad_beta_ptr,
-    parts_ptr, sums_ptr, channels, pixels, padded_pixels, slice_pixels, slope, eps, least_std,
+    parts_ptr, sums_ptr, bias_parts_ptr, channels, pixels, padded_pixels, slice_pixels, slope, eps, least_std,
     MERGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr, COPIES: tl.constexpr,
     PHASES: tl.constexpr,
 ):  # fmt: skip
-    """Merges a sample's sums and writes a slice of grad_x; the programs share the channels of gamma and beta."""
+    """Merges a sample's sums and writes a slice of grad_x, and with `bias_parts` (samples x slices, channels) its sums; the
+    programs share the channels of gamma and beta.
+    """
     slices = tl.num_programs(0)
     program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * slices + tl.program_id(0)
     parts = slices * tl.num_programs(2)
@@ -253,6 +264,7 @@ def backward_apply(
     grad_y_ptr += sample * padded_pixels * channels
     x_ptr += sample * pixels * channels
     grad_x_ptr += sample * pixels * channels
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(first, last, ROWS):
         at, mask, centred, grad_z = _gradients(
             grad_y_ptr, x_ptr, start, last, mean, gamma * rdenom, shift, channels, pixels, padded_pixels,
@@ -260,6 +272,10 @@ def backward_apply(
         )  # fmt: skip
         grad_x = (grad_z * gamma - total / elements) * rdenom - centred * share
         tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask)
+        sums += tl.where(mask, grad_x, 0.0)
+    if bias_parts_ptr is not None:
+        to = bias_parts_ptr + (sample * slices + index) * channels + channel
+        tl.store(to, tl.sum(sums, 0)[None, :], channel < channels)
 
 
 def _slices(batch: int, channels: int, pixels: int, channels_last: bool, folds: bool = False) -> Slices:
@@ -300,13 +316,16 @@ def forward(a: SimpleNamespace) -> None:
 
 
 def backward(a: SimpleNamespace) -> None:
-    """Fills grad_x, grad_gamma and grad_beta."""
+    """Fills grad_x, grad_gamma and grad_beta, and grad_bias unless it is empty."""
     batch, channels, height, width = _sizes(a)
     channels_last = not a.x.is_contiguous()
     pixels, padded_pixels = height * width, (height + 2 * a.padding) * (width + 2 * a.padding)
     slices = _slices(batch, channels, pixels, channels_last, folds=a.padding > 0)
     parts = torch.empty((batch, slices.count * slices.grid[1], 2), dtype=torch.float32, device=a.x.device)
     sums = torch.empty((2, channels, batch, slices.count), dtype=torch.float32, device=a.x.device)
+    bias_parts = None
+    if a.grad_bias.numel():
+        bias_parts = torch.empty((batch * slices.count, channels), dtype=torch.float32, device=a.x.device)
     inputs = (a.grad_y, a.x, a.gamma, a.beta, a.bias, a.mean, a.rdenom)
     sizes = (channels, pixels, padded_pixels, slices.pixels, a.negative_slope)
     options = {
@@ -318,6 +337,9 @@ def backward(a: SimpleNamespace) -> None:
     }
     backward_sums[slices.grid](*inputs, parts, sums, *sizes, **options)
     backward_apply[slices.grid](
-        *inputs, a.grad_x, a.grad_gamma, a.grad_beta, parts, sums, *sizes, a.eps, LEAST_STD * a.eps,
+        *inputs, a.grad_x, a.grad_gamma, a.grad_beta, parts, sums, bias_parts, *sizes, a.eps, LEAST_STD * a.eps,
         MERGE=MERGE, **options,
     )  # fmt: skip
+    if bias_parts is not None:
+        grid, tiles = summing(bias_parts)
+        channel_sums[grid](bias_parts, a.grad_bias, *bias_parts.shape, **tiles)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _reflected(index, SIZE: tl.constexpr):
+def reflected(index, SIZE: tl.constexpr):
     return (SIZE - 1) - tl.abs((SIZE - 1) - tl.abs(index))
 
 
@@ -21,8 +21,8 @@ def _reflected(index, SIZE: tl.constexpr):
 def source(pixel, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PADDING: tl.constexpr):
     """Row and column, in the picture, of what padded pixel number `pixel` shows."""
     PITCH: tl.constexpr = WIDTH + 2 * PADDING
-    row = _reflected(pixel // PITCH - PADDING, HEIGHT)
-    return row, _reflected(pixel % PITCH - PADDING, WIDTH)
+    row = reflected(pixel // PITCH - PADDING, HEIGHT)
+    return row, reflected(pixel % PITCH - PADDING, WIDTH)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -46,6 +47,33 @@ def offset(pixel, channel, pixels, channels, CHANNELS_LAST: tl.constexpr):
     else:
         at = channel.to(tl.int64) * pixels + pixel
     return at
+
+
+# Elements of a workspace that a program of `channel_sums` reads at a time, and the channels it serves: few, so that
+# several programs share the work.
+SUM_ELEMENTS = 4096
+SUM_COLUMNS = 8
+
+
+@triton.jit
+def channel_sums(parts_ptr, sums_ptr, parts, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Adds up partial sums (parts, channels), float32, in a fixed order."""
+    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, parts, ROWS):
+        part = start + tl.arange(0, ROWS)[:, None]
+        at = part * channels + channel
+        sums += tl.load(parts_ptr + at, (part < parts) & (channel < channels), other=0.0)
+    total = tl.sum(sums, 0)[None, :].to(sums_ptr.dtype.element_ty)
+    tl.store(sums_ptr + channel, total, channel < channels)
+
+
+def summing(parts: Tensor) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and constants of `channel_sums` for ``parts``."""
+    count, channels = parts.shape
+    columns = min(SUM_COLUMNS, triton.next_power_of_2(channels))
+    rows = min(SUM_ELEMENTS // columns, triton.next_power_of_2(count))
+    return (triton.cdiv(channels, columns),), {"ROWS": rows, "COLUMNS": columns}
 
 
 def columns_of(channels: int, pixels: int, channels_last: bool, *, widest: int, tile: int) -> int:

@@ -243,7 +243,9 @@ class Config:
     amp: str = option(
         "auto", "mixed precision; auto means bf16 where it is fast", choices=("auto", "bf16", "fp16", "off")
     )
-    compile: bool = option(False, "compile the passes and parts of the step with torch.compile")
+    compile: bool = option(
+        False, "compile the passes and parts of the step, and the teacher's step, with torch.compile"
+    )
     cuda_graphs: str = option(
         "auto",
         "record the steps as CUDA graphs; auto means where possible, and goes on without where it fails",

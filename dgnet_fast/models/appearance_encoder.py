@@ -108,14 +108,10 @@ class AppearanceEncoder(nn.Module):
 
     def code_of(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         """The appearance code alone, (N, 4·C), through which gradients flow to the pictures whatever the style."""
-        code = self._strips(self._trunk(x, mode)).flatten(1)
-        return self._scaled(code)
-
-    def _trunk(self, x: Tensor, mode: BatchNormMode) -> Tensor:
         found: list[Found] = []
-        x = self.backbone(x, mode._replace(found=found))
+        code = self._strips(self.backbone(x, mode._replace(found=found))).flatten(1)
         update_running_statistics(found)
-        return x
+        return self._scaled(code)
 
     @property
     def _averages(self) -> bool:
@@ -140,7 +136,9 @@ class AppearanceEncoder(nn.Module):
         return code / (code.norm(dim=1, keepdim=True) + 1e-8) if self.normalise_code else code
 
     def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
-        x = self._trunk(x, mode)
+        found: list[Found] = []
+        mode = mode._replace(found=found)
+        x = self.backbone(x, mode)
         strips = self._strips(x)
         code = self._scaled(strips.flatten(1))
         if self.style == "AB":
@@ -152,6 +150,7 @@ class AppearanceEncoder(nn.Module):
         features, logits = zip(
             *(head(i, mode, dropout) for head, i in zip(self.heads, inputs, strict=True)), strict=True
         )
+        update_running_statistics(found)
         return Appearance(code, logits, features)
 
 

@@ -134,14 +134,18 @@ class GroupedBatchNorm(nn.Module):
                 self._moved(mean, var, count * processes.size(), mode)
             return _twice(_finish(y, residual, relu))
         served = x.device.type in TABLE["batch_norm_act"] and x.dtype in FAST_DTYPES
-        if served and x.ndim == 4 and count > 1:
+        if served and count > 1:
             options = {"groups": groups, "relu": relu, "eps": self.eps}
-            given = (x, self.weight, self.bias, residual)
+            flat = x.ndim == 2
+            pictures = [_picture_of(t, groups) if flat and t is not None else t for t in (x, residual)]
+            given = (pictures[0], self.weight, self.bias, pictures[1])
             if two:
                 y, again, mean, var = batch_norm_act_for_two(*given, **options)
             else:
                 y, mean, var = batch_norm_act(*given, **options)
                 again = y
+            if flat:
+                y, again = (t.squeeze(3).transpose(1, 2).flatten(0, 1) for t in (y, again))
             if update:
                 self._moved(mean, var, count, mode)
             return y, again
@@ -169,6 +173,11 @@ class GroupedBatchNorm(nn.Module):
             update_running_statistics([mine])
         else:
             mode.found.append(mine)
+
+
+def _picture_of(x: Tensor, groups: int) -> Tensor:
+    """Vectors (G·B, C) as the pixels of a picture (G, C, B, 1) for each group, a view in channels_last."""
+    return x.unflatten(0, (groups, -1)).transpose(1, 2).unsqueeze(3)
 
 
 def set_batch_norms(network: nn.Module, *, parts: int, synced: bool) -> None:

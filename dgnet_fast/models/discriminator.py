@@ -43,11 +43,14 @@ class ScaleDiscriminator(nn.Module):
         self.to_score = nn.Conv2d(dim, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = chain(self.stem, x)
-        if self.attention_before is not None:
-            x = self.attention_before(x)
-        for block in self.residual:  # no chain: a sum and its padding are two passes either way
-            x = block(x)
+        if self.attention_before is None and len(self.residual) and self.residual[0].serves_two(x):
+            x = chain([*self.stem, *self.residual], x)
+        else:
+            x = chain(self.stem, x)
+            if self.attention_before is not None:
+                x = self.attention_before(x)
+            for block in self.residual:  # no chain: here a sum and its padding are two passes either way
+                x = block(x)
         if self.attention_after is not None:
             x = self.attention_after(x)
         return convolve(self.to_score, x, twice=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dgnet_fast.models.typed import ModuleList
 from dgnet_fast.ops import act_pad, adain_act, adain_act_reference, conv3x3, layer_norm_act
+from dgnet_fast.ops.act_pad import act_pad_for_two
 from dgnet_fast.ops.conv3x3 import serves as conv3x3_serves
 from dgnet_fast.ops.halving_conv import halving_conv
 from dgnet_fast.ops.padding import reflect_pad, replicate_pad, with_interior
@@ -223,6 +224,8 @@ class ConvBlock(nn.Module):
                 options = {"negative_slope": slope, "eps": LAYER_EPS, "padding": pad_result}
                 return layer_norm_act(x, gamma, beta, bias, phases=phases, **options)
             x = self.norm(x)
+        if bias is not None and residual is not None:
+            return act_pad(x, bias, residual, padding=pad_result)
         if (pad_result or bias is not None) and residual is None and slope is not None:
             return activate_and_reflect(x, slope, pad_result, bias)
         x = self.activate(x)
@@ -238,11 +241,26 @@ class ConvBlock(nn.Module):
         padded: bool = False,
         pad_result: int = 0,
     ) -> Tensor:
-        later = None
-        if residual is None and self.norm_kind == "none" and follower_adds_bias(x):
-            later = self.conv.bias if type(self.activation) in FUSED_SLOPES else None
+        later = self.conv.bias if self._leaves_bias(x, residual) else None
         x = self.convolve(x, padded=padded, biased=later is None)
         return self.finish(x, scale, shift, residual, pad_result=pad_result, bias=later)
+
+    def _leaves_bias(self, x: Tensor, residual: Tensor | None) -> bool:
+        """Whether `act_pad` follows and adds the bias: without a norm, before a fused activation or after a residual."""
+        fused = type(self.activation) in FUSED_SLOPES if residual is None else self.activation is None
+        return self.norm_kind == "none" and fused and follower_adds_bias(x)
+
+    def serves_two(self, x: Tensor, *, residual: bool = False) -> bool:
+        """Whether `for_two` serves, for the picture x, with or without a residual."""
+        return self._leaves_bias(x, x if residual else None)
+
+    def for_two(
+        self, x: Tensor, residual: Tensor | None = None, *, padded: bool = False, pad_result: int
+    ) -> tuple[Tensor, Tensor]:
+        """The padded result and the picture within it: see `act_pad_for_two`."""
+        slope = FUSED_SLOPES.get(type(self.activation))
+        x = self.convolve(x, padded=padded, biased=False)
+        return act_pad_for_two(x, self.conv.bias, residual, negative_slope=slope, padding=pad_result)
 
 
 def idle_biases(network: nn.Module) -> list[nn.Parameter]:
@@ -276,10 +294,29 @@ class ResidualBlock(nn.Module):
         """Reflect padding that the block reads; 0 for another kind of padding."""
         return self.conv1.reflection
 
-    def forward(self, x: Tensor, *, padded: bool = False, pad_result: int = 0) -> Tensor:
-        x, residual = with_interior(x, self.reflection) if padded else (x, x)
-        half = self.conv1(x, padded=padded, pad_result=self.conv2.reflection)
+    def serves_two(self, x: Tensor) -> bool:
+        """Whether `for_two` serves, for the picture x."""
+        return self.conv2.serves_two(x, residual=True)
+
+    def _halves(self, x: Tensor, again: Tensor | None, padded: bool) -> tuple[Tensor, Tensor]:
+        """What the second convolution reads, and the residual."""
+        if again is None:
+            x, again = with_interior(x, self.reflection) if padded else (x, x)
+        return self.conv1(x, padded=padded, pad_result=self.conv2.reflection), again
+
+    def forward(
+        self, x: Tensor, again: Tensor | None = None, *, padded: bool = False, pad_result: int = 0
+    ) -> Tensor:
+        """``again``: the picture within an x that comes padded, where `for_two` of the block before has made it."""
+        half, residual = self._halves(x, again, padded)
         return self.conv2(half, residual=residual, padded=True, pad_result=pad_result)
+
+    def for_two(
+        self, x: Tensor, again: Tensor | None = None, *, padded: bool = False, pad_result: int
+    ) -> tuple[Tensor, Tensor]:
+        """The padded result and the picture within it, for a block that reads both: see `act_pad_for_two`."""
+        half, residual = self._halves(x, again, padded)
+        return self.conv2.for_two(half, residual, padded=True, pad_result=pad_result)
 
 
 def chain(
@@ -289,9 +326,15 @@ def chain(
     padded: bool = False,
 ) -> Tensor:
     """The blocks one after the other, each one's result padded as the next one reads it; ``padded``: x is so already."""
+    again: Tensor | None = None
     for k, block in enumerate(blocks):
-        wanted = blocks[k + 1].reflection if k + 1 < len(blocks) else 0
-        x = block(x, padded=padded or k > 0, pad_result=wanted)
+        following = blocks[k + 1] if k + 1 < len(blocks) else None
+        wanted = following.reflection if following else 0
+        given = (x,) if again is None else (x, again)
+        if wanted and isinstance(following, ResidualBlock) and block.serves_two(x):
+            x, again = block.for_two(*given, padded=padded or k > 0, pad_result=wanted)
+        else:
+            x, again = block(*given, padded=padded or k > 0, pad_result=wanted), None
     return x
 
 

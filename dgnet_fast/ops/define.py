@@ -76,20 +76,22 @@ def _parameters(function: Callable) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
+def _naming(function: Callable) -> Callable[[tuple], Arguments]:
+    """Makes `Arguments` of a call's; PyTorch leaves out what equals its default at the end."""
+    parameters = inspect.signature(function).parameters
+    defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+
+    def named(given: tuple) -> Arguments:
+        found = dict(zip(parameters, given, strict=False))
+        return Arguments(found | {name: value for name, value in defaults.items() if name not in found})
+
+    return named
+
+
 def _op(
     name: str, way: str, function: Callable, prepare: Prepare, allocate: Allocate, devices: tuple[str, ...]
 ) -> OpOverload:
-    names = _parameters(function)
-    defaults = {
-        name: one.default
-        for name, one in inspect.signature(function).parameters.items()
-        if one.default is not inspect.Parameter.empty
-    }
-
-    def named(given: tuple) -> Arguments:
-        found = dict(zip(names, given, strict=False))
-        # PyTorch leaves out what equals its default at the end
-        return Arguments(found | {name: value for name, value in defaults.items() if name not in found})
+    names, named = _parameters(function), _naming(function)
 
     def run(*given: Any) -> Any:
         a = named(given)
@@ -127,11 +129,11 @@ def _returned(made: dict[str, Any]) -> Any:
 def _differentiate(
     op: OpOverload, function: Callable, setup_context: SetupContext, backward: Backward
 ) -> None:
-    names = _parameters(function)
+    names, named = _parameters(function), _naming(function)
     known = frozenset(names)
 
     def named_setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        setup_context(ctx, Arguments(dict(zip(names, inputs, strict=True))), output)
+        setup_context(ctx, named(inputs), output)
 
     def named_backward(ctx: Any, *grads: Any) -> tuple:
         found = backward(ctx, *grads)

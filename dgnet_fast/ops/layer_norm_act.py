@@ -38,6 +38,7 @@ from dgnet_fast.ops.padding import (
 from dgnet_fast.ops.phases import joined, parted
 
 Three = tuple[Tensor, Tensor, Tensor]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 #: A standard deviation below this many eps counts as 0 in the backward: `rdenom` does not hold it, and its
 #: part in the gradient is smaller than that.
@@ -94,8 +95,8 @@ class reference:
         eps: float,
         padding: int,
         phases: bool,
-    ) -> Three:
-        """Returns (grad_x, grad_gamma, grad_beta); the gradient of the bias is the sum of grad_x."""
+    ) -> Four:
+        """Returns (grad_x, grad_gamma, grad_beta, grad_bias); the last is empty, (0,), without a bias."""
         order = memory_format(x)
         x = joined(x) if phases else x
         centred = _biased(x.to(mean.dtype), bias) - _per_sample(mean)
@@ -112,9 +113,10 @@ class reference:
         share = (grad_n * centred).sum(dim=(1, 2, 3)) * rdenom.square() / (std * (elements - 1))
         share = torch.where(std <= LEAST_STD * eps, 0, share)
         grad_x = (grad_n - _per_sample(grad_n.mean(dim=(1, 2, 3)))) * r - centred * _per_sample(share)
+        grad_bias = grad_x.new_empty(0) if bias is None else grad_x.sum(dim=(0, 2, 3))
         grad_x = grad_x.to(x.dtype)
         grad_x = parted(grad_x, order) if phases else grad_x.contiguous(memory_format=order)
-        return grad_x, grad_gamma, grad_beta
+        return grad_x, grad_gamma, grad_beta, grad_bias
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -210,7 +212,13 @@ def _results(a: Arguments) -> dict[str, Tensor]:
 
 def _gradients(a: Arguments) -> dict[str, Tensor]:
     grad_gamma, grad_beta = new_statistics(a.x, a.gamma.shape[0])
-    return {"grad_x": torch.empty_like(a.x), "grad_gamma": grad_gamma, "grad_beta": grad_beta}
+    grad_bias = grad_gamma.new_empty(0 if a.bias is None else a.bias.shape[0])
+    return {
+        "grad_x": torch.empty_like(a.x),
+        "grad_gamma": grad_gamma,
+        "grad_beta": grad_beta,
+        "grad_bias": grad_bias,
+    }
 
 
 def _prepare(a: Arguments) -> Tensor:
@@ -239,19 +247,15 @@ def _backward(ctx, grad_y, _grad_mean, _grad_rdenom) -> dict[str, Tensor | None]
     if grad_y is None:
         return {}
     x, gamma, beta, bias, mean, rdenom = ctx.saved_tensors
-    grad_x, grad_gamma, grad_beta = _backward_op(
+    grad_x, grad_gamma, grad_beta, grad_bias = _backward_op(
         grad_y, x, gamma, beta, bias, mean, rdenom, ctx.negative_slope, ctx.eps, ctx.padding, ctx.phases
     )
     needs_x, needs_gamma, needs_beta, needs_bias, *_ = ctx.needs_input_grad
-    grad_bias = None
-    if needs_bias:
-        grad_bias = grad_x.sum((0, 2, 3), dtype=bias.dtype)
-        grad_bias = grad_bias.view(4, -1).sum(0) if ctx.phases else grad_bias
     return {
         "x": grad_x if needs_x else None,
         "gamma": grad_gamma.to(gamma.dtype) if needs_gamma else None,
         "beta": grad_beta.to(beta.dtype) if needs_beta else None,
-        "bias": grad_bias,
+        "bias": grad_bias.to(bias.dtype) if needs_bias else None,
     }
 
 
@@ -297,6 +301,8 @@ def _plainly(body: Body) -> Body:
         x = _picture(a)
         grad_x = torch.empty_like(x) if a.phases else a.grad_x
         body.backward(_plain(a, x=x, grad_x=grad_x))
+        if a.bias is not None:
+            a.grad_bias.copy_(grad_x.sum((0, 2, 3), dtype=a.grad_bias.dtype))
         if a.phases:
             a.grad_x.copy_(parted(grad_x, memory_format(a.x)))
 

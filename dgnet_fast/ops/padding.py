@@ -155,7 +155,8 @@ class _Parted(torch.autograd.Function):
         if grad is None or torch.is_grad_enabled():  # one that is differentiated again is not changed
             padded = F.pad(inner, (ctx.padding,) * 4)
             return padded if grad is None else grad + padded, None
-        grad[:, :, ctx.padding : -ctx.padding, ctx.padding : -ctx.padding] += inner
+        # not `grad[...] += inner`, which Python ends with a copy of the sum onto itself
+        grad[:, :, ctx.padding : -ctx.padding, ctx.padding : -ctx.padding].add_(inner)
         return grad, None
 
 

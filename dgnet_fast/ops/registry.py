@@ -66,6 +66,14 @@ TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
         ),
         "cuda": (ATEN, REFERENCE),
     },
+    # By name alone: no GPU has shown the Triton body ahead of cuDNN's convolution yet.
+    "conv3x3_act": {
+        "cpu": (ATEN, REFERENCE, INTERPRETED),
+        "cuda": (ATEN, REFERENCE, Server("triton", FAST_DTYPES, automatic=())),
+    },
+    # On a CPU `upsample_conv` calls plain PyTorch, which can be differentiated twice.
+    "upsample_border": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
+    "upsample_weights": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
     "loss_l1": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},
     # On a CPU the objective calls the references of these two, which torch.compile then fuses.
     "loss_identity": {"cpu": (ATEN, REFERENCE, INTERPRETED), "cuda": (TRITON, REFERENCE)},

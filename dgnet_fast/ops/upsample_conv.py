@@ -6,8 +6,9 @@ taps: 9 multiplications where the plain form has 25. Zero and replicate padding 
 reflection on the large picture the outermost output line on each side sees one value that the phases do not; it is
 corrected by a one-dimensional convolution along that line.
 
-Plain PyTorch around `conv3x3`: any dtype and device, the result in x's memory order, differentiable to any order by
-autograd, but not under the transforms of torch.func with reflection, nor on CUDA with replication.
+Any dtype and device, the result in x's memory order. Plain PyTorch around `conv3x3`, differentiable to any order by autograd,
+but not under the transforms of torch.func with reflection, nor on CUDA with replication; with reflection on CUDA what is
+convolved and the filters are ops, `upsample_border` and `upsample_weights`, that are differentiable once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 from dgnet_fast.ops.conv3x3 import conv3x3
 from dgnet_fast.ops.padding import replicate_pad
 from dgnet_fast.ops.phases import joined
-
-KERNEL = 5
+from dgnet_fast.ops.registry import FAST_DTYPES
+from dgnet_fast.ops.upsample_border import reflected_lines, upsample_border
+from dgnet_fast.ops.upsample_weights import KERNEL, outermost, phase_weights, upsample_weights
 
 
 def upsample_conv_reference(
@@ -31,17 +33,6 @@ def upsample_conv_reference(
     if pad_type == "zero":
         return F.conv2d(x, weight, bias, padding=2)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode=pad_type), weight, bias)
-
-
-def phase_weights(weight: Tensor) -> Tensor:
-    """(O, C, 5, 5) → (4·O, C, 3, 3): channel (2·p + q)·O + o serves output rows of phase p and columns of phase q.
-
-    The order of `dgnet_fast.ops.phases`.
-    """
-    # Tap t of phase p falls on tap (t + p) // 2 of the small picture: 0 0 1 1 2 and 0 1 1 2 2.
-    places = torch.arange(KERNEL + 1, device=weight.device).div(2, rounding_mode="floor").unfold(0, KERNEL, 1)
-    taps = (places.unsqueeze(1) == places[0, ::2, None]).to(weight.dtype)
-    return torch.einsum("pru,qsv,ocuv->pqocrs", taps, taps, weight).reshape(-1, weight.shape[1], 3, 3)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad_type: str = "reflect") -> Tensor:
@@ -65,19 +56,28 @@ def upsample_conv_phases(x: Tensor, weight: Tensor, pad_type: str = "reflect") -
     return small if lines is None else _AddBorderToPhases.apply(small, *lines)
 
 
+def in_one_pass(x: Tensor) -> bool:
+    """Whether reflection takes `upsample_border` and `upsample_weights`: on CUDA, where every slice and copy is a launch."""
+    return x.is_cuda and x.dtype in FAST_DTYPES and not torch.compiler.is_compiling()
+
+
 def _phases_of(x: Tensor, weight: Tensor, pad_type: str) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """The phases of the padded convolution, and with reflection what is to be added to the outermost lines."""
-    # compiled, PyTorch's own slices and additions in place are part of the graph
-    whole = torch.compiler.is_compiling()
-    if pad_type == "reflect":
-        x, *outermost = _slices(x) if whole else _Slices.apply(x)
     if pad_type == "zero":
         return conv3x3(x, phase_weights(weight), padding=1), None
-    small = conv3x3(replicate_pad(x, 1), phase_weights(weight))
-    if pad_type != "reflect":
-        return small, None
-    top, bottom, left, right = outermost
-    return small, _reflection(top, bottom, left, right, weight)
+    if pad_type == "replicate":
+        return conv3x3(replicate_pad(x, 1), phase_weights(weight)), None
+    if in_one_pass(x):
+        padded, *lines = upsample_border(x)
+        phases, *filters = upsample_weights(weight, x.dtype)
+    else:
+        # compiled, PyTorch's own slices and additions in place are part of the graph
+        whole = torch.compiler.is_compiling()
+        x, *outer = _slices(x) if whole else _Slices.apply(x)
+        padded, lines = replicate_pad(x, 1), reflected_lines(*outer)
+        phases, filters = phase_weights(weight), outermost(weight)
+    small = conv3x3(padded, phases)
+    return small, tuple(F.conv2d(line, one) for line, one in zip(lines, filters, strict=True))
 
 
 def _check(x: Tensor, weight: Tensor, pad_type: str) -> None:
@@ -117,39 +117,13 @@ class _Slices(torch.autograd.Function):
         return grad
 
 
-def _reflection(
-    top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What reflection changes against replication: the outermost lines, top, bottom, left and right, from the two
-    outermost lines on each side.
-
-    Two lines beyond the border reflection shows the second value where replication shows the first. Rows are corrected
-    along the reflected width, columns along the replicated height, so that the corners come out once.
-    """
-    rows = torch.cat([top[:, :, 1:] - top[:, :, :1], bottom[:, :, :1] - bottom[:, :, 1:]])
-    columns = torch.cat([left[..., 1:] - left[..., :1], right[..., :1] - right[..., 1:]])
-    rows, columns = rows.repeat_interleave(2, dim=3), columns.repeat_interleave(2, dim=2)
-    # not F.pad: Inductor expects the gradient of a single column in another memory order than it comes (PyTorch 2.13)
-    rows = torch.cat([rows[..., 2:3], rows[..., 1:2], rows, rows[..., -2:-1], rows[..., -3:-2]], dim=3)
-    first, last = columns[:, :, :1], columns[:, :, -1:]
-    columns = torch.cat([first, first, columns, last, last], dim=2)
-    # not chunk, which an exported program with a dynamic batch cannot follow
-    above, below = rows.unflatten(0, (2, -1))
-    before, behind = columns.unflatten(0, (2, -1))
-    return (
-        F.conv2d(above, weight[:, :, :1]),
-        F.conv2d(below, weight[:, :, -1:]),
-        F.conv2d(before, weight[..., :1]),
-        F.conv2d(behind, weight[..., -1:]),
-    )
-
-
 def _add_border(y: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Add to ``y``, in place, its outermost lines."""
-    y[:, :, :1] += top
-    y[:, :, -1:] += bottom
-    y[..., :1] += left
-    y[..., -1:] += right
+    # not `y[...] += top`, which Python ends with a copy of the sum onto itself
+    y[:, :, :1].add_(top)
+    y[:, :, -1:].add_(bottom)
+    y[..., :1].add_(left)
+    y[..., -1:].add_(right)
     return y
 
 
@@ -189,5 +163,7 @@ class _AddBorderToPhases(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        top, bottom, left, right = (place.flatten(2) for place in _places_of_lines(grad))
+        # in channels_last, as the convolutions along the lines want them
+        lines = (place.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2) for place in _places_of_lines(grad))
+        top, bottom, left, right = lines
         return grad, top.unsqueeze(2), bottom.unsqueeze(2), left.unsqueeze(3), right.unsqueeze(3)

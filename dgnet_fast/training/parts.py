@@ -309,9 +309,8 @@ The teacher's comes last: the frozen E_a of the reconstruction may read the runn
 def with_total(model: DGNet, weights: Weights, terms: Terms) -> Terms:
     """The terms and their weighted sum ``total``."""
     weighted = term_weights(model, weights)
-    total = sum(weighted[name] * value.sum() for name, value in terms.items() if name in weighted)
-    assert isinstance(total, Tensor)  # a part has a term with a weight
-    return terms | {"total": total}
+    shares = [weighted[name] * value for name, value in terms.items() if name in weighted]
+    return terms | {"total": torch.cat(shares).sum()}  # a part has a term with a weight
 
 
 def term_weights(model: DGNet, weights: Weights) -> dict[str, float | Tensor]:

@@ -27,11 +27,13 @@ from dgnet_fast.models.batch_norm import BatchNormMode, set_batch_norms
 from dgnet_fast.models.typed import in_channels_last
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.average import WeightAverage
+from dgnet_fast.training.compiling import COMPILING
 from dgnet_fast.training.generated import GeneratedBatches
 from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import batch_hard_triplet, smoothed_cross_entropy, soft_label_divergence
 from dgnet_fast.training.optim import HEAD_FACTOR, SENT, Precision, Rates, sgd_for_encoder
+from dgnet_fast.training.runner import compile_part
 from dgnet_fast.training.seeds import derive_seed, seed_step
 
 DECAY_AT = 2 / 3
@@ -55,6 +57,33 @@ def teacher_rate(config: Config, step: int) -> float:
     if config.reid.policy == "cosine":
         return rise * 0.5 * (1 + math.cos(math.pi * step / config.teacher_steps))
     return rise * (0.1 if step >= DECAY_AT * config.teacher_steps else 1.0)
+
+
+def teacher_terms(
+    teacher: AppearanceEncoder, batch: TeacherBatch, config: Config, generated_weight: float
+) -> dict[str, Tensor]:
+    """What a step learns from, by name: first the total (``id``, or ``total`` with generated pictures), then accuracy and
+    the total's parts.
+    """
+    recipe, pictures, count = config.reid, batch.pictures, len(batch.pictures)
+    if batch.generated is not None:
+        pictures = torch.cat([pictures, batch.generated])
+    pictures = upsample_small(pictures, config.ID_upsample)
+    found = teacher(pictures, BatchNormMode(1, "update"), dropout=True)
+    logits = found.logits
+    loss = smoothed_cross_entropy([one[:count] for one in logits], batch.labels, recipe.smoothing).mean()
+    right = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean()
+    measured = {"accuracy": right}
+    if recipe.triplet_w:  # on the pooled map, before the head's BatchNorm
+        pooled = found.code[:count].unflatten(1, (-1, STRIPS)).mean(dim=2)
+        triplet = batch_hard_triplet(pooled, batch.labels.flatten(), recipe.margin)
+        loss = loss + recipe.triplet_w * triplet
+        measured["triplet"] = triplet
+    if batch.soft_labels is not None:
+        divergence = soft_label_divergence(logits[0][count:], batch.soft_labels[None]).mean()
+        loss = loss + generated_weight * divergence
+        measured["generated_kl"] = divergence
+    return {"id" if batch.generated is None else "total": loss} | measured
 
 
 def train_teacher(
@@ -133,36 +162,22 @@ def train_teacher(
 
     values = torch.zeros(4, device=device)
 
+    if config.compile:
+        COMPILING.watch()
+    terms_of = compile_part(teacher_terms) if config.compile else teacher_terms
+
     def work(batch: TeacherBatch) -> list[str]:
-        with precision.autocast():
-            pictures, count = batch.pictures, len(batch.pictures)
-            if batch.generated is not None:
-                pictures = torch.cat([pictures, batch.generated])
-            pictures = upsample_small(pictures, config.ID_upsample)
-            found = teacher(pictures, BatchNormMode(1, "update"), dropout=True)
-            logits = found.logits
-            loss = smoothed_cross_entropy(
-                [one[:count] for one in logits], batch.labels, recipe.smoothing
-            ).mean()
-            right = (logits[0][:count].argmax(dim=1) == batch.labels.flatten()).float().mean()
-            measured = {"accuracy": right}
-            if recipe.triplet_w:  # on the pooled map, before the head's BatchNorm
-                pooled = found.code[:count].unflatten(1, (-1, STRIPS)).mean(dim=2)
-                triplet = batch_hard_triplet(pooled, batch.labels.flatten(), recipe.margin)
-                loss = loss + recipe.triplet_w * triplet
-                measured["triplet"] = triplet
-            if batch.soft_labels is not None:
-                divergence = soft_label_divergence(logits[0][count:], batch.soft_labels[None]).mean()
-                loss = loss + generated_weight * divergence
-                measured["generated_kl"] = divergence
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss / processes.size()).backward()
+        with COMPILING.part(teacher_terms.__name__):
+            with precision.autocast():
+                terms = terms_of(teacher, batch, config, generated_weight)
+            optimiser.zero_grad(set_to_none=True)
+            total = next(iter(terms.values()))
+            scaler.scale(total / processes.size()).backward()
         sums.wait("id")
         scaler.step(optimiser)
         scaler.update()
-        measured = {"id" if generated is None else "total": loss} | measured
-        values[: len(measured)].copy_(torch.stack([one.detach() for one in measured.values()]))
-        return list(measured)
+        values[: len(terms)].copy_(torch.stack([one.detach() for one in terms.values()]))
+        return list(terms)
 
     one_step = LoopSteps(work, config, precision, list(teacher.parameters()))
     for step in range(first, config.teacher_steps):
@@ -171,6 +186,7 @@ def train_teacher(
         more = (None, None) if generated is None else generated.batch(step)
         given = TeacherBatch(batch.x.flatten(0, 1), batch.labels, *more)
         names = one_step(given, lambda at=step: seed_step(config.seed, "teacher step", at))
+        log.leave_out(COMPILING.taken())
         processes.mean_all_(b for b in teacher.buffers() if b.is_floating_point())
         if average is not None:
             average.update(step)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import step
 from benchmarks.step import busy_time, kind_of, main
+from tests.tiny import ALL_TERMS, tiny_config
 
 
 def test_busy_time_counts_overlaps_once():
@@ -35,3 +37,20 @@ def test_where_the_time_of_a_step_goes(capsys):
     named = {name.removeprefix("| ") for name, *_ in rows}
     assert named >= {"identity_part", "reconstruction_part", "forward_pass", "real_part", "optimisers"}
     assert named >= {"other convolutions", "norms", "copies and fills"}
+
+
+def test_gains_by_part(monkeypatch):
+    """Each part is timed twice, the second time by what torch.compile made of it."""
+    config = tiny_config(teacher="given", **ALL_TERMS)
+    compiled = []
+    monkeypatch.setattr(step, "step_config", lambda args: config)
+    monkeypatch.setattr(step.runner, "compile_part", lambda part: compiled.append(part.__name__) or part)
+    args = step.parser().parse_args(["--device", "cpu", "--batch", "3", "--height", "40", "--width", "24"])
+    monkeypatch.setattr(step, "IDS", config.ID_class)
+    measured = step.Runner(args)
+    found = measured.gains(1)
+    assert set(compiled) <= set(found) and len(compiled) == 8
+    assert all(eager > 0 and fast > 0 for eager, fast in found.values())
+    measured.side = None  # the plain step, say
+    with pytest.raises(ValueError, match="allowed: ours"):
+        measured.gains(1)

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from dgnet_fast.config import DiscriminatorConfig
+from dgnet_fast.models import layers
 from dgnet_fast.models.discriminator import Discriminator
+from dgnet_fast.ops.act_pad import act_pad_for_two
+from dgnet_fast.training.losses import real_scores_and_penalty
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 
@@ -131,3 +134,26 @@ def test_initialisation_is_gaussian():
     weights = torch.cat([m.weight.flatten() for m in discriminator.modules() if isinstance(m, nn.Conv2d)])
     assert abs(weights.std().item() - 0.02) < 2e-4 and abs(weights.mean().item()) < 1e-4
     assert all((m.bias == 0).all() for m in discriminator.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fused"),
+    [({}, 2), ({"pad_type": "zero"}, 0), ({"activ": "tanh"}, 1), ({"non_local": 2, "dim": 8}, 0)],
+)
+def test_biases_residuals_and_padding_in_one_op(monkeypatch, changes, fused):
+    """As on CUDA: scores, gradient penalty and the gradients of both are those of convolution, sum and padding in turn."""
+    real, results, calls = noise(2, 3, 16, 12), [], []
+    for follows in (False, True):
+        monkeypatch.setattr(layers, "follower_adds_bias", lambda _, follows=follows: follows)
+        monkeypatch.setattr(
+            layers,
+            "act_pad_for_two",
+            lambda *given, follows=follows, **how: calls.append(follows) or act_pad_for_two(*given, **how),
+        )
+        discriminator = make(num_scales=1, **changes)
+        scores, penalty = real_scores_and_penalty(discriminator, real)
+        total = sum(score.square().sum() for score in scores) + penalty.sum()
+        results.append([*scores, penalty, *torch.autograd.grad(total, list(discriminator.parameters()))])
+    assert len(calls) == fused  # before the first residual block, and between the two
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

@@ -10,9 +10,11 @@ import json
 
 import torch
 from dgnet_fast.kernels import act_pad as kernels
+from dgnet_fast.kernels import slices
 
 from dgnet_fast.ops import act_pad
-from tests.ops.test_act_pad import plainly, prepared, run
+from dgnet_fast.ops.act_pad import act_pad_for_two
+from tests.ops.test_act_pad import plainly, plainly_for_two, prepared, run, two_readers
 
 #: Shape, padding and dtypes: every line mirrored on both sides, several blocks of channels, several tiles.
 CASES = [
@@ -46,6 +48,17 @@ def main() -> None:
                 mine = act_pad(x, bias, negative_slope=slope, padding=amount)
                 other = plainly(sums, negative_slope=slope, padding=amount)
                 errors[str(dtype)].append(((mine - other).abs() / (other.abs() + 0.1)).max().item())
+    # sums of a bias's gradient in several slices, which are merged in several steps
+    kernels.MOST_PROGRAMS, slices.SUM_ELEMENTS, slices.SUM_COLUMNS = 6, 8, 2
+    for channels_last, slope in itertools.product((False, True), (None, 0.2)):
+        given = (2, 5, 13, 9), slope, channels_last
+        pairs = zip(
+            two_readers(act_pad_for_two, *given),
+            two_readers(plainly_for_two, *given, torch.float64),
+            strict=True,
+        )
+        worst = max(((a.double() - b).abs() / (b.abs() + 1)).max().item() for a, b in pairs)
+        errors.setdefault("two readers", []).append(worst)
     print(json.dumps(errors))
 
 

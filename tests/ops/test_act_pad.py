@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.cases import ActPadCase, act_pad_inputs
 from dgnet_fast.ops import act_pad, act_pad_reference
+from dgnet_fast.ops.act_pad import act_pad_for_two
 from dgnet_fast.ops.input_alone import InputAlone
 
 #: Shape and padding: odd sizes, batch 1, every line mirrored on both sides, more channels than a cache line holds.
@@ -144,19 +145,19 @@ def test_threads_do_not_change_results(channels_last):
 def test_opcheck(channels_last):
     x, grad_y, _ = prepared((2, 3, 4, 5), 2, channels_last=channels_last)
     forward, backward = torch.ops.dgnet_fast.act_pad.default, torch.ops.dgnet_fast.act_pad_backward.default
-    sides = forward(x, None, None, 0.2, 2)
-    for given in ((grad_y, sides, 0.2, 2), (grad_y, None, 1.0, 2)):
+    sides = forward(x, None, None, None, 0.2, 2)
+    for given in ((grad_y, sides, 0.2, 2), (grad_y, None, 1.0, 2, x, torch.bfloat16)):
         torch.library.opcheck(backward, given)
     x.requires_grad_()
     bias = torch.randn(3, requires_grad=True)
     for given in (
-        (x, None, None, 0.2, 2),
-        (x, None, bias, 0.2, 2),
-        (x, sides, None, 0.2, 2),
-        (x, None, None, 1.0, 2),
+        (x, None, None, None, 0.2, 2),
+        (x, None, bias, x.detach(), 0.2, 2),
+        (x, sides, None, None, 0.2, 2),
+        (x, None, None, None, 1.0, 2),
     ):
         torch.library.opcheck(forward, given)
-    torch.library.opcheck(forward, (x.detach()[:, :, ::2].requires_grad_(), None, None, 1.0, 1))
+    torch.library.opcheck(forward, (x.detach()[:, :, ::2].requires_grad_(), None, None, None, 1.0, 1))
 
 
 def test_slope_0_is_relu():
@@ -170,7 +171,7 @@ def test_slope_0_is_relu():
 @pytest.mark.parametrize("sides", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 6, 6, dtype=torch.float64)])
 def test_wrong_sides_are_named(sides):
     calls = (
-        ("act_pad", torch.zeros(2, 3, 4, 4), sides, None),
+        ("act_pad", torch.zeros(2, 3, 4, 4), sides, None, None),
         ("act_pad_backward", torch.zeros(2, 3, 6, 6), sides),
     )
     for op, *given in calls:
@@ -234,6 +235,61 @@ def test_derivatives_with_a_bias_in_float64(function, slope, padding):
     assert torch.autograd.gradcheck(bent, (x, bias)) and torch.autograd.gradgradcheck(bent, (x, bias))
 
 
+def plainly_for_two(x, bias, residual, *, negative_slope, padding):
+    """y and the picture within, as anyone would write it."""
+    z = x + bias.view(-1, 1, 1) + residual
+    z = z if negative_slope is None else F.leaky_relu(z, negative_slope)
+    return F.pad(z, (padding,) * 4, mode="reflect"), z
+
+
+def two_readers(function, shape, slope, channels_last, dtype=None):
+    """Both results for a residual within a padded picture, all gradients and, as a penalty takes them, the gradients that
+    these give to those of the results.
+    """
+    padded = (*shape[:2], shape[2] + 2, shape[3] + 2)
+    sizes = (shape, shape[1:2], padded, padded, shape, shape, shape[1:2], padded)
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.randn(size, generator=generator) for size in sizes]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    drawn = [t.contiguous(memory_format=order) if t.ndim == 4 else t for t in drawn]
+    drawn = [t.to(dtype or t.dtype).requires_grad_() for t in drawn]
+    x, bias, buffer, grad_y, grad_again, *cotangents = drawn
+    ys = function(x, bias, buffer[:, :, 1:-1, 1:-1], negative_slope=slope, padding=1)
+    grads = torch.autograd.grad(ys, (x, bias, buffer), (grad_y, grad_again), create_graph=True)
+    again = torch.autograd.grad(grads, (grad_y, grad_again), cotangents)
+    return [t.detach() for t in (*ys, *grads, *again)]
+
+
+@LAYOUTS
+@SLOPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_residual_and_a_second_reader(dtype, slope, channels_last):
+    given = (2, 5, 6, 4), slope, channels_last
+    ours, exact = (
+        two_readers(act_pad_for_two, *given, dtype),
+        two_readers(plainly_for_two, *given, torch.float64),
+    )
+    for mine, expected in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=2e-6, atol=5e-6)
+
+
+def test_a_residual_without_padding():
+    x, residual = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    for function in (act_pad, act_pad_reference):
+        torch.testing.assert_close(function(x, None, residual, padding=0), x + residual)
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_one_of_two_readers_alone(read):
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    bias, residual = torch.zeros(2, dtype=torch.float64), torch.zeros_like(x)
+    grads = []
+    for function in (act_pad_for_two, plainly_for_two):
+        y = function(x, bias, residual, negative_slope=0.2, padding=1)[read]
+        grads.append(torch.autograd.grad(y.square().sum(), x)[0])
+    torch.testing.assert_close(*grads)
+
+
 def test_a_gradient_of_the_input_alone_leaves_out_that_of_the_bias():
     x, bias = torch.randn(1, 2, 4, 3, requires_grad=True), torch.randn(2, requires_grad=True)
     alone = InputAlone()
@@ -243,6 +299,16 @@ def test_a_gradient_of_the_input_alone_leaves_out_that_of_the_bias():
         wanted = torch.autograd.grad(y.sum(), (x, bias), allow_unused=True, retain_graph=True)
     assert wanted[0] is not None and wanted[1] is None
     assert torch.autograd.grad(y.sum(), bias)[0].abs().sum() > 0
+
+
+def test_a_wrong_residual_is_named():
+    for function in (act_pad, act_pad_reference):
+        with pytest.raises(
+            ValueError, match=r"residual must have x's shape \(2, 3, 4, 4\), got \(2, 3, 6, 6\)"
+        ):
+            function(torch.zeros(2, 3, 4, 4), None, torch.zeros(2, 3, 6, 6), padding=1)
+    with pytest.raises(ValueError, match="padding must be at least 1, got 0"):
+        act_pad_for_two(torch.zeros(2, 3, 4, 4), padding=0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ ODD = [ActPadCase("picture", (16, 3, 256, 128)), ActPadCase("short", (3, 70, 5, 
 
 def test_values_under_the_interpreter():
     errors = interpreted("interpret_act_pad.py")
-    assert [len(found) for found in errors.values()] == [40, 10, 10]
+    assert [len(found) for found in errors.values()] == [40, 10, 10, 4]
+    assert max(errors["two readers"]) < 2e-6
     assert max(errors["torch.float32"]) < 5e-6
     assert max(errors["torch.float16"]) < 2**-11 * 1.01
     assert max(errors["torch.bfloat16"]) < 2**-7  # the interpreter truncates where a GPU rounds
@@ -32,20 +33,26 @@ def test_values_under_the_interpreter():
 def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channels_last, capability):
     from dgnet_fast.kernels import act_pad as kernels
 
-    launches = record(monkeypatch, kernels, ["forward_tile", "backward_tile"])
+    launches = record(monkeypatch, kernels, ["forward_tile", "backward_tiles", "channel_sums"])
     order = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=dtype, device="meta", memory_format=order)
     bias = torch.empty(case.shape[1], dtype=dtype, device="meta")
+    none = {"sides": None, "bias": None, "residual": None}
+    alone = {"grad_again": None, "bias_dtype": None}
     for slope in (0.2, 1.0):
         given = {"negative_slope": slope, "padding": 1}
-        launch("act_pad", "forward", x=x, sides=None, bias=bias, **given)
-        y = launch("act_pad", "forward", x=x, sides=None, bias=None, **given).y
+        y = launch("act_pad", "forward", x=x, **none, **given).y
+        launch("act_pad", "forward", x=x, **none | {"bias": bias}, **given)
         sides = None if slope == 1 else y
-        launch("act_pad", "backward", grad_y=y, sides=sides, **given)
-        launch("act_pad", "forward", x=x, sides=sides, bias=None, **given)
-    y = launch("act_pad", "forward", x=x, sides=None, bias=bias, negative_slope=0.2, padding=0).y
-    launch("act_pad", "backward", grad_y=y, sides=y, negative_slope=0.2, padding=0)
-    assert len(launches) == 10
+        launch("act_pad", "backward", grad_y=y, sides=sides, **alone, **given)
+        launch("act_pad", "backward", grad_y=y, sides=sides, grad_again=None, bias_dtype=dtype, **given)
+        launch("act_pad", "forward", x=x, **none | {"sides": sides}, **given)
+    # D's residual block: the sum, and its backward pass for two readers
+    launch("act_pad", "forward", x=x, **none | {"bias": bias, "residual": y[:, :, 1:-1, 1:-1]}, **given)
+    launch("act_pad", "backward", grad_y=y, sides=None, grad_again=x, bias_dtype=dtype, **given)
+    y = launch("act_pad", "forward", x=x, **none | {"bias": bias}, negative_slope=0.2, padding=0).y
+    launch("act_pad", "backward", grad_y=y, sides=y, **alone, negative_slope=0.2, padding=0)
+    assert len(launches) == 12 + 4 + 1
     assert_lean(launches, capability, 128)
 
 

@@ -33,10 +33,11 @@ def usual(name: str) -> tuple[list[Any], dict[str, Any]]:
     per_sample = torch.randn(4, 8)
     return {
         "adain_act": ([x, per_sample, per_sample.clone(), torch.randn_like(x)], {"negative_slope": 0.2, "padding": 0}),
-        "act_pad": ([x], {"negative_slope": 0.2, "padding": 2}),
+        "act_pad": ([x, torch.randn(8), torch.randn_like(x)], {"negative_slope": 0.2, "padding": 2}),
         "batch_norm_act": ([x, torch.randn(8), torch.randn(8), torch.randn_like(x)], {"groups": 2, "relu": True}),
         "layer_norm_act": ([x, torch.randn(8), torch.randn(8)], {"negative_slope": 0.2, "padding": 1}),
         "conv3x3": ([x, torch.randn(3, 8, 3, 3), torch.randn(3)], {"padding": 1}),
+        "conv3x3_act": ([x, torch.randn(3, 8, 3, 3), torch.randn(3)], {"negative_slope": 0.2}),
         "loss_l1": ([[x, x[:2]], [x.flip(0), x[2:]]], {}),
         "loss_adversarial": ([[torch.randn(4, 1, 3, 2), torch.randn(4, 1, 2, 2)], [True, False]], {"kind": "lsgan"}),
         "loss_identity": (

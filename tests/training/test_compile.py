@@ -9,9 +9,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dgnet_fast.config import ConfigError
+from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training import parts, runner
 from dgnet_fast.training.schedule import Weights, WeightTensors
+from dgnet_fast.training.teacher_loop import TeacherBatch, teacher_terms
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
 
 # float32, other orders of summation: terms came out up to 7e-6 apart over three steps of ten configurations
@@ -203,3 +205,25 @@ def test_pictures_and_penalty_through_inductor(fresh_compiler):
 def test_what_cannot_be_compiled_is_refused(other):
     with pytest.raises(ConfigError, match="compile"):
         tiny_config(compile=True, **other)
+
+
+@pytest.mark.parametrize("generated", [False, True], ids=["plain", "strong with generated pictures"])
+def test_the_teachers_step_compiles_whole(compiled_with, generated):
+    """One graph, forward and backward, and the eager numbers."""
+    counter = compiled_with("aot_eager")
+    config = tiny_config()
+    if generated:
+        config.reid.smoothing, config.reid.triplet_w = 0.1, 0.5
+    batch = tiny_batch(config)
+    more = (batch.x[0], torch.rand(len(batch.x[0]), config.ID_class).softmax(dim=1)) if generated else ()
+    given = TeacherBatch(batch.x.flatten(0, 1), batch.labels, *(more or (None, None)))
+    results = []
+    for terms_of in (teacher_terms, runner.compile_part(teacher_terms)):
+        teacher = build_teacher(config, 1, torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        terms = terms_of(teacher, given, config, 0.7)
+        next(iter(terms.values())).backward()
+        results.append([*terms.values(), *(p.grad for p in teacher.parameters())])
+    assert counter.frame_count == 1
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, **BOUND)
