@@ -201,9 +201,8 @@ def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:
         identities["fine"] = [(one, batch.more_labels) for one in logits[1:]]
     terms = losses.mean_identity_terms(identities)
     if model.config.ID_style == "AB":
-        terms["id_more"] = terms["id_more"] + settings.weights.teacher_w * model.config.B_w * terms.pop(
-            "fine"
-        )
+        fine = settings.weights.teacher_w * model.config.B_w * terms.pop("fine")
+        terms["id_more"] = terms["id_more"] + fine
     return with_total(model, settings.weights, terms)
 
 
