@@ -154,6 +154,15 @@ def test_7_entries_of_a_checkpoint_are_compared_before_anything_is_built(run, tm
     assert "step_00000007.pt" in str(caught.value) and len(str(caught.value)) < 800
 
 
+@pytest.mark.parametrize("name", ["config", "step", "class_names", "model"])
+def test_7_a_missing_entry_of_a_checkpoint_is_named(run, tmp_path, name):
+    content = content_of(run)
+    del content[name]
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"x.pt: {name} is (missing|None); expected"):
+        load_for_use(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize(
     "spoil, problem",
     [
