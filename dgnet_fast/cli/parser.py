@@ -258,3 +258,10 @@ def check_output(option: str, path: Path | None) -> None:
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; allowed: the name of a file")
     check_writable(path, option)
+
+
+def check_png(option: str, path: Path | None) -> None:
+    """As `check_output`, of a picture: raises ConfigError for another suffix than .png as well."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ConfigError(f"{option} is {str(path)!r}; allowed: a name ending in .png")
+    check_output(option, path)

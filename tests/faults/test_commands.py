@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_fast import evaluate, generate, quality, search, teacher, train
+from dgnet_fast import evaluate, generate, quality, search, teacher, train, visualize
 from dgnet_fast.checkpoints.files import save_atomically
 from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run
 from dgnet_fast.cli.parser import Parser, explanation, run_command
@@ -157,12 +157,27 @@ def test_c_a_part_that_cannot_be_scored_is_named_and_the_rest_stays(tmp_path, st
     assert table["rows"][1][1] is None and any("multi query: not scored" in note for note in table["notes"])
 
 
-@pytest.mark.parametrize("option", ["--json", "--rank-list"])
+@pytest.mark.parametrize("option", ["--json", "--rank-list", "--roc"])
 def test_c_outputs_are_tried_before_the_work(stopped, tmp_path, capsys, monkeypatch, option):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("dgnet_fast.checkpoints.loading.load_encoder", None)
     assert "file" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path / "file" / "x.png"])
-    assert "is a folder; allowed" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path])
+    (tmp_path / "x.png").mkdir()
+    assert "is a folder; allowed" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path / "x.png"])
+    if option != "--json":
+        said = fails(capsys, evaluate.main, [stopped / "run", option, "x.jpg"])
+        assert f"{option} is 'x.jpg'; allowed: a name ending in .png" in said
+
+
+def test_c_a_file_in_the_place_of_a_folder_is_said(stopped, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    for main, given in (
+        (train.main, words(tmp_path / "file")),
+        (visualize.main, ["-q", stopped / "run", "--out", tmp_path / "file"]),
+        (generate.main, ["set", stopped / "run", "--source", "folder:gallery", "--count", 1, "--out", tmp_path / "file", "-q"]),
+    ):  # fmt: skip
+        assert re.search("file: it is a file|file is a file|exists and holds no", fails(capsys, main, given))
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 # 4: the teacher

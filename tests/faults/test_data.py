@@ -77,6 +77,19 @@ def test_e_linked_folders_are_walked_once(tmp_path):
     assert len(open_pictures(str(tmp_path / "shown"), Config())) == 1
 
 
+def test_e_a_link_to_a_picture_that_is_gone_is_named(tmp_path):
+    """A data set of links, whose disk is not there, must not become a smaller data set."""
+    people(tmp_path)
+    one = next(tmp_path.rglob("*.png"))
+    (one.parent / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (one.parent / "notes").symlink_to(tmp_path / "nowhere")
+    dataset = load_folder(tmp_path)
+    (name,) = [n for split in dataset.splits.values() for n in split.names if "gone" in n]
+    assert [p.name for p in picture_files([one.parent])] == sorted(["gone.png", *(p.name for p in one.parent.glob("*.png") if p.exists())])
+    with pytest.raises(ValueError, match="gone.png"):
+        read_picture(tmp_path / name)
+
+
 @pytest.mark.parametrize("inside", ["", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15", "x/y"])
 def test_p_a_data_set_is_found_where_it_was_unpacked(tmp_path, inside):
     base = tmp_path / inside
