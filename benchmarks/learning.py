@@ -37,7 +37,7 @@ from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
 from dgnet_fast.training.generator_loop import TRAINED, appearance_codes, deviation_of
-from dgnet_fast.training.optim import Optimisers, Precision, sgd_for_encoder
+from dgnet_fast.training.optim import Optimisers, Precision, generator_optimiser, sgd_for_encoder
 from dgnet_fast.training.parts import Settings, encode_appearance, identity_part, split_streams
 from dgnet_fast.training.run import start_from_teacher
 from dgnet_fast.training.schedule import Weights
@@ -48,7 +48,7 @@ PAIRS = 64
 FIRST_RECIPE = {
     "generator_steps": 0, "generator_code_w": 0.0, "gray_jitter": 0.0, "ema_decay": 0.0, "lr_policy": "step",
     "step_size": 380, "gamma": 0.3, "gamma2": 0.3, "lr_g": 0.001, "lr2": 0.005, "recon_id_w": 0.1,
-    "warm_iter": 420, "warm_teacher_iter": 420,
+    "warm_iter": 420, "warm_teacher_iter": 420, "muon": 0.0,
 }  # fmt: skip
 """Options of the preset small as it was when these experiments were made; they led to those that it has now."""
 CPU = torch.device("cpu")
@@ -154,9 +154,8 @@ def generator(args: argparse.Namespace) -> dict[str, Any]:
             model.mlp.fit_to(codes)
     deviation = deviation_of(codes)
     parameters = [p for name in TRAINED for p in getattr(model, name).parameters()]
-    optimiser = torch.optim.Adam(
-        parameters, betas=(args.beta1, config.beta2), weight_decay=config.weight_decay
-    )
+    recipe = config.replace(muon=args.muon, beta1=args.beta1)
+    optimiser = generator_optimiser(parameters, recipe, args.lr, fused=False)
     curve, rows = [], []
     for step in range(args.steps):
         torch.manual_seed(derive_seed(args.seed, "generator", step))
@@ -268,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
             one.add_argument("--steps", type=int, default={"public": 200, "encoder": 1250}.get(name, 800))
     parsers["generator"].add_argument("--error", choices=("absolute", "squared"), default="squared")
     parsers["generator"].add_argument("--lr", type=float, default=0.002)
+    parsers["generator"].add_argument("--muon", type=float, default=0.0, help="Muon's rate, as a multiple of --lr")
     parsers["generator"].add_argument("--beta1", type=float, default=0.5)
     parsers["generator"].add_argument("--batch", type=int, default=16, help="pictures a step")
     parsers["generator"].add_argument("--jitter", type=float, default=0.0, help="gray_jitter")

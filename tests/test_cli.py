@@ -132,7 +132,7 @@ def test_an_option_without_its_value(capsys):
     [
         (["--batch_size", "no"], "batch_size is 'no'; allowed: a whole number"),
         (["--gan_w", "-1"], "gan_w is -1.0; allowed: at least 0"),
-        (["--preset", "huge"], "preset is 'huge'; allowed: paper, small"),
+        (["--preset", "huge"], "preset is 'huge'; allowed: paper, small, showcase"),
         (["--config", "nowhere.yaml"], "no such configuration file: nowhere.yaml"),
         (
             ["--data", "market"],

@@ -75,7 +75,7 @@ def tiny_model(config: Config, teachers: int = 0, dtype: torch.dtype = torch.flo
 
 
 def tiny_batch(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
-    """A batch of noise pictures; with ``erasing_p`` one box of 20×10 a sample."""
+    """A batch of noise pictures; with ``erasing_p`` one box of 20×10 a sample, with ``real_batch`` further pictures."""
     generator = torch.Generator().manual_seed(seed)
     size = (4, config.batch_size, 3, config.crop_image_height, config.crop_image_width)
     pictures = torch.randn(size, generator=generator).clamp(-2, 2).to(dtype)
@@ -84,7 +84,12 @@ def tiny_batch(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32
     if config.erasing_p > 0:
         corners = torch.randint(20, (4, config.batch_size, 2), generator=generator)
         boxes = torch.cat([corners, torch.tensor([20, 10]).expand(4, config.batch_size, 2)], dim=2)
-    return Batch(pictures[:2], pictures[2:], labels, boxes)
+    batch = Batch(pictures[:2], pictures[2:], labels, boxes)
+    if config.real_batch:
+        count = config.real_batch // 2
+        more = torch.randn((2, count, *size[2:]), generator=generator).clamp(-2, 2).to(dtype)
+        batch = batch._replace(more=more, more_labels=torch.randint(config.ID_class, (2, count), generator=generator))
+    return batch
 
 
 def tiny_step(model: DGNet, amp: torch.dtype | None = None, *, dropout: bool = False) -> TrainingStep:

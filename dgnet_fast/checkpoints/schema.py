@@ -100,6 +100,9 @@ def check_optimiser(own: torch.optim.Optimizer, state: Any, source: object) -> N
     for mine, theirs in zip(ours, groups, strict=True):
         if not isinstance(theirs, dict) or theirs.get("params") != mine["params"]:
             raise ValueError(f"{source}: the parameters of a group are not those of the networks")
+        kinds = ["Muon" if group.get("factor") else "Adam" for group in (theirs, mine)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{source} was saved with {kinds[0]}, and option muon asks for {kinds[1]}; take the same muon")
         for name, value in mine.items():
             if name in ("params", "lr", "fused", "foreach", "capturable", "maximize", "differentiable"):
                 continue
@@ -125,6 +128,8 @@ def check_optimiser(own: torch.optim.Optimizer, state: Any, source: object) -> N
                     f"{tuple(parameters[place].shape)}"
                 )
         wanted = {"step", "exp_avg", "exp_avg_sq"} if isinstance(own, torch.optim.Adam) else set()
+        if hasattr(own, "state_names"):  # MuonAdam, two floors up
+            wanted = own.state_names(parameters[place])  # pyright: ignore[reportAttributeAccessIssue]
         if entries and not wanted <= entries.keys():
             raise ValueError(
                 f"{source}: parameter {place} lacks {', '.join(sorted(wanted - entries.keys()))}"

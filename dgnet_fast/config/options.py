@@ -191,8 +191,19 @@ class Config:
     batch_size: int = option(
         8, "batch size: pictures in each of the two streams, for each process", low=1, high=65536
     )
+    real_batch: int = option(
+        0,
+        "further real pictures in each step, from which E_a alone learns (a batch of its own to BatchNorm, as the teacher's)",
+        low=0,
+        high=65536,
+    )
     max_iter: int = option(100000, "length of the training", low=1, unit="steps")
     lr_g: float = option(0.0001, "learning rate of E_s and G (Adam)", low=0)
+    muon: float = option(
+        0.0,
+        "rate of Muon, as a multiple of the rate of Adam, for the convolutions and MLPs of the networks that make pictures; 0: Adam for all",
+        low=0,
+    )
     lr_d: float = option(0.0001, "learning rate of D (Adam)", low=0)
     lr2: float = option(0.002, "learning rate of E_a (SGD); its heads have ten times as much", low=0)
     beta1: float = option(0.0, "first beta of Adam", low=0, high=0.9999)
@@ -309,7 +320,9 @@ class Config:
         for name, default in (("sync_bn", False), ("bn_parts", 1)):
             if self.dis.norm == "bn" and getattr(self, name) != default:
                 raise ConfigError(f"{name} is {getattr(self, name)}; with dis.norm bn allowed: {default}")
-        for name in ("batch_size", "teacher_batch"):
+        if self.real_batch % 2:
+            raise ConfigError(f"real_batch is {self.real_batch}; allowed: even numbers, since half of it goes to each stream")
+        for name in ("batch_size", "teacher_batch", "real_batch"):
             if getattr(self, name) % self.bn_parts:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; with bn_parts {self.bn_parts} it must be a multiple of {self.bn_parts}"

@@ -125,6 +125,7 @@ class UnitConfig:
     lr: float = option(0.0001, "learning rate (Adam)", low=0)
     beta1: float = option(0.5, "first beta of Adam", low=0, high=0.9999)
     beta2: float = as_dgnet("beta2")
+    muon: float = as_dgnet("muon")
     weight_decay: float = option(0.0001, "weight decay of all weights", low=0)
     lr_policy: str = option("step", "rate schedule", choices=("constant", "step"))
     step_size: int = option(100000, "interval between two decays of the rate", low=1, unit="steps")

@@ -7,7 +7,7 @@ from dgnet_fast.data.datasets import load_dataset
 from dgnet_fast.data.decode import decode_split
 from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
 from dgnet_fast.data.identities import IdentityBatches
-from dgnet_fast.data.sampling import Batch, TrainBatches
+from dgnet_fast.data.sampling import Batch, TrainBatches, WithMore
 from dgnet_fast.data.stream import place
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "SyntheticPedestrians",
     "TrainBatches",
+    "WithMore",
     "cache_folder",
     "cached_pictures",
     "decode_split",

@@ -22,12 +22,16 @@ class Batch(NamedTuple):
     `x`, `xp` float32 (2, B, 3, H, W), normalised: the pictures and their positives. `labels` int64 (2, B).
     `erasing_boxes` int64 (4, B, 4) of (top, left, height, width) in pixels of the appearance encoder's input,
     for x_a, x_b, xp_a, xp_b, or None; height 0 is not erased.
+
+    `more` float32 (2, M, 3, H, W) with `more_labels` int64 (2, M): further pictures for E_a alone, or None.
     """
 
     x: Tensor
     xp: Tensor
     labels: Tensor
     erasing_boxes: Tensor | None
+    more: Tensor | None = None
+    more_labels: Tensor | None = None
 
 
 class PositiveSampler:
@@ -234,3 +238,15 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()  # so that the copy does not make the host wait for the accelerator
     return tensor.to(device, non_blocking=True)
+
+
+class WithMore:
+    """The batches of ``batches``, each with the pictures of ``more``'s batch of the same step as `Batch.more`."""
+
+    def __init__(self, batches: TrainBatches, more: TrainBatches) -> None:
+        self._batches, self._more = batches, more
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, as `TrainBatches.batch`."""
+        more = self._more.batch(step)
+        return self._batches.batch(step)._replace(more=more.x, more_labels=more.labels)

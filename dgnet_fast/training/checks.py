@@ -32,15 +32,17 @@ def check_training(config: Config, dataset: ReidDataset, *, teacher_only: bool =
             f"{count} training pictures; or start fewer processes"
         )
     trains_baseline = teacher_only or config.teacher == "auto" or config.baseline
-    if trains_baseline and config.teacher_batch // 2 > count:
-        raise ConfigError(
-            f"teacher_batch is {config.teacher_batch}; allowed: at most {2 * count}, twice the number of training pictures"
-        )
-    if trains_baseline and max(1, config.teacher_batch // 2) * size > count:
-        raise ConfigError(
-            f"teacher_batch is {config.teacher_batch} in each of {size} processes; allowed: at most {2 * (count // size)}, since "
-            f"there are {count} training pictures; or start fewer processes"
-        )
+    for name, used in (("teacher_batch", trains_baseline), ("real_batch", not teacher_only)):
+        batch = getattr(config, name)
+        if used and batch // 2 > count:
+            raise ConfigError(
+                f"{name} is {batch}; allowed: at most {2 * count}, twice the number of training pictures"
+            )
+        if used and batch and max(1, batch // 2) * size > count:
+            raise ConfigError(
+                f"{name} is {batch} in each of {size} processes; allowed: at most {2 * (count // size)}, since "
+                f"there are {count} training pictures; or start fewer processes"
+            )
     if config.pretrained == "teacher":
         if not config.teacher and not teacher_only:
             raise ConfigError(

@@ -41,7 +41,7 @@ from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import wide
-from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients
+from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients, generator_optimiser
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import seed_step
 
@@ -127,7 +127,7 @@ def train_generator(
     keep them as ``folder/generator.pt``; where that is there already, load it. The MLPs start fitted to the codes
     (`AppearanceMlp.fit_to`).
 
-    Adam with ``beta1``, ``beta2`` and ``weight_decay``; the loss is ``recon_x_w`` times the squared error of the pictures
+    Adam with ``beta1``, ``beta2`` and ``weight_decay``, or Muon (``muon``); the loss is ``recon_x_w`` times the squared error of the pictures
     plus ``generator_code_w`` times that of the codes, added up over the streams as in the whole step. Resumes from
     ``folder/generator/state.pt``, which is written every ``snapshot_save_iter`` steps and when stopped (Stopped), and
     removed at the end. FloatingPointError when the loss is not finite.
@@ -137,13 +137,10 @@ def train_generator(
     if processes.agreed(finished.is_file()):
         _load(networks, load_file(finished), finished)
         return
-    betas = (config.beta1, config.beta2)
     parameters = [p for network in networks.values() for p in network.parameters()]
     device = precision.device
-    on_device = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-    optimiser = torch.optim.Adam(
-        parameters, config.generator_lr, betas, weight_decay=config.weight_decay, **on_device
-    )
+    on_device = device.type == "cuda"
+    optimiser = generator_optimiser(parameters, config, config.generator_lr, fused=on_device)
     rates = Rates(optimiser, device if on_device else None)
     zeros = ZeroGradients(idle_biases(model), [("gen", optimiser)])
     scaler = precision.scalers["gen"]

@@ -14,6 +14,7 @@ from dgnet_fast.config import Config
 from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.training.muon import MuonAdam
 from dgnet_fast.training.schedule import decay_at
 
 HEAD_FACTOR = 10
@@ -33,6 +34,18 @@ def sgd_for_encoder(
     groups = [{"params": list(encoder.backbone.parameters()), "lr": lr}]
     groups += [{"params": list(head.parameters()), "lr": lr * HEAD_FACTOR} for head in encoder.heads]
     return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=fused)
+
+
+def generator_optimiser(
+    parameters: Sequence[nn.Parameter], config: Config | UnitConfig, lr: float, *, fused: bool
+) -> torch.optim.Optimizer:
+    """Adam for what makes pictures, or with ``muon`` above 0 `MuonAdam`. ``fused`` takes PyTorch's fused kernels."""
+    betas, decay, on_device = (config.beta1, config.beta2), config.weight_decay, {}
+    if fused:
+        on_device = {"fused": True, "capturable": parameters[0].device.type == "cuda"}
+    if config.muon:
+        return MuonAdam(parameters, lr, betas, weight_decay=decay, factor=config.muon, **on_device)
+    return torch.optim.Adam(parameters, lr, betas, weight_decay=decay, **on_device)
 
 
 class Rates:
@@ -85,7 +98,7 @@ class Rates:
 
 
 class Optimisers:
-    """Adam for E_s, MLPs and G (``gen``), Adam for D (``dis``), SGD for E_a (``id``), with their schedules.
+    """Adam or Muon for E_s, MLPs and G (``gen``; `generator_optimiser`), Adam for D (``dis``), SGD for E_a (``id``), with their schedules.
 
     ``fused`` (None: where the weights are on a CUDA device) takes PyTorch's fused kernels with learning rates and
     step counts on the device: an update then needs nothing of the host, can be recorded in a CUDA graph, and is
@@ -98,7 +111,7 @@ class Optimisers:
         self.config, self.fused = config, device.type == "cuda" if fused is None else fused
         if self.fused:
             adam |= {"fused": True, "capturable": device.type == "cuda"}
-        self.gen = torch.optim.Adam(model.generator_parameters(), lr=config.lr_g, **adam)
+        self.gen = generator_optimiser(model.generator_parameters(), config, config.lr_g, fused=self.fused)
         self.dis = torch.optim.Adam(model.discriminator.parameters(), lr=config.lr_d, **adam)
         self.id = sgd_for_encoder(
             model.appearance_encoder, config.lr2, config.weight_decay, fused=self.fused or None
@@ -128,6 +141,9 @@ class Optimisers:
         the fused kernel, whose own first step would leave it uninitialised where ``found_inf`` skips the update.
         """
         for name, optimiser in self.named():
+            if isinstance(optimiser, MuonAdam):
+                optimiser.create_state()
+                continue
             for parameter in (p for group in optimiser.param_groups for p in group["params"]):
                 state = optimiser.state[parameter]
                 if name == "id":

@@ -32,6 +32,7 @@ from dgnet_fast.data import (
     ReidDataset,
     Split,
     TrainBatches,
+    WithMore,
     cache_folder,
     load_pictures,
     place,
@@ -359,6 +360,9 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             batches = run.batches(
                 config.batch_size, pictures=pictures, purpose="data", erasing_p=config.erasing_p
             )
+            if config.real_batch:
+                more = run.batches(config.real_batch // 2, pictures=pictures, purpose="more data")
+                batches = WithMore(batches, more)
             trackers = trackers_of(config.track, folder, config.to_dict()) if processes.is_first() else ()
             with run.log("", config.max_iter, trackers=trackers) as log:
                 log.truncate_after(first)

@@ -21,6 +21,7 @@ from dgnet_fast.training.parts import (
     encode_appearance,
     forward_pass,
     identity_part,
+    more_real_part,
     swapped_only,
     trains_on_generated,
 )
@@ -41,7 +42,7 @@ class TrainingStep(Runner):
     }
     TERMS = (
         "dis", "dis_penalty", "dis_total",
-        "recon_x", "recon_xp", "id", "pid", "recon_id", "recon_s", "recon_f", "recon_x_cyc", "adv",
+        "recon_x", "recon_xp", "id", "pid", "id_more", "recon_id", "recon_s", "recon_f", "recon_x_cyc", "adv",
         "teacher", "teacher_kl", "teacher_fine", "total",
     )  # fmt: skip
     STREAMS = STREAMS
@@ -95,6 +96,7 @@ class TrainingStep(Runner):
         """
         encoded = step.shared(encode_appearance, batch, dropout=plan.dropout)
         step.learn("gen", identity_part, encoded.leaves, batch, plan)
+        step.learn("gen", more_real_part, batch, plan)
         apart = not encoded.leaves.code.requires_grad  # E_a is done when its own parts are
         if apart:
             encoded.backward()
@@ -128,6 +130,7 @@ class TrainingStep(Runner):
         for batch in batches:
             encoded = step.shared(encode_appearance, batch, dropout=plan.dropout)
             step.learn("gen", identity_part, encoded.leaves, batch, plan)
+            step.learn("gen", more_real_part, batch, plan)
             if not encoded.leaves.code.requires_grad:
                 encoded.backward()
             forward = step.shared(forward_pass, batch, encoded.leaves.code)

@@ -15,7 +15,7 @@ from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.models.unit import Unit
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
-from dgnet_fast.training.optim import Optimisers, Precision
+from dgnet_fast.training.optim import Optimisers, Precision, generator_optimiser
 from dgnet_fast.training.runner import Phase, Runner, Step
 from dgnet_fast.training.seeds import derive_seed
 from dgnet_fast.translation.parts import (
@@ -59,7 +59,7 @@ def pair_at(seed: int, step: int, domains: int) -> Pair:
 
 
 class UnitOptimisers(Optimisers):
-    """Adam for all encoders and decoders (``gen``) and Adam for all Ds (``dis``), with the public code's schedule: its
+    """Adam or Muon for all encoders and decoders (``gen``; `generator_optimiser`) and Adam for all Ds (``dis``), with the public code's schedule: its
     rate moves before the update, so that update k (1, 2, …) has lr·gamma^floor(k / step_size).
     """
 
@@ -69,7 +69,7 @@ class UnitOptimisers(Optimisers):
         self.unit_config, self.fused = config, device.type == "cuda" if fused is None else fused
         if self.fused:
             adam |= {"fused": True, "capturable": device.type == "cuda"}
-        self.gen = torch.optim.Adam(model.generator_parameters(), lr=config.lr, **adam)
+        self.gen = generator_optimiser(model.generator_parameters(), config, config.lr, fused=self.fused)
         self.dis = torch.optim.Adam(model.discriminators.parameters(), lr=config.lr, **adam)
         self._adopt(device)
 

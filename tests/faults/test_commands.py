@@ -77,6 +77,8 @@ def again(stopped, tmp_path):
         (["--batch_size", 999], "batch_size is 999; allowed: 2 .* to 10, the number of training pictures"),
         (["--batch-size", 1], "batch_size is 1; allowed: 2"),
         (["--teacher", "auto", "--teacher_batch", 200], "teacher_batch is 200; allowed: at most 20"),
+        (["--real-batch", 200], "real_batch is 200; allowed: at most 20"),
+        (["--real-batch", 3], "real_batch is 3; allowed: even numbers"),
         (["--pretrained", "nowhere.pth"], "no such weight file: .*nowhere.pth"),
         (["--pretrained", "teacher"], "pretrained is 'teacher' and there is no teacher"),
         (["--teacher", "nobody"], "teacher is 'nobody'"),

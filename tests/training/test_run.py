@@ -51,6 +51,7 @@ OPTIONS = NETWORK | {
     "teacher": "auto",
     "teacher_steps": 4,
     "teacher_batch": 4,
+    "real_batch": 4,
     "generator_steps": 0,
     "num_workers": 1,
     "amp": "off",

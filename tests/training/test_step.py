@@ -17,6 +17,7 @@ from dgnet_fast.training.parts import (
     encode_appearance,
     forward_pass,
     identity_part,
+    more_real_part,
     swapped_only,
     term_weights,
 )
@@ -88,12 +89,42 @@ def test_the_total_is_the_weighted_sum():
     _, terms = phase(model, batch)
     weights = {"adv": 1.1, "recon_x": 5, "recon_xp": 5, "recon_f": 0.7, "recon_s": 0.8, "recon_x_cyc": 0.9}
     weights |= {"id": 1, "pid": 0.3, "recon_id": 0.4, "teacher": 0.6}
-    assert term_weights(model, weights_at(config, 0)) == weights
+    assert term_weights(model, weights_at(config, 0)) == weights | {"id_more": 1}
     expected = sum(w * terms[name].sum() for name, w in weights.items())
     torch.testing.assert_close(terms["total"], expected, **EXACT)
     combined = 0.9 * terms["teacher_kl"] + 0.2 * terms["teacher_fine"]
     torch.testing.assert_close(terms["teacher"], combined, **EXACT)
     assert all(t.shape == (2,) for name, t in terms.items() if name != "total")
+
+
+@pytest.mark.parametrize("style", ["AB", "PCB"])
+def test_further_real_pictures_are_one_batch_of_the_teachers_kind(style):
+    config = tiny_config(real_batch=6, ID_style=style, teacher_w=0.5, id_w=2.0)
+    model, batch = tiny_model(config, dtype=F64), tiny_batch(config, dtype=F64)
+    plain = copy.deepcopy(model.appearance_encoder)
+    settings = Settings(weights_at(config, 0), train_encoder=True, dropout=False)
+    terms = more_real_part(model, batch, settings)
+    seen = plain(upsample_small(batch.more.flatten(0, 1)), BatchNormMode(1, "update"), dropout=False)
+    errors = [
+        F.cross_entropy(one, batch.more_labels.flatten(), reduction="none").view(2, -1).mean(dim=1)
+        for one in seen.logits
+    ]
+    wanted = errors[0] + 0.5 * config.B_w * sum(errors[1:]) / len(errors[1:]) if style == "AB" else sum(errors) / len(errors)
+    torch.testing.assert_close(terms["id_more"], wanted, **EXACT)
+    torch.testing.assert_close(terms["total"], 2.0 * wanted.sum(), **EXACT)
+    for name, statistic in plain.named_buffers():
+        torch.testing.assert_close(dict(model.appearance_encoder.named_buffers())[name], statistic)
+    without = batch._replace(more=None, more_labels=None)
+    assert more_real_part(model, without, settings) == {}
+
+
+def test_a_step_counts_further_real_pictures_once():
+    config = tiny_config(real_batch=4)
+    model = tiny_model(config)
+    terms = tiny_step(model)([tiny_batch(config)], 0).terms
+    assert all(0.5 < value < 5 for value in terms["id_more"])
+    both = tiny_step(tiny_model(config))([tiny_batch(config), tiny_batch(config, 1)], 0).terms
+    assert both["id_more"] != terms["id_more"]
 
 
 @pytest.mark.parametrize("train_encoder", [True, False])
