@@ -80,7 +80,7 @@ def let_go(stream: TextIO | None) -> None:
     """Let what a stream still holds go if it cannot be written: Python would write it at its end, and change the exit
     status.
     """
-    if stream is None:
+    if stream is None or stream.closed:
         return
     try:
         stream.flush()

@@ -148,7 +148,15 @@ class LargeVectors:
                 _verify(folder / shard["file"], shard.get("checksum"))
                 if made._shard(shard["file"]).ntotal != shard["count"]:
                     raise RuntimeError("another number of vectors")
-        except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ValueError(
                 f"{folder} has a missing or damaged file of vectors ({error}); make a new index"
             ) from error

@@ -165,7 +165,9 @@ def test_c_outputs_are_tried_before_the_work(stopped, tmp_path, capsys, monkeypa
     monkeypatch.setattr("dgnet_fast.checkpoints.loading.load_encoder", None)
     assert "file" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path / "file" / "x.png"])
     (tmp_path / "x.png").mkdir()
-    assert "is a folder; allowed" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path / "x.png"])
+    assert "is a folder; allowed" in fails(
+        capsys, evaluate.main, [stopped / "run", option, tmp_path / "x.png"]
+    )
     if option != "--json":
         said = fails(capsys, evaluate.main, [stopped / "run", option, "x.jpg"])
         assert f"{option} is 'x.jpg'; allowed: a name ending in .png" in said

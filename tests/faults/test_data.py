@@ -85,7 +85,9 @@ def test_e_a_link_to_a_picture_that_is_gone_is_named(tmp_path):
     (one.parent / "notes").symlink_to(tmp_path / "nowhere")
     dataset = load_folder(tmp_path)
     (name,) = [n for split in dataset.splits.values() for n in split.names if "gone" in n]
-    assert [p.name for p in picture_files([one.parent])] == sorted(["gone.png", *(p.name for p in one.parent.glob("*.png") if p.exists())])
+    assert [p.name for p in picture_files([one.parent])] == sorted(
+        ["gone.png", *(p.name for p in one.parent.glob("*.png") if p.exists())]
+    )
     with pytest.raises(ValueError, match="gone.png"):
         read_picture(tmp_path / name)
 

@@ -296,7 +296,9 @@ def hostile_input(
             count = 2 if kind == "resumed checkpoints" else BATCH
             seeds = [rng.randrange(2**31) for _ in range(count)]
             result = run(
-                lambda kind=kind, seeds=seeds: _many(kind, seeds, ground), timeout=HANG * count, hostile_memory=True
+                lambda kind=kind, seeds=seeds: _many(kind, seeds, ground),
+                timeout=HANG * count,
+                hostile_memory=True,
             )
             section = sections[kind]
             if result.status == 0 and hostile(result) is None:
@@ -304,7 +306,11 @@ def hostile_input(
                 section.notes["refused"] = section.notes.get("refused", 0) + result.text.count("refused\n")
                 continue
             for seed in seeds:
-                alone = run(lambda kind=kind, seed=seed: _many(kind, [seed], ground), timeout=HANG, hostile_memory=True)
+                alone = run(
+                    lambda kind=kind, seed=seed: _many(kind, [seed], ground),
+                    timeout=HANG,
+                    hostile_memory=True,
+                )
                 problem = hostile(alone)
                 if problem is None and alone.status:
                     problem = f"status {alone.status}"

@@ -58,7 +58,9 @@ def state_of(folder: Path) -> str:
             content, name = path.read_bytes()[:1] and b"x", re.sub(r"\d+", "", name)
         else:
             content = path.read_bytes() if path.is_file() else b"folder"
-        found.update(f"{path.parent.relative_to(folder)} {name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        found.update(
+            f"{path.parent.relative_to(folder)} {name} {hashlib.sha256(content).hexdigest()}\n".encode()
+        )
     return found.hexdigest()
 
 
