@@ -206,6 +206,21 @@ def test_n_an_empty_crop_is_named_by_its_place(run):
             Extractor(run, device="cpu")([whole, empty, whole])
 
 
+@pytest.mark.parametrize("kind", ["none", "deep", "truncated", "missing", "bytes"])
+def test_n_a_picture_that_cannot_be_read_is_named_by_its_place(run, tmp_path, kind):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 40), (9, 90, 200)).save(data, "PNG")
+    other = {
+        "none": None,
+        "deep": Image.new("F", (4, 4)),
+        "truncated": Image.open(io.BytesIO(data.getvalue()[:70])),
+        "missing": tmp_path / "nowhere.png",
+        "bytes": data.getvalue(),
+    }[kind]
+    with pytest.raises(ValueError, match="^picture 1: "):
+        Extractor(run, device="cpu")([np.zeros((8, 4, 3), np.uint8), other])
+
+
 def test_m_an_extractor_leaves_the_callers_random_stream(run):
     torch.manual_seed(3)
     wanted = torch.rand(3)
