@@ -32,7 +32,7 @@ thorough: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --thorough
 
 train: install
-	$(BIN)/python -m dgnet_fast.train
+	$(BIN)/dgnet-fast train
 
 # Everything that needs a GPU, in two parts of under nine minutes each (a machine may be lent for ten): `make gpu-tests`
 # and `make gpu-bench`. Both write as they go, so that what was found is there when one is cut short, and a failed test

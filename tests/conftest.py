@@ -14,6 +14,16 @@ os.environ["DGNET_FAST_CACHE"] = "off"
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+TOGETHER = (
+    "test_parity.py",
+    "distributed/test_commands.py",
+    "distributed/test_runs.py",
+    "distributed/test_steps.py",
+    "training/test_run.py",
+)
+"""Files whose tests run in one process, one after the other."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="also run the tests that take minutes")
     parser.addoption("--shard", metavar="K/N", help="run only part K (from 1) of N; needs no pytest-xdist")
@@ -41,15 +51,16 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Recorded cases, up to 13 GB each, one after the other in one process, which begins with them; the other tests
-    wherever there is room. (pytest-xdist 3.8 does not find its own marks of groups under pytest 9.2.)
+    """Recorded cases, which take gigabytes, one after the other in one process, and files whose tests share what takes
+    long to make, each in one; the other tests wherever there is room. (pytest-xdist 3.8 does not find its own marks of
+    groups under pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.endswith("test_parity.py") else nodeid
+            return file if file.endswith(TOGETHER) else nodeid
 
     return Scheduling(config, log)
 

@@ -1,4 +1,5 @@
-"""Every command that the documents show is run as it is printed, on tiny data; what cannot be is listed, with the reason.
+"""Every command and every Python program that the documents show is run as it is printed, on tiny data; what cannot be is
+listed, with the reason.
 
 Each page is followed from top to bottom in a folder of its own, in which lie the things that the page takes for granted:
 a run, pictures of people, a data set. Placeholders such as ``DIR`` and ``PICTURES...`` are the names of such things.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import glob
 import re
 import shlex
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,7 @@ ONLY_READ = {
     "teacher --data market1501": MINUTES,
     "reproduce": "several complete runs; tests/test_reproduce.py has tiny ones",
     "--network generator": "the line above exports the encoder; tests/test_export.py exports both",
+    "--out encoder.pt2": "the lines above export it to ONNX; tests/test_export.py exports to both",
     "demo": "serves until it is stopped; tests/test_demo.py asks it",
     "dgnet-fast unit": "tests/translation trains tiny ones",
     "dgnet-fast trans": "follows the training of UNIT",
@@ -57,12 +60,31 @@ ONLY_READ = {
 """Commands that are parsed and not run, by what stands in them, and why."""
 
 
+PYTHON = "python"
+FEWER_PEOPLE = ("train_identities=256,", "train_identities=256, test_identities=3,")
+"""What a program draws, and fewer people of the same names."""
+
+
+def steps(page: Path) -> list[tuple[str, str]]:
+    """(kind, text) of what a page asks for, in its order: a whole block of Python, and of the shell blocks each line that
+    is ours or sets a variable, without continuation.
+    """
+    found = []
+    text = page.read_text(encoding="utf-8")
+    for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if kind == PYTHON:
+            found.append((kind, block.replace(*FEWER_PEOPLE)))
+            continue
+        lines = block.replace("\\\n", " ").replace("python -m dgnet_fast.", "dgnet-fast ").splitlines()
+        found += [
+            (kind, line) for line in lines if "torchrun" not in line and re.match(r"dgnet-fast |\w+=", line)
+        ]
+    return found
+
+
 def commands(page: Path) -> list[str]:
-    """The lines of the shell blocks of a page that are ours or set a variable, without continuation."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ").replace("python -m dgnet_fast.", "dgnet-fast ")
-    lines = [line for line in text.splitlines() if "torchrun" not in line]
-    return [line for line in lines if re.match(r"dgnet-fast |\w+=", line)]
+    """The lines of the shell blocks among `steps`."""
+    return [text for kind, text in steps(page) if kind != PYTHON]
 
 
 def words_of(line: str, variables: dict[str, str]) -> list[str]:
@@ -85,7 +107,7 @@ def prepare(folder: Path, lines: list[str]) -> None:
     text = "\n".join(lines)
     for name in set(re.findall(r"runs/(\w+)", text)) - set(re.findall(r"--out runs/(\w+)", text)) | {"a"}:
         tiny_run(folder / "runs" / name)
-    for person, camera, view in ((65, 1, 1), (65, 2, 3), (66, 3, 4), (67, 1, 9)):
+    for person, camera, view in ((257, 1, 1), (257, 2, 3), (258, 3, 2), (259, 1, 4)):
         draw(folder / f"people/query/{person:04d}_c{camera}_{view:03d}.png", person, camera, view)
         draw(
             folder / f"people/gallery/{person:04d}_c{camera + 1}_{view + 90:03d}.png",
@@ -107,8 +129,13 @@ def test_the_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DGNET_FAST_CACHE", "off")
     variables: dict[str, str] = {}
-    prepared = False
-    for line in commands(page):
+    names: dict[str, object] = {}
+    prepared = cache(partial(prepare, tmp_path, commands(page)))
+    for kind, line in steps(page):
+        if kind == PYTHON:
+            prepared()
+            exec(compile(line, page.name, "exec"), names)
+            continue
         if re.match(r"\w+=", line):
             variables |= dict(word.split("=", 1) for word in shlex.split(line))
             continue
@@ -120,9 +147,7 @@ def test_the_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
         if any(text in line for text in ONLY_READ):
             module.parser().parse_args(words[1:])
             continue
-        if not prepared:
-            prepare(tmp_path, commands(page))
-            prepared = True
+        prepared()
         if words[0] == "train" and "--resume" not in words or words[0] == "teacher":
             words += arguments(SMALL)
             if "runs/a" in words:

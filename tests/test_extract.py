@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -188,11 +187,3 @@ def test_mistakes_are_one_line_and_leave_files_alone(run, pictures, tmp_path, ca
     assert "needs pyarrow, which is not installed: pip install" in one_line(
         capsys, [run, pictures[0], *table]
     )
-
-
-def test_importing_the_package_does_not_load_the_extractor():
-    code = "import sys, dgnet_fast; assert 'dgnet_fast.retrieval.extractor' not in sys.modules; print(dgnet_fast.Extractor.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "Extractor\n"
-    with pytest.raises(AttributeError, match="no attribute 'Extracter'"):
-        dgnet_fast.Extracter  # noqa: B018

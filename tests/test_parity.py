@@ -27,15 +27,20 @@ CASES = [
     "dis_bn_style4",  # BatchNorm in D: streams apart, running statistics through both phases
     "gen_tanh_dis_lambda0_trainbn0",  # the frozen E_a by its running statistics, which a later pass updates
 ]
-LATER = {"full_tune_encoder": {"forward": 5.8e-6, "dis": 5.6e-9, "gen": 1.2e-3, "after": 1.5e-5}}
-"""What one unit in the last place changes in the second step, as `python tests/parity.py` finds by running twice."""
+NOISE = {
+    # G's gradients come back through E_a, whose BatchNorm sees two pictures: errors of 2.5e-8 and 2.7e-8 on a CPU with AVX512
+    "pre_warmup": [{"gen": 6.5e-8, "after": 1.4e-9}],
+    "full_frozen_encoder": [{"gen": 5.6e-8, "after": 1.9e-9}],
+    "full_tune_encoder": [{}, {"forward": 5.8e-6, "dis": 5.6e-9, "gen": 1.2e-3, "after": 1.5e-5}],
+}
+"""What one unit in the last place changes in each step, as `python tests/parity.py` finds by running twice."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_training_step_gives_the_recorded_numbers(name):
     case = json.loads((DATA / f"{name}.json").read_text())
-    rows = parity.check_case(case, later=LATER.get(name))
+    rows = parity.check_case(case, noise=NOISE.get(name))
     assert {(step, group) for step, group, *_ in rows} == {
         (step, group) for step in range(len(case["steps"])) for group in parity.GROUPS
     }

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from tqdm import tqdm
 
@@ -61,6 +61,8 @@ class RunLog:
     Raises:
         ValueError: `total_steps` or `every` below 1.
     """
+
+    _no_tensorboard_said: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -264,9 +266,11 @@ class RunLog:
                 from torch.utils.tensorboard import SummaryWriter  # seconds to import: only where it is used
             except ImportError:
                 self._want_tensorboard = False
-                self.note(
-                    "no TensorBoard events: pip install 'dgnet-fast[tensorboard]' (metrics.jsonl has the same)"
-                )
+                if not RunLog._no_tensorboard_said:  # once: a run has a log for each of its trainings
+                    RunLog._no_tensorboard_said = True
+                    self.note(
+                        "no TensorBoard events: pip install 'dgnet-fast[tensorboard]' (metrics.jsonl has the same)"
+                    )
                 return None
             self._tensorboard = SummaryWriter(
                 str(self.folder / TENSORBOARD_FOLDER), purge_step=self._purge_step

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,16 @@ def _summary(folder: Path) -> str:
     facts.append(str(environment.get("precision", "")))
     facts += [", ".join(map(str, environment.get("gpus") or [])) or str(environment.get("cpu", ""))]
     if "date" in environment:
-        facts.append(f"started {environment['date']}")
+        facts.append(f"started {_readable(str(environment['date']))}")
     return " · ".join(fact for fact in facts if fact)
+
+
+def _readable(date: str) -> str:
+    """A date of ISO 8601 to the minute, with its zone; any other text as it is."""
+    try:
+        return datetime.fromisoformat(date).strftime("%Y-%m-%d %H:%M %Z").rstrip()
+    except ValueError:
+        return date
 
 
 def _machine(folder: Path) -> list[str]:
@@ -250,8 +259,7 @@ def _curves(folder: Path) -> str | None:
         paths = sorted((folder / "curves").glob("*.png"))
     figures = []
     for path in paths:
-        title = TITLES.get(path.stem, path.stem)
-        figures.append(_enlarging(path, f"Curves over the steps: {title}", title))
+        figures.append(_enlarging(path, f"Curves over the steps: {TITLES.get(path.stem, path.stem)}"))
     if not figures:
         return None
     scored = any(path.stem == EVALUATION for path in paths)
@@ -263,7 +271,7 @@ def _curves(folder: Path) -> str | None:
             "the model every 100 steps.</p>\n"
         )
     )
-    return f'{hint}<div class="pair">' + "\n".join(figures) + "</div>"
+    return f'{hint}<div class="curves">' + "\n".join(figures) + "</div>"
 
 
 def _environment(folder: Path) -> str | None:
@@ -301,11 +309,14 @@ def _figure(path: Path, alt: str, caption: str, kind: str = "") -> str:
     )
 
 
-def _enlarging(path: Path, alt: str, caption: str) -> str:
-    """A small figure that a click makes large, and another click small again; no script is needed."""
+def _enlarging(path: Path, alt: str, caption: str = "") -> str:
+    """A small figure that a click makes large, and another click small again; no script is needed. A picture with a
+    title of its own needs no caption.
+    """
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
-        f'<figure><label><input type="checkbox" aria-label="Enlarge: {escape(caption)}">'
-        f'<img alt="{escape(alt)}" src="{_data_url(path)}"></label><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><label><input type="checkbox" aria-label="Enlarge: {escape(caption or alt)}">'
+        f'<img alt="{escape(alt)}" src="{_data_url(path)}"></label>{below}</figure>'
     )
 
 

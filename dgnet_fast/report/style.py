@@ -43,6 +43,10 @@ figure input:focus-visible + img { outline: 3px solid var(--accent); }
 .pair figure { margin: 0; overflow-x: auto; }
 .pair figure:has(input:checked) { grid-column: 1 / -1; }
 .pair input:checked + img { width: 100%; min-width: 60rem; max-width: none; cursor: zoom-out; }
+.curves { columns: 30rem; column-gap: 1rem; }
+.curves figure { margin: 0 0 1rem; overflow-x: auto; break-inside: avoid; }
+.curves figure:has(input:checked) { column-span: all; }
+.curves input:checked + img { width: 100%; min-width: 60rem; max-width: none; cursor: zoom-out; }
 .facts { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: .25rem 1.4rem; margin: 0; }
 .facts dt { color: var(--soft); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
@@ -52,8 +56,10 @@ pre { overflow-x: auto; padding: 1rem; background: var(--band); border: 1px soli
   font-size: .85rem; }
 @media (max-width: 60rem) { .facts { grid-template-columns: max-content 1fr; } }
 @media (max-width: 40rem) { header, main { padding: 1rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; }
-  table { font-size: .85rem; } th, td { padding: .35rem .4rem; } thead th { white-space: nowrap; }
-  tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); min-width: 6rem; }
+  table { font-size: .8rem; } th, td { padding: .35rem .3rem; } thead th { vertical-align: bottom; background: none; font-size: .72rem; }
+  tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); padding-left: 0; }
+  .scroll { background: linear-gradient(to left, var(--paper) 1.2rem, transparent) right / 2.4rem 100% no-repeat local,
+    linear-gradient(to left, var(--rule), transparent) right / .9rem 100% no-repeat scroll; }
   caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 2rem); }
   .strip { flex-wrap: nowrap; } .strip img { height: 10rem; } }
 .missing code { display: block; }

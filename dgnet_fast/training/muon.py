@@ -41,10 +41,13 @@ def as_matrices(x: Tensor) -> Tensor:
 
 
 def orthogonalised(x: Tensor) -> Tensor:
-    """Matrices (n, rows, columns) with their singular values moved close to 1, by the Newton-Schulz iteration; float32."""
+    """Matrices (n, rows, columns) with their singular values moved close to 1, by the Newton-Schulz iteration, in float32 or, if
+    they have it, float64.
+    """
     a, b, c = COEFFICIENTS
     wide = x.shape[1] <= x.shape[2]
-    x = x.float() if wide else x.float().mT
+    x = x if x.dtype == torch.float64 else x.float()
+    x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         square = x @ x.mT

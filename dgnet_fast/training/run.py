@@ -219,19 +219,35 @@ class Run:
         """The teachers that the options name; ``auto`` trains one, only once for each run folder."""
         config = self.config
         if config.teacher == "auto" and not processes.agreed((self.folder / TEACHER).is_file()):
-            logger.info("training the teacher (the paper's baseline) first")
+            logger.info("training the teacher (the paper's baseline)")
             return [self.train_baseline("teacher", config.teacher_steps, pictures, stop)]
         name = str(self.folder / TEACHER) if config.teacher == "auto" else config.teacher
         found = load_teachers(config.replace(teacher=name), self.dataset.class_names)
         return [t.to(self.device) for t in found]
+
+    @property
+    def baseline_steps(self) -> int:
+        """As many as E_a has in the whole run, those of its teacher included."""
+        return self.config.max_iter + (self.config.teacher_steps if self.config.teacher else 0)
+
+    def announce(self, first: int, last: int) -> None:
+        """Say what is trained one after the other, since the remaining time that is shown is that of one of them."""
+        config = self.config
+        parts = [
+            ("the teacher", config.teacher_steps, config.teacher == "auto" and not (self.folder / TEACHER).is_file()),
+            ("E_s and G alone", config.generator_steps, first == 0),
+            ("all networks together", last - first, True),
+            ("the baseline", self.baseline_steps, config.baseline and last == config.max_iter),
+        ]  # fmt: skip
+        steps = [f"{name} for {count} steps" for name, count, due in parts if due and count]
+        logger.info(f"to be trained: {', then '.join(steps)}")
 
     def baseline(self, stop: StopSignal) -> tuple[AppearanceEncoder, int]:
         """The baseline that is trained for as many steps as the whole run, and the number of these steps: as many
         updates as E_a had, from the first step of its teacher to the last step of DG-Net. It has the schedule of a
         teacher of that length. It is trained only once for each run folder.
         """
-        config = self.config
-        steps = config.max_iter + (config.teacher_steps if config.teacher else 0)
+        config, steps = self.config, self.baseline_steps
         own = self.folder / "baseline.pt"
         if processes.agreed(own.is_file()):
             (found,) = load_teachers(config.replace(teacher=str(own)), self.dataset.class_names)
@@ -328,6 +344,8 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             load_teachers(config.replace(teacher=str(own)), run.dataset.class_names)
     pictures = run.training_pictures() if first < last else torch.empty(0)
     run.begin()
+    if first < last:
+        run.announce(first, last)
     with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
         teachers = run.teachers(pictures, stop)
         model.teach(teachers)
@@ -341,7 +359,7 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             )
         in_channels_last(model, run.device)
         if config.generator_steps and first == 0 and len(pictures):
-            logger.info("training E_s and G alone first")
+            logger.info("training E_s and G alone")
             batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
             with run.log("generator", config.generator_steps) as log:
                 train_generator(model, batches, folder, run.precision, stop, log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -15,17 +16,18 @@ from dgnet_fast.training.guard import Guard
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.step import TrainingStep
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
-from tests.training.deferred import CPU, F64, LOW, deferred_step, poisoned
+from tests.training.deferred import CPU, F64, LOW, OURS, deferred_step, poisoned
 from tests.training.test_run import words
 from tests.training.test_update import assert_same, snapshot
 
 # --- checks on the device
 
 
-def test_a_deferred_step_gives_the_numbers_of_one_that_checks_at_once():
-    config = tiny_config(teacher="given", erasing_p=0.5, **ALL_TERMS)
+@pytest.mark.parametrize("ours", [{}, OURS], ids=["paper", "ours"])
+def test_a_deferred_step_gives_the_numbers_of_one_that_checks_at_once(ours):
+    config = tiny_config(teacher="given", erasing_p=0.5, **ALL_TERMS, **ours)
     steps = tiny_step(tiny_model(config, 1, F64), dropout=True), deferred_step(config, F64)
-    for number in range(3):
+    for number in range(2):
         batch = tiny_batch(config, number, F64)
         one, two = (step([batch], number) for step in steps)
         assert one.non_finite == two.non_finite == []
@@ -40,9 +42,16 @@ def test_a_deferred_step_gives_the_numbers_of_one_that_checks_at_once():
 
 
 @LOW
-@pytest.mark.parametrize("place, named", [("x", {"dis", "dis_total"}), ("xp", {"recon_xp", "pid", "total"})])
-def test_a_deferred_bad_step_leaves_everything_as_it_was(place, named, amp):
-    config = tiny_config(teacher="given", erasing_p=0.5, **ALL_TERMS)
+@pytest.mark.parametrize(
+    "place, named, ours",
+    [
+        ("x", {"dis", "dis_total"}, {}),
+        ("xp", {"recon_xp", "pid", "total"}, {}),
+        ("more", {"id_more", "total"}, OURS),
+    ],
+)
+def test_a_deferred_bad_step_leaves_everything_as_it_was(place, named, ours, amp):
+    config = tiny_config(teacher="given", erasing_p=0.5, **ALL_TERMS, **ours)
     good = tiny_batch(config)
     step, never = deferred_step(config, amp=amp), deferred_step(config, amp=amp)
     step([good], 0), never([good], 0)
@@ -147,6 +156,7 @@ def test_a_deferred_run_reads_losses_seldom_and_still_stops(tmp_path, capsys, mo
 
     monkeypatch.setattr(TrainBatches, "batch", batch)
     monkeypatch.setattr(Guard, "skips", skips)
+    monkeypatch.setattr("dgnet_fast.report.log.LONGEST_SILENCE", math.inf)  # a slow machine would read more often
     changes = {"max_iter": 5000, "snapshot_save_iter": 9, "image_display_iter": 9000, "image_save_iter": 9000}
     changes |= {"max_bad_steps": 4, "log_iter": 100, "teacher": "", "pretrained": ""}
     assert train.main(words(tmp_path / "run", **changes)) == 1

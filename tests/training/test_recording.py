@@ -14,7 +14,7 @@ from dgnet_fast.training.graphs import WARM_UP, NotRecorded, StepGraphs, graphs_
 from dgnet_fast.training.optim import Optimisers, Precision
 from dgnet_fast.training.step import TrainingStep
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model
-from tests.training.deferred import CPU, CUDA, LOW, deferred_step, poisoned
+from tests.training.deferred import CPU, CUDA, LOW, OURS, deferred_step, poisoned
 from tests.training.test_update import assert_same, snapshot
 
 
@@ -71,7 +71,8 @@ def test_variants_are_warmed_up_recorded_and_replayed():
 
 
 @LOW
-def test_recorded_steps_give_the_numbers_of_steps_that_are_not(amp):
+@pytest.mark.parametrize("ours", [{}, OURS], ids=["paper", "ours"])
+def test_recorded_steps_give_the_numbers_of_steps_that_are_not(ours, amp):
     """Along a ramp and a decay, in both branches, with a bad step: all that changes arrives through tensors."""
     config = tiny_config(
         teacher="given",
@@ -81,6 +82,7 @@ def test_recorded_steps_give_the_numbers_of_steps_that_are_not(amp):
         warm_scale=0.1,
         step_size=9,
         gamma=0.5,
+        **ours,
     )
     stand = Stand()
     stand.names = None
@@ -240,11 +242,12 @@ def cuda_batch(config, seed):
 
 
 @pytest.mark.gpu
-def test_replayed_steps_equal_eager_ones_on_a_gpu():
+@pytest.mark.parametrize("ours", [{}, OURS], ids=["paper", "ours"])
+def test_replayed_steps_equal_eager_ones_on_a_gpu(ours):
     """Both branches and the ramps, dropout included: the same seeds give the same masks. Sums of the backward pass
     come in any order, so not bit by bit, and one step at a time.
     """
-    options = {"teacher": "given", "erasing_p": 0.5, "warm_iter": 5, "warm_teacher_iter": 5, "device": "cuda"}
+    options = {"teacher": "given", "erasing_p": 0.5, "warm_iter": 5, "warm_teacher_iter": 5, "device": "cuda", **ours}
     graphs = cuda_step(tiny_config(cuda_graphs="on", **options))
     eager = cuda_step(tiny_config(cuda_graphs="off", **options))
     assert graphs.graphs is not None and eager.graphs is None and graphs.guard.deferred

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from dgnet_fast import evaluate, teacher, train
 from dgnet_fast.checkpoints.loading import load_for_use
@@ -172,16 +176,6 @@ def test_a_finished_run_is_scored_again_and_not_trained(whole, capsys):
     assert losses(whole) == before and (whole / "results.json").read_text() == results
 
 
-def test_stopping_at_max_steps_and_resuming_gives_the_same(whole, tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert train.main([*words(folder), "--max-steps", "3"]) == 0
-    assert "stopped at --max-steps 3 of 6" in capsys.readouterr().err
-    assert losses(folder) == losses(whole)[:3] and not (folder / "results.json").exists()
-    assert train.main(["--resume", "--out", str(folder)]) == 0
-    assert "resuming" in capsys.readouterr().err
-    assert_same_outcome(folder, whole)
-
-
 def at_step(monkeypatch, wanted, act):
     """Call ``act`` at the beginning of a training step."""
     plain = loop.TrainingStep.__call__
@@ -194,8 +188,28 @@ def at_step(monkeypatch, wanted, act):
     monkeypatch.setattr(loop.TrainingStep, "__call__", step)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that --max-steps stopped after step 3."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert train.main([*words(folder), "--max-steps", "3"]) == 0
+    assert "stopped at --max-steps 3 of 6" in said.getvalue()
+    return folder
+
+
+def test_stopping_at_max_steps_and_resuming_gives_the_same(whole, stopped, tmp_path, capsys):
+    assert losses(stopped) == losses(whole)[:3] and not (stopped / "results.json").exists()
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    assert train.main(["--resume", "--out", str(folder)]) == 0
+    assert "resuming" in capsys.readouterr().err
+    assert_same_outcome(folder, whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_the_run_can_go_on(whole, tmp_path, capsys, monkeypatch, number):
+def test_a_signal_saves_what_max_steps_saves(stopped, tmp_path, capsys, monkeypatch, number):
+    """So the run can go on, as after that."""
     folder, handler = tmp_path / "run", signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_step(patch, 2, lambda: signal.raise_signal(number))
@@ -205,10 +219,13 @@ def test_a_signal_saves_and_the_run_can_go_on(whole, tmp_path, capsys, monkeypat
         f"stopped after step 3, saved; continue with: python -m dgnet_fast.train --resume --out {folder}"
         in out
     )
-    assert (folder / "checkpoints" / "step_00000003.pt").is_file()
     assert signal.getsignal(number) == handler
-    assert train.main(["--resume", "--out", str(folder)]) == 0
-    assert_same_outcome(folder, whole)
+    assert losses(folder) == losses(stopped)
+    ours, theirs = (read_run(run / "checkpoints" / "step_00000003.pt") for run in (folder, stopped))
+    assert ours.keys() == theirs.keys()
+    for part in ("model", "optimisers"):
+        for one, other in zip(tree_leaves(ours[part]), tree_leaves(theirs[part]), strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_a_signal_while_the_teacher_trains(whole, tmp_path, capsys, monkeypatch):
