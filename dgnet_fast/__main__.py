@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import dgnet_fast
+from dgnet_fast.cli.output import complain
 from dgnet_fast.cli.parser import run_command
 
 COMMANDS = {
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        print(f"{_called()}: unknown command {first!r}{hint} (--help lists all)", file=sys.stderr)
+        complain(f"{_called()}: unknown command {first!r}{hint} (--help lists all)")
         return 2
     return importlib.import_module(f"dgnet_fast.{name.replace('-', '_')}").main(words[1:])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+from dgnet_fast.cli.output import complain
 from dgnet_fast.cli.parser import Parser, program, run_command
 from dgnet_fast.cli.shared_options import add_checkpoint, add_device, add_source_details, source_config
 from dgnet_fast.config import ConfigError
@@ -84,7 +85,7 @@ def body(argv: list[str] | None) -> int:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        print("demo ended", file=sys.stderr)
+        complain("demo ended")
     finally:
         server.server_close()
     return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dgnet_fast.cli.callable import callable_module
 from dgnet_fast.cli.output import show_tables
-from dgnet_fast.cli.parser import Parser, at_least, check_output, program, run_command
+from dgnet_fast.cli.parser import Parser, at_least, check_output, check_png, program, run_command
 from dgnet_fast.cli.shared_options import (
     add_checkpoint,
     add_data_set,
@@ -92,8 +92,9 @@ def body(argv: list[str] | None) -> int:
         at_least(name, getattr(args, name), 1)
     ranking = ranking_of(args)
     device = resolve_device(args.device)
-    for option, path in (("--json", args.json), ("--rank-list", args.rank_list)):
-        check_output(option, path)
+    check_output("--json", args.json)
+    for option, path in (("--roc", args.roc), ("--rank-list", args.rank_list)):
+        check_png(option, path)
     encoder, config, known = load_encoder(
         args.checkpoint, config_file=args.config, allow_extra=args.allow_extra
     )

@@ -239,7 +239,7 @@ def extend_large(
 
     from dgnet_fast.retrieval.index import PictureIndex
     from dgnet_fast.retrieval.large_index import EXACT_UP_TO
-    from dgnet_fast.retrieval.parts import extract_parts
+    from dgnet_fast.retrieval.parts import extract_parts, read_rows, write_rows
 
     if place is None:
         raise ConfigError(
@@ -252,8 +252,7 @@ def extend_large(
     sources = []
     for file in files:
         unit = file.with_name(file.name.replace("part", "unit"))
-        with atomically(unit, sync=False) as temporary:
-            np.save(temporary, extractor.to_unit(torch.from_numpy(np.load(file))).numpy())
+        write_rows(unit, extractor.to_unit(torch.from_numpy(read_rows(file))).numpy())
         sources.append(np.load(unit, mmap_mode="r"))
     index = index or PictureIndex(extractor, sources[0].shape[1])
     index.grow(place, sources, entries)
@@ -323,12 +322,14 @@ def work(args: argparse.Namespace, folder: Path | None) -> int:
     index = PictureIndex.open(folder, extractor) if folder else None
     before = len(index) if index else 0
     index = extend(index, pictures, extractor, labels, args.save or folder)
-    if (args.save or args.add) and len(index) > before:
-        place = args.save or folder
+    place = args.save or (folder if args.add else None)
+    if place:
         from dgnet_fast.retrieval.parts import remove
 
-        assert place is not None  # `check` wants one for --add
-        index.save(place)
+        if len(index) > before:
+            index.save(place)
+        else:
+            index.clean(place)  # of one that was killed when it had saved the same pictures
         remove(parts_of(place))
         logger.info(f"{place}: {len(index)} pictures, model {extractor.fingerprint}")
     if not queries:

@@ -120,6 +120,8 @@ def body(argv: list[str] | None) -> int:
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another --out")
     if args.method == "tsne":
         need("sklearn", "visualize", "t-SNE")
+    if folder.is_file():
+        raise ConfigError(f"--out {folder} is a file; allowed: the name of a folder")
     check_writable(folder, "--out")
     device = resolve_device(args.device)
     model, _ = load_for_use(args.checkpoint, config_file=args.config, allow_extra=args.allow_extra)

@@ -56,9 +56,14 @@ def _crc(file: BinaryIO, size: int) -> int:
 
 
 def _verify(path: Path) -> None:
-    """Raise ValueError if a torch file is not what was written. A file that is no zip file passes."""
+    """Raise ValueError if a torch file is not what was written, and UnpicklingError if it is a pickle of something else. Any
+    other file that is no zip file passes.
+    """
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
+        head = file.read(4)
+        if head != b"PK\x03\x04":
+            if head[:1] == b"\x80" and head[1:2] != b"\x02":  # PyTorch would warn of it, and then fail
+                raise pickle.UnpicklingError("a pickle of another protocol than that of old torch files")
             return
         with zipfile.ZipFile(file) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > os.fstat(file.fileno()).st_size:
@@ -85,6 +90,8 @@ def load_file(path: str | Path, what: str = "checkpoint") -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no such {what}: {path}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is not a readable {what}: it is empty")
     try:
         _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -98,6 +105,8 @@ def load_file(path: str | Path, what: str = "checkpoint") -> Any:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
-        else:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        elif isinstance(error, (ValueError, RuntimeError)) and str(error):
+            reason = str(error).splitlines()[0]
+        else:  # what a reader of pickles or zip files stumbled over
+            reason = "it is no file of tensors, or it is damaged"
         raise ValueError(f"{path} is not a readable {what}: {reason}") from error

@@ -125,7 +125,9 @@ def run_content(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     config = check_options(content.get("config"), path)
     check_step(content.get("step"), path)
-    check_names(content.get("class_names"), path)
+    if "class_names" not in content:
+        raise ValueError(f"{path}: class_names is missing; expected a list of texts")
+    check_names(content["class_names"], path)
     model = check_tensors(content.get("model"), path, "model")
     if "average" in content:
         check_tensors(content["average"], path, "average")

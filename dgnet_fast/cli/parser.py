@@ -13,9 +13,9 @@ import sys
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from dgnet_fast.cli.output import STANDARD_OUTPUT, show_log
+from dgnet_fast.cli.output import STANDARD_OUTPUT, NamedOutput, complain, let_go, show_log
 from dgnet_fast.cli.together import in_processes
 from dgnet_fast.config import ConfigError
 from dgnet_fast.config.shown import one_line
@@ -149,8 +149,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line(message)[:LONGEST_LINE]}\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if rank_said() == 0:  # all processes of a run have the same words
-            super()._print_message(message, file)
+        if not message or rank_said() != 0:  # all processes of a run have the same words
+            return
+        if file is None or file is sys.stderr:
+            complain(message.rstrip("\n"))
+        else:
+            file.write(message)  # argparse would keep an error to itself
 
     def _closest(self, word: str) -> str:
         import difflib
@@ -174,49 +178,39 @@ def run_command(body: Callable[[], int | None], prog: str, *, together: bool = F
             errors = "surrogateescape" if (stream.encoding or "").lower() == "utf-8" else "backslashreplace"
             with contextlib.suppress(ValueError, OSError):
                 stream.reconfigure(errors=errors)
+    printed = sys.stdout
     try:
-        status = body() or 0
-        _flush()
-        return status
+        return _written(body)
     except BrokenPipeError:
-        _drop()
         return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
-        said: Exception = error
-        try:
-            _flush()
-        except OSError as lost:
-            if isinstance(error, OSError) and error.filename is None:  # it was this one, met by a print
-                said = lost
-        print(f"{prog}: {explanation(said)}", file=sys.stderr)
+        complain(f"{prog}: {explanation(error)}")
         return 1
     except (MemoryError, RuntimeError) as error:
         text = explanation(error)
         if not isinstance(error, MemoryError) and not any(one in text for one in OUT_OF_MEMORY):
             raise
-        print(f"{prog}: there is not enough memory: {text}", file=sys.stderr)
+        complain(f"{prog}: there is not enough memory: {text}")
         return 1
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        complain(f"{prog}: interrupted")
         return 128 + signal.SIGINT
+    finally:
+        let_go(printed)
+        let_go(sys.stderr)
 
 
-def _flush() -> None:
-    """Write what is left for standard output. Raises OSError that names it."""
+def _written(body: Callable[[], int | None]) -> int:
+    """Run the body of a command and write all that it printed; also what --help does, which ends by SystemExit."""
     if sys.stdout is None:  # closed by the shell, >&-
-        return
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop()
-        raise OSError(error.errno, error.strerror, "standard output") from error
-
-
-def _drop() -> None:
-    """Let what is left for standard output go: it cannot be written, and Python would say so at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return body() or 0
+    output = NamedOutput(sys.stdout)
+    with contextlib.redirect_stdout(cast(typing.TextIO, output)):
+        try:
+            return body() or 0
+        finally:
+            if not isinstance(sys.exception(), Exception):
+                output.flush()
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size")
@@ -264,3 +258,10 @@ def check_output(option: str, path: Path | None) -> None:
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; allowed: the name of a file")
     check_writable(path, option)
+
+
+def check_png(option: str, path: Path | None) -> None:
+    """As `check_output`, of a picture: raises ConfigError for another suffix than .png as well."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ConfigError(f"{option} is {str(path)!r}; allowed: a name ending in .png")
+    check_output(option, path)

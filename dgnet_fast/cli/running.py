@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dgnet_fast.cli.output import print_tables
+from dgnet_fast.cli.output import complain, print_tables
 from dgnet_fast.cli.parser import Parser
 from dgnet_fast.config import ConfigError
 
@@ -70,7 +69,7 @@ def ended(
         print(f"stopped after step {step}, saved; continue with: {prog} --resume --out {folder}")
         return 128 + number
     except diverged as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        complain(f"{prog}: {error}")
         return 1
     print_tables(result["tables"])
     print(f"report: {result['report']}")

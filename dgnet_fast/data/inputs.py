@@ -27,7 +27,9 @@ def pictures_of(pictures: Any, height: int, width: int) -> Tensor:
 
 
 def images_of(pictures: Any) -> Iterator[Image.Image]:
-    """RGB pictures of any accepted input, lists of mixed kinds included."""
+    """RGB pictures of any accepted input, lists of mixed kinds included. Raises ValueError that names the place in a list of
+    a picture that cannot be read or is of another kind.
+    """
     if isinstance(pictures, Image.Image):
         yield as_rgb(pictures)
     elif isinstance(pictures, (str, Path)):
@@ -44,9 +46,12 @@ def images_of(pictures: Any) -> Iterator[Image.Image]:
             yield Image.fromarray(np.ascontiguousarray(array)) if array.size else Image.new("RGB", (0, 0))
     elif isinstance(pictures, Tensor):
         yield from images_of(_array_of(pictures))
-    elif isinstance(pictures, Iterable):
-        for picture in pictures:
-            yield from images_of(picture)
+    elif isinstance(pictures, Iterable) and not isinstance(pictures, (bytes, bytearray)):
+        for place, picture in enumerate(pictures):
+            try:
+                yield from images_of(picture)
+            except (ValueError, OSError) as error:  # Pillow reads a file when its picture is used
+                raise ValueError(f"picture {place}: {error}") from error
     else:
         raise ValueError(
             f"a picture is a {type(pictures).__name__}; expected a path, a PIL picture, a NumPy array or a tensor"

@@ -38,7 +38,8 @@ def normal_name(name: str) -> str:
 
 def images_in(folder: Path, others: Counter[str] | None = None) -> list[Path]:
     """Image files directly in `folder`, sorted by name; other files (Thumbs.db, notes) are passed over. Files with a
-    suffix of `OTHER_PICTURES` are counted in ``others``.
+    suffix of `OTHER_PICTURES` are counted in ``others``. A link to a picture that is gone counts as a picture, which whoever
+    reads it finds missing: a data set on a disk that is not there must not become a smaller one.
     """
     return sorted(_images(folder, os.scandir(folder), others))
 
@@ -46,12 +47,16 @@ def images_in(folder: Path, others: Counter[str] | None = None) -> list[Path]:
 def _images(folder: Path, entries: Iterable[os.DirEntry], others: Counter[str] | None) -> Iterator[Path]:
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith(".") or not entry.is_file():
+        if entry.name.startswith(".") or not (entry.is_file() or _is_broken(entry)):
             continue
         if suffix in IMAGE_SUFFIXES:
             yield folder / entry.name
         elif suffix in OTHER_PICTURES and others is not None:
             others[suffix] += 1
+
+
+def _is_broken(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def images_below(folder: Path, others: Counter[str] | None = None) -> list[Path]:

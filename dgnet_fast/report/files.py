@@ -312,6 +312,15 @@ def is_free(folder: str | os.PathLike[str], unfinished: Sequence[str] = ()) -> b
     )
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(
+            errno.ENOTDIR, "it is a file; allowed: the name of a folder", os.fspath(folder)
+        ) from None
+
+
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock of a folder that one process may write at a time. Raises `InUse` that names the process which
@@ -326,7 +335,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     file = None
     while file is None:
         made += [place for place in (path.parent, *path.parent.parents) if not place.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             file = open(path, "a+", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - held to the end
         except FileNotFoundError:  # the one who made the folder has just removed it

@@ -9,7 +9,10 @@ added and when they are searched. What is lost against the exact search is measu
 from __future__ import annotations
 
 import importlib
+import io
 import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import numpy as np
 
 from dgnet_fast.config.extras import need
 from dgnet_fast.config.shown import shown
-from dgnet_fast.report.files import atomically
+from dgnet_fast.report.files import atomically, write_bytes
 
 EXACT_UP_TO = 200_000
 """Pictures up to which a gallery is searched exactly: 0.8 GB of 1024 float32 each."""
@@ -68,10 +71,48 @@ def check_state(state: dict[str, Any], source: Path) -> None:
             or not isinstance(shard.get("file"), str)
             or not re.fullmatch(r"shard-\d{5,}-\d{8,}\.faiss", shard["file"])
             or type(shard.get("count")) is not int
+            or not _is_checksum(shard.get("checksum"))
         ):
             raise ValueError(
-                f"{source}: a file of vectors is {shown(shard)}; expected its name and its count"
+                f"{source}: a file of vectors is {shown(shard)}; expected its name, its count and its checksum"
             )
+    for key in ("trained_checksum", "measured_checksum"):
+        if not _is_checksum(state.get(key)):
+            raise ValueError(f"{source}: {key} is {shown(state.get(key))}; expected 8 hexadecimal digits")
+
+
+def _is_checksum(value: Any) -> bool:
+    """Whether it is one, or None: that of a file of an earlier version."""
+    return value is None or (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}", value) is not None)
+
+
+def _write(index: Any, path: Path) -> str:
+    """Write a faiss index `atomically`; returns its CRC-32. The bytes go by way of Python, because faiss says nothing when
+    a full disk cuts short what it writes to a file itself.
+    """
+    faiss, crc = faiss_library(), 0
+    with atomically(path) as temporary, open(temporary, "wb") as file:
+
+        def written(data: bytes) -> int:
+            nonlocal crc
+            crc = zlib.crc32(data, crc)
+            return file.write(data)
+
+        faiss.write_index(index, faiss.PyCallbackIOWriter(written))
+        file.flush()
+    return f"{crc:08x}"
+
+
+def _verify(path: Path, checksum: str | None) -> None:
+    """Raise ValueError if a file is not what was written; about 1 GB/s."""
+    if checksum is None:
+        return
+    crc = 0
+    with open(path, "rb") as file:
+        while part := file.read(2**22):
+            crc = zlib.crc32(part, crc)
+    if f"{crc:08x}" != checksum:
+        raise ValueError(f"the checksum of {path.name} is not that of its content")
 
 
 class LargeVectors:
@@ -85,6 +126,7 @@ class LargeVectors:
         self.folder, self.d = folder, dimension
         self.shards: list[dict[str, Any]] = []
         self.trained = ""
+        self.trained_checksum: str | None = None
         self.probed, self.recall = PROBES[0], float("nan")
         self._queries = np.empty((0, dimension), np.float32)
         self._best = np.empty((0, NEIGHBOURS + 1), np.float32)
@@ -96,14 +138,25 @@ class LargeVectors:
         """Those that `state` describes. Raises ValueError where files are missing or damaged."""
         made = cls(folder, dimension)
         made.shards, made.trained = list(state["shards"]), state["trained"]
+        made.trained_checksum = state.get("trained_checksum")
         made.probed, made.recall = state["probed"], state["recall"]
         try:
+            _verify(folder / state["measured"], state.get("measured_checksum"))
             with np.load(folder / state["measured"]) as known:
                 made._queries, made._best, made._places = known["queries"], known["best"], known["places"]
             for shard in made.shards:
+                _verify(folder / shard["file"], shard.get("checksum"))
                 if made._shard(shard["file"]).ntotal != shard["count"]:
                     raise RuntimeError("another number of vectors")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ValueError(
                 f"{folder} has a missing or damaged file of vectors ({error}); make a new index"
             ) from error
@@ -126,8 +179,7 @@ class LargeVectors:
         index.cp.niter, index.cp.max_points_per_centroid, index.cp.seed = 8, SAMPLED, seed + 1
         index.train(sample)
         self.trained = f"lists-{lists}.faiss"
-        with atomically(self.folder / self.trained) as temporary:
-            faiss.write_index(index, str(temporary))
+        self.trained_checksum = _write(index, self.folder / self.trained)
         self._queries = _rows(sources, np.sort(rng.choice(count, min(count, QUERIES), replace=False)))
         self._best = np.full((len(self._queries), NEIGHBOURS + 1), -np.inf, np.float32)
         self._places = np.full(self._best.shape, -1)
@@ -144,6 +196,7 @@ class LargeVectors:
             first = 0
             while first < len(source):
                 if index is None:
+                    _verify(self.folder / self.trained, self.trained_checksum)
                     index, count = faiss.read_index(str(self.folder / self.trained)), 0
                 some = np.ascontiguousarray(
                     source[first : first + min(SHARD - count, 50_000)], dtype=np.float32
@@ -177,14 +230,17 @@ class LargeVectors:
     def state(self) -> dict[str, Any]:
         """What `of` needs, for a JSON file; writes the measured queries beside it."""
         measured = f"measured-{self.ntotal:09d}.npz"
-        with atomically(self.folder / measured) as temporary, open(temporary, "wb") as file:
-            np.savez(file, queries=self._queries, best=self._best, places=self._places)
+        content = io.BytesIO()
+        np.savez(content, queries=self._queries, best=self._best, places=self._places)
+        write_bytes(self.folder / measured, content.getvalue())
         return {
             "shards": self.shards,
             "trained": self.trained,
+            "trained_checksum": self.trained_checksum,
             "probed": self.probed,
             "recall": self.recall,
             "measured": measured,
+            "measured_checksum": f"{zlib.crc32(content.getbuffer()):08x}",
         }
 
     def _shard(self, name: str) -> Any:
@@ -198,9 +254,9 @@ class LargeVectors:
 
     def _close(self, index: Any, number: int, count: int) -> None:
         name = f"shard-{number:05d}-{count:08d}.faiss"
-        with atomically(self.folder / name) as temporary:
-            faiss_library().write_index(index, str(temporary))
-        self.shards.append({"file": name, "count": count})
+        checksum = _write(index, self.folder / name)
+        self._open.pop(name, None)
+        self.shards.append({"file": name, "count": count, "checksum": checksum})
 
     def _note(self, vectors: np.ndarray, first: int) -> None:
         """Keep the queries' exact nearest vectors so far; ``first`` is the position of the first of these."""

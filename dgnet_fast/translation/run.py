@@ -73,6 +73,8 @@ def run_unit(
     graphs_wanted(config, precision)
     check_fits_memory(config)
     check_writable(folder)
+    if start is not None:
+        public_files(start)
     domains = open_domains(config)  # before paths are absolute: its errors name sources as they are typed
     config = with_absolute_unit_paths(config)
     check_batch([len(one) for one in domains], config.batch_size, [one.label for one in domains])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_fast import evaluate, generate, quality, search, teacher, train
+from dgnet_fast import evaluate, generate, quality, search, teacher, train, visualize
 from dgnet_fast.checkpoints.files import save_atomically
 from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run
 from dgnet_fast.cli.parser import Parser, explanation, run_command
@@ -159,12 +159,29 @@ def test_c_a_part_that_cannot_be_scored_is_named_and_the_rest_stays(tmp_path, st
     assert table["rows"][1][1] is None and any("multi query: not scored" in note for note in table["notes"])
 
 
-@pytest.mark.parametrize("option", ["--json", "--rank-list"])
+@pytest.mark.parametrize("option", ["--json", "--rank-list", "--roc"])
 def test_c_outputs_are_tried_before_the_work(stopped, tmp_path, capsys, monkeypatch, option):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("dgnet_fast.checkpoints.loading.load_encoder", None)
     assert "file" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path / "file" / "x.png"])
-    assert "is a folder; allowed" in fails(capsys, evaluate.main, [stopped / "run", option, tmp_path])
+    (tmp_path / "x.png").mkdir()
+    assert "is a folder; allowed" in fails(
+        capsys, evaluate.main, [stopped / "run", option, tmp_path / "x.png"]
+    )
+    if option != "--json":
+        said = fails(capsys, evaluate.main, [stopped / "run", option, "x.jpg"])
+        assert f"{option} is 'x.jpg'; allowed: a name ending in .png" in said
+
+
+def test_c_a_file_in_the_place_of_a_folder_is_said(stopped, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    for main, given in (
+        (train.main, words(tmp_path / "file")),
+        (visualize.main, ["-q", stopped / "run", "--out", tmp_path / "file"]),
+        (generate.main, ["set", stopped / "run", "--source", "folder:gallery", "--count", 1, "--out", tmp_path / "file", "-q"]),
+    ):  # fmt: skip
+        assert re.search("file: it is a file|file is a file|exists and holds no", fails(capsys, main, given))
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 # 4: the teacher
@@ -224,33 +241,59 @@ def test_q_what_reads_the_output_may_end(tmp_path):
         assert (tmp_path / "err").read_text() == ""
 
 
-PRINTING = "import sys; from dgnet_fast.cli.parser import run_command; sys.exit(run_command(lambda: print('1 ± 2'), 'it'))"
+NO_ROOM = "it: standard output: No space left on device (nothing that was there before is lost)\n"
+BODIES = {
+    "prints": "lambda: print('1 ± 2')",
+    "prints much": "lambda: print('x' * 100_000)",
+    "shows its help": "lambda: Parser(prog='it', add_help=False, usage='1 ± 2').print_help()",
+    "ends as --help does": "lambda: Parser(prog='it', usage='1 ± 2').parse_args(['--help'])",
+    "fails": "lambda: open('/nowhere')",
+    "has a wrong option": "lambda: Parser(prog='it').parse_args(['--x'])",
+    "logs": "lambda: (Parser(prog='it').parse_args([]), logging.getLogger('dgnet_fast').warning('a line'), print('1 ± 2'))[0] and 0",
+}
+
+
+def ended(body, where, encoding="utf-8", unbuffered=""):
+    """(status, output, errors) of a command whose streams go where the shell says."""
+    code = "import logging, sys; from dgnet_fast.cli.parser import Parser, run_command; "
+    code += f"sys.exit(run_command({BODIES[body]}, 'it'))"
+    done = subprocess.run(
+        f'{sys.executable} -c "{code}" {where}',
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": unbuffered},
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
-    "where, encoding, status, out, err",
+    "body, where, encoding, status, out, err",
     [
-        ("", "ascii", 0, "1 \\xb1 2\n", ""),
-        ("", "utf-8", 0, "1 ± 2\n", ""),
-        (">&-", "utf-8", 0, "", ""),
-        (
-            ">/dev/full",
-            "utf-8",
-            1,
-            "",
-            "it: standard output: No space left on device (nothing that was there before is lost)\n",
-        ),
+        ("prints", "", "ascii", 0, "1 \\xb1 2\n", ""),
+        ("prints", "", "utf-8", 0, "1 ± 2\n", ""),
+        ("prints", ">&-", "utf-8", 0, "", ""),
+        ("prints", ">/dev/full", "utf-8", 1, "", NO_ROOM),
+        ("prints much", ">/dev/full", "utf-8", 1, "", NO_ROOM),
+        ("ends as --help does", ">/dev/full", "utf-8", 1, "", NO_ROOM),
+        ("fails", ">/dev/full", "utf-8", 1, "", "it: /nowhere: No such file or directory\n"),
+        ("fails", "2>/dev/full", "utf-8", 1, "", ""),
+        ("fails", "2>&-", "utf-8", 1, "", ""),
+        ("has a wrong option", "2>/dev/full", "utf-8", 2, "", ""),
+        ("logs", "2>/dev/full", "utf-8", 0, "1 ± 2\n", ""),
+        ("logs", "2>&-", "utf-8", 0, "1 ± 2\n", ""),
     ],
 )
-def test_q_wherever_the_output_goes(where, encoding, status, out, err):
-    done = subprocess.run(
-        f'{sys.executable} -c "{PRINTING}" {where}',
-        shell=True,
-        capture_output=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""},
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_q_wherever_the_output_goes(body, where, encoding, status, out, err, unbuffered):
+    assert ended(body, where, encoding, unbuffered) == (status, out, err)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("body", ["prints much", "shows its help", "ends as --help does"])
+def test_q_a_reader_that_went_away_is_no_error(body, unbuffered):
+    assert ended(body, "| true; exit ${PIPESTATUS[0]}", unbuffered=unbuffered)[::2] in ((141, ""), (0, ""))
 
 
 # 9: a set that is continued with another batch

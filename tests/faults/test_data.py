@@ -77,6 +77,21 @@ def test_e_linked_folders_are_walked_once(tmp_path):
     assert len(open_pictures(str(tmp_path / "shown"), Config())) == 1
 
 
+def test_e_a_link_to_a_picture_that_is_gone_is_named(tmp_path):
+    """A data set of links, whose disk is not there, must not become a smaller data set."""
+    people(tmp_path)
+    one = next(tmp_path.rglob("*.png"))
+    (one.parent / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (one.parent / "notes").symlink_to(tmp_path / "nowhere")
+    dataset = load_folder(tmp_path)
+    (name,) = [n for split in dataset.splits.values() for n in split.names if "gone" in n]
+    assert [p.name for p in picture_files([one.parent])] == sorted(
+        ["gone.png", *(p.name for p in one.parent.glob("*.png") if p.exists())]
+    )
+    with pytest.raises(ValueError, match="gone.png"):
+        read_picture(tmp_path / name)
+
+
 @pytest.mark.parametrize("inside", ["", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15", "x/y"])
 def test_p_a_data_set_is_found_where_it_was_unpacked(tmp_path, inside):
     base = tmp_path / inside
@@ -189,6 +204,21 @@ def test_n_an_empty_crop_is_named_by_its_place(run):
     for empty in (whole[:0], Image.new("RGB", (0, 5)), torch.zeros(3, 0, 4)):
         with pytest.raises(ValueError, match="picture 1 is empty: 0x|picture 1 is empty: 5x0"):
             Extractor(run, device="cpu")([whole, empty, whole])
+
+
+@pytest.mark.parametrize("kind", ["none", "deep", "truncated", "missing", "bytes"])
+def test_n_a_picture_that_cannot_be_read_is_named_by_its_place(run, tmp_path, kind):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 40), (9, 90, 200)).save(data, "PNG")
+    other = {
+        "none": None,
+        "deep": Image.new("F", (4, 4)),
+        "truncated": Image.open(io.BytesIO(data.getvalue()[:70])),
+        "missing": tmp_path / "nowhere.png",
+        "bytes": data.getvalue(),
+    }[kind]
+    with pytest.raises(ValueError, match="^picture 1: "):
+        Extractor(run, device="cpu")([np.zeros((8, 4, 3), np.uint8), other])
 
 
 def test_m_an_extractor_leaves_the_callers_random_stream(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -114,16 +115,20 @@ def test_r_a_teacher_gives_features(tmp_path, place):
         load_for_use(tmp_path / place)
 
 
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html>", None])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html>", b"", b"hello", b"PK\3\4" + b"x" * 50, b"\x80\4\x95.", b"\x80\2.", None]
+)
 def test_h_what_is_no_weight_file_is_said_in_our_words(tmp_path, content):
     path = tmp_path / "w.pth"
-    if content:
+    if content is not None:
         path.write_bytes(content)
     else:
         torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match="w.pth is not a readable weight file") as caught:
         load_file(path, "weight file")
     assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert re.search("(tensors|damaged|empty)[^:]*$", str(caught.value))
 
 
 # 7: entries
@@ -152,6 +157,15 @@ def test_7_entries_of_a_checkpoint_are_compared_before_anything_is_built(run, tm
     with pytest.raises(ValueError, match=problem) as caught:
         load_for_use(path)
     assert "step_00000007.pt" in str(caught.value) and len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("name", ["config", "step", "class_names", "model"])
+def test_7_a_missing_entry_of_a_checkpoint_is_named(run, tmp_path, name):
+    content = content_of(run)
+    del content[name]
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"x.pt: {name} is (missing|None); expected"):
+        load_for_use(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(

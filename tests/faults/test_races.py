@@ -1,11 +1,12 @@
 """Two commands in one folder, in an order that is fixed: the second one runs at the worst moment of the first (row 6 of
-docs/reliability.md).
+docs/reliability.md); and what an interrupted one leaves.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from dgnet_fast.report.files import is_free, locked
 from dgnet_fast.retrieval import index as index_module
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.index import PictureIndex
+from dgnet_fast.retrieval.parts import read_rows
 from tests.tiny_run import draw_people, fails, tiny_run
 
 
@@ -178,6 +180,68 @@ def test_3_a_full_disk_at_the_lock_names_its_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*run/\.lock"), locked(tmp_path / "run"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_10_the_vectors_of_a_killed_addition_are_removed(given, tmp_path, monkeypatch):
+    """Killed when the list of pictures was replaced, and the same pictures are added again: there is nothing to do."""
+    pytest.importorskip("faiss")
+    run, pictures = given
+    index = tmp_path / "index"
+    assert command(run, "--gallery", *pictures, "--save", index) == 0
+    (index / "vectors-00000003-01a3997e.faiss").write_bytes(b"x")
+    assert command(run, "--gallery", index, "--add", *pictures) == 0
+    assert len(os.listdir(index)) == 2
+
+
+def test_10_a_folder_that_only_has_the_name_of_parts_stays(given, tmp_path):
+    pytest.importorskip("faiss")
+    run, pictures = given
+    (tmp_path / "index.parts").mkdir()
+    (tmp_path / "index.parts" / "mine.txt").write_text("kept")
+    assert command(run, "--gallery", *pictures, "--save", tmp_path / "index") == 0
+    assert os.listdir(tmp_path / "index.parts") == ["mine.txt"]
+    parts_of_another = tmp_path / "f.npz.parts"
+    parts_of_another.mkdir()
+    for name in ("parts.json", "part-000000000.npy", "mine.txt"):
+        (parts_of_another / name).write_text("{}")
+    words = [run, *pictures, "-q", "--overwrite", "--out", tmp_path / "f.npz"]
+    assert extract.main([str(word) for word in words]) == 0
+    assert os.listdir(parts_of_another) == ["mine.txt"]
+
+
+def test_2_a_flipped_bit_in_a_part_of_an_extraction_is_computed_again(given, tmp_path, monkeypatch, caplog):
+    run, pictures = given
+    words = [str(run), *map(str, pictures), "--batch", "2", "-q", "--out"]
+    assert extract.main([*words, str(tmp_path / "whole.npz")]) == 0
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(extract, "write_features", killed)
+        assert extract.main([*words, str(tmp_path / "f.npz")]) == 130
+    part = tmp_path / "f.npz.parts" / "part-000000002.npy"
+    data = bytearray(part.read_bytes())
+    data[-20] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match="part-000000002.npy is damaged"):
+        read_rows(part)
+    assert extract.main([*words, str(tmp_path / "f.npz")]) == 0
+    assert (tmp_path / "f.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_3_no_room_for_a_part_of_an_extraction(given, tmp_path, capsys):
+    """NumPy says nothing when its last bytes do not fit."""
+    run, pictures = given
+    words = [run, *pictures, "-q", "--out", tmp_path / "f.npz"]
+    before_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before_limit[1]))
+    try:
+        said = fails(capsys, extract.main, words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before_limit)
+    assert "part-000000000.npy: File too large" in said
+    assert extract.main([str(word) for word in words]) == 0 and os.listdir(tmp_path) == ["f.npz"]
 
 
 def test_6_a_lock_leaves_that_of_another_alone(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,43 @@ def test_a_missing_shard_is_named(tmp_path):
     (tmp_path / state["shards"][0]["file"]).unlink()
     with pytest.raises(ValueError, match="has a missing or damaged file of vectors .*; make a new index"):
         LargeVectors.of(tmp_path, D, state)
+
+
+def test_2_damaged_files_of_vectors_are_refused(tmp_path):
+    vectors = clustered(2000, seed=0)
+    made = LargeVectors(tmp_path, D)
+    made.train([vectors])
+    made.add([vectors])
+    state = made.state()
+    for name in (state["shards"][1]["file"], state["measured"]):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for place in (10, len(whole) // 2, len(whole) - 3):
+            data = bytearray(whole)
+            data[place] ^= 2
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match="has a missing or damaged file of vectors"):
+                LargeVectors.of(tmp_path, D, state)
+        path.write_bytes(whole)
+    opened = LargeVectors.of(tmp_path, D, state)
+    trained = tmp_path / state["trained"]
+    trained.write_bytes(trained.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"the checksum of {state['trained']} is not that"):
+        opened.add([clustered(2000, seed=1)])
+
+
+def test_3_no_room_for_a_shard_is_said(tmp_path):
+    """faiss itself only prints it when its last bytes do not fit."""
+    index = faiss.IndexFlatIP(D)
+    index.add(clustered(100, seed=0))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*x\.faiss"):
+            large_index._write(index, tmp_path / "x.faiss")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_number_of_lists():

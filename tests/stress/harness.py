@@ -74,13 +74,17 @@ def limit_of(kind: int, value: int | None) -> Iterator[None]:
         resource.setrlimit(kind, before)
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _pages(place: int) -> int:
+    """Bytes of this process: 0 all that is mapped, 1 what is in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[place]) * resource.getpagesize()
 
 
-def start(body: Callable[[], Any], *, output: Path, file_limit: int | None = None) -> int:
+def start(
+    body: Callable[[], Any], *, output: Path, file_limit: int | None = None, hostile_memory: bool = False
+) -> int:
     """Run ``body`` in a fork; returns the process. Its exit status is what ``body`` returns, or 70 with a traceback in
-    ``output``.
+    ``output``. With ``hostile_memory`` it is refused more than four times `BEYOND`, so that a case that asks for all
+    memory harms nobody.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -95,7 +99,8 @@ def start(body: Callable[[], Any], *, output: Path, file_limit: int | None = Non
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - not pytest's
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         os.setpgid(0, 0)
-        with limit_of(resource.RLIMIT_FSIZE, file_limit):
+        most = _pages(0) + 4 * BEYOND if hostile_memory else None
+        with limit_of(resource.RLIMIT_FSIZE, file_limit), limit_of(resource.RLIMIT_AS, most):
             status = body() or 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
@@ -124,7 +129,7 @@ def wait(process: int, output: Path, *, timeout: float, kill_after: float | None
         time.sleep(0.002)
     status = -os.WTERMSIG(state) if os.WIFSIGNALED(state) else os.WEXITSTATUS(state)
     text = output.read_text(errors="replace") if output.exists() else ""
-    beyond = usage.ru_maxrss * 1024 - _resident()
+    beyond = usage.ru_maxrss * 1024 - _pages(1)
     return Result(status, text, time.monotonic() - begin, max(0, beyond))
 
 
@@ -134,11 +139,12 @@ def run(
     timeout: float = 300,
     kill_after: float | None = None,
     file_limit: int | None = None,
+    hostile_memory: bool = False,
 ) -> Result:
     """`start` and `wait`."""
     with tempfile.NamedTemporaryFile(prefix="stress-") as file:
         output = Path(file.name)
-        process = start(body, output=output, file_limit=file_limit)
+        process = start(body, output=output, file_limit=file_limit, hostile_memory=hostile_memory)
         return wait(process, output, timeout=timeout, kill_after=kill_after)
 
 
@@ -213,7 +219,7 @@ def killed_before(
 
 def hostile(result: Result) -> str | None:
     """The problem that a case of hostile input showed, or None: it must end within `HANG` seconds, without a traceback,
-    by no signal, and without `BEYOND` bytes more than its parent.
+    by no signal, and without asking for `BEYOND` bytes more than its parent.
     """
     last = result.text.strip().splitlines()[-1:] or [""]
     if result.traceback:
@@ -221,6 +227,8 @@ def hostile(result: Result) -> str | None:
     if result.status < 0:
         kind = "hang" if result.seconds >= HANG else f"signal {-result.status}"
         return f"{kind} after {result.seconds:.1f} s"
+    if any(text in result.text for text in ("not enough memory", "MemoryError", "allocate memory")):
+        return f"asks for memory: {last[0][:160]}"
     if result.beyond > BEYOND:
         return f"{result.beyond / 1e9:.1f} GB beyond the job"
     return None

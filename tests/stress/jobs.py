@@ -4,17 +4,20 @@ in the end must be what the undisturbed job leaves.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from PIL import Image
 
 from dgnet_fast import convert, extract, generate, search, teacher, train, translate, unit
 from dgnet_fast.checkpoints.files import load_file
@@ -24,13 +27,16 @@ from dgnet_fast.checkpoints.runs import latest_checkpoint, read_run
 from dgnet_fast.checkpoints.unit import read_unit, save_unit
 from dgnet_fast.cli.parser import run_command
 from dgnet_fast.config import from_dict
-from dgnet_fast.data import load_pictures
+from dgnet_fast.data import datasets, load_pictures
 from dgnet_fast.data.datasets import dataset_of
+from dgnet_fast.generation import scores as picture_scores
 from dgnet_fast.generation.sets import read_manifest
 from dgnet_fast.models.unit import Unit
-from dgnet_fast.report.files import write_text
+from dgnet_fast.report import curves
+from dgnet_fast.report.files import atomically, write_text
 from dgnet_fast.retrieval.index import read_entries
 from dgnet_fast.training.optim import Precision
+from dgnet_fast.translation import scores as translation_scores
 from dgnet_fast.translation.folder import manifest_lines, read_description
 from dgnet_fast.translation.sets import Row
 from dgnet_fast.translation.step import UnitOptimisers
@@ -41,7 +47,7 @@ from tests.tiny_unit import tiny_config as unit_config
 OPTIONS: dict[str, Any] = NETWORK | {
     "synthetic_ids": 3, "synthetic_views": 4, "synthetic_test_ids": 2, "batch_size": 2, "max_iter": 3,
     "snapshot_save_iter": 1, "keep_checkpoints": 2, "log_iter": 1, "image_display_iter": 2, "display_size": 2,
-    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "generator_steps": 2, "baseline": False, "num_workers": 1, "amp": "off",
+    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "real_batch": 4, "generator_steps": 2, "baseline": False, "num_workers": 1, "amp": "off",
     "device": "cpu", "data_cache": "off",
 }  # fmt: skip
 
@@ -71,11 +77,38 @@ class Job:
     run: Callable[[Place], int]
     outcome: Callable[[Place], Any]
 
+    def quick(self, place: Place) -> int:
+        """`run` with empty curves in its report, in the same files: drawing them is more than half of a training of three
+        steps.
+        """
+        with patch.object(curves, "_draw", _empty_curves):
+            return self.run(place)
+
+
+def _empty_curves(title: str, series: Any, path: Path, *, noisy: bool) -> None:
+    with atomically(path, sync=False) as temporary:
+        Image.new("L", (8, 8)).save(temporary)
+
+
+@contextlib.contextmanager
+def few_pictures() -> Iterator[None]:
+    """A context in which trainings are scored on a few drawn pictures: their scores are no more than a part of their
+    outcome here.
+    """
+    small = partial(datasets.load_synthetic, distractors=4, junk=2)
+    with (
+        patch.object(datasets, "load_synthetic", small),
+        patch.object(picture_scores, "SWAP_PAIRS", 8),
+        patch.object(translation_scores, "PICTURES", 4),
+    ):
+        yield
+
 
 def _file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@few_pictures()
 def _train(place: Place) -> int:
     folder = place.job / "run"
     if (folder / "config.yaml").is_file():
@@ -93,6 +126,7 @@ def _trained(place: Place) -> Any:
     return digest(content["model"]), content["step"], logs, (folder / "results.json").read_text(), left
 
 
+@few_pictures()
 def _teacher(place: Place) -> int:
     folder = place.job / "teacher"
     if (folder / "results.json").is_file():
@@ -181,6 +215,7 @@ def _extracted(place: Place) -> Any:
     return _file(place.job / "f.npz"), [p.name for p in place.job.iterdir()]
 
 
+@few_pictures()
 def _unit(place: Place) -> int:
     folder = place.job / "unit"
     if (folder / "config.yaml").is_file():
@@ -264,20 +299,22 @@ class Ground:
 
     @cache  # noqa: B019 - a ground lives as long as its campaign
     def wanted(self, job: Job) -> tuple[str, float]:
-        """What the undisturbed job leaves, as text, and the seconds that it takes when its modules are imported."""
+        """What the undisturbed job leaves, as text, and the seconds that it takes with empty curves when its modules are
+        imported.
+        """
         from tests.stress.harness import preload, run, with_modules
 
         names = self.root / "modules.txt"
 
-        def whole() -> tuple[Place, float]:
+        def whole(body: Callable[[Place], int]) -> tuple[Place, float]:
             place = self.place()
-            done = run(with_modules(names, lambda: job.run(place)))
+            done = run(with_modules(names, lambda: body(place)))
             assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
             preload(names)
             return place, done.seconds
 
-        whole()
-        place, seconds = whole()
+        whole(job.run)
+        place, seconds = whole(job.quick)
         return outcome_of(job, place), seconds
 
 

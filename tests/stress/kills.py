@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 import signal
 import tempfile
 import time
@@ -16,7 +18,7 @@ from tests.stress.jobs import JOBS, Ground, Job, Place, outcome_of
 def recovered(ground: Ground, job: Job, place: Place) -> str | None:
     """The problem of a job that was disturbed and is run again without disturbance."""
     wanted, _ = ground.wanted(job)
-    done = run(lambda: job.run(place))
+    done = run(lambda: job.quick(place))
     if done.status:
         return f"{job.name}: not continued: status {done.status}: {done.text.strip()[-300:]}"
     try:
@@ -41,9 +43,31 @@ def _drawn(
         yield jobs[k], ground.place(), took[k]
 
 
+OF_THE_MOMENT = re.compile(r"\.lock|environment\.json|machine\.jsonl|events\.out\.tfevents\..*")
+"""Files that hold a time or the number of a process; nothing that goes on reads them."""
+
+
+def state_of(folder: Path) -> str:
+    """What a killed job left: names of files, without the number of its process, and their content; of files
+    `OF_THE_MOMENT` only whether anything is in them.
+    """
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = re.sub(r"\d+-\d+\.tmp", "tmp", path.name)
+        if OF_THE_MOMENT.fullmatch(name):
+            content, name = path.read_bytes()[:1] and b"x", re.sub(r"\d+", "", name)
+        else:
+            content = path.read_bytes() if path.is_file() else b"folder"
+        found.update(
+            f"{path.parent.relative_to(folder)} {name} {hashlib.sha256(content).hexdigest()}\n".encode()
+        )
+    return found.hexdigest()
+
+
 def every_change(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
-    """Kill each job before its first, second, ... change of files. Where the time is short, changes are left out: the
-    notes say how many were tried, and of how many.
+    """Kill each job before its first, second, ... change of files. What was left is recovered once where several kills
+    left the same, as those between which only a name that was there already was made. Where the time is short, changes
+    are left out. The notes say how many were tried, of how many, and how many states they left.
     """
     section = Section("killed before each change of files")
     for position, job in enumerate(
@@ -55,14 +79,17 @@ def every_change(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple
         changes = _changes(job, place)
         section.count(recovered(ground, job, place))  # after all of them it has nothing to do, and says so
         order = rng.sample(range(changes), changes)
-        tried = 0
+        tried, problems = 0, {}
         while order and (time.monotonic() < share or tried < budget.least / len(jobs)):
             change, place = order.pop(), ground.place()
-            ended = run(killed_before(change, place.job, lambda place=place, job=job: job.run(place)))
+            ended = run(killed_before(change, place.job, lambda place=place, job=job: job.quick(place)))
             problem = None if ended.status == -signal.SIGKILL else f"{job.name}: change {change} did not come"
-            section.count(problem or recovered(ground, job, place))
+            state = state_of(place.job)
+            if state not in problems:
+                problems[state] = recovered(ground, job, place)
+            section.count(problem or problems[state])
             tried += 1
-        section.notes[f"{job.name}: tried of {changes}"] = tried
+        section.notes[f"{job.name}: {len(problems)} states of {changes} changes, tried"] = tried
     return section
 
 
@@ -70,7 +97,7 @@ def _changes(job: Job, place: Place) -> int:
     """How many changes of files the undisturbed job makes."""
     with tempfile.NamedTemporaryFile(prefix="changes-") as file:
         counted = Path(file.name)
-        done = run(killed_before(None, place.job, lambda: job.run(place), counted))
+        done = run(killed_before(None, place.job, lambda: job.quick(place), counted))
         assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
         return int(counted.read_text())
 
@@ -80,7 +107,7 @@ def at_random(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Jo
     section = Section("killed at random moments")
     for job, place, seconds in _drawn(section, ground, budget, rng, jobs):
         for _ in range(rng.choice((1, 1, 2))):
-            run(lambda place=place, job=job: job.run(place), kill_after=rng.uniform(0, seconds))
+            run(lambda place=place, job=job: job.quick(place), kill_after=rng.uniform(0, seconds))
         section.count(recovered(ground, job, place))
         section.note(job.name)
     return section
@@ -112,7 +139,7 @@ def two_at_once(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[
             outputs = [Path(folder) / str(k) for k in range(2)]
             started = []
             for output in outputs:
-                started.append(start(lambda place=place, job=job: job.run(place), output=output))
+                started.append(start(lambda place=place, job=job: job.quick(place), output=output))
                 time.sleep(rng.uniform(0, seconds) if rng.random() < 0.5 else 0)
             ended = [wait(p, output, timeout=300) for p, output in zip(started, outputs, strict=True)]
         problem = next((e.text.strip()[-300:] for e in ended if e.traceback or e.status not in (0, 1)), None)

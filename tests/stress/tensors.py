@@ -62,7 +62,7 @@ def odd_tensor(x: Tensor, rng: random.Random) -> Any:
         lambda: x[..., :1].expand(x.shape), lambda: x.to_sparse(), lambda: x.to("meta"), lambda: x.numpy(), lambda: [x], lambda: -x,
         lambda: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.t() if x.dim() == 2 else x,
         lambda: x.repeat(*[rng.choice((1, 2)) for _ in range(x.dim())]), lambda: x - 100 if x.dtype == torch.int64 else x,
-        lambda: torch.zeros(1, dtype=x.dtype).expand(*[rng.choice((1, 3, 2**20)) for _ in range(x.dim())])[..., :3],
+        lambda: torch.zeros(1, dtype=x.dtype).expand(*[rng.choice((1, 3, 2**15)) for _ in range(x.dim())])[..., :3],
     )  # fmt: skip
     return rng.choice(kinds)()
 
@@ -117,12 +117,12 @@ def hostile_tensors(budget: Budget, rng: random.Random) -> Section:
                     attempt(name, seed)
                 return 0
 
-            result = run(lambda seeds=seeds, many=many: many(seeds), timeout=60)
+            result = run(lambda seeds=seeds, many=many: many(seeds), timeout=60, hostile_memory=True)
             if result.status == 0 and hostile(result) is None:
                 section.cases += BATCH
             else:
                 for seed in seeds:
-                    alone = run(lambda seed=seed, many=many: many([seed]), timeout=10)
+                    alone = run(lambda seed=seed, many=many: many([seed]), timeout=10, hostile_memory=True)
                     problem = hostile(alone)
                     section.count(problem and f"{name}, seed {seed}: {problem}")
             section.notes[name] = section.notes.get(name, 0) + BATCH
