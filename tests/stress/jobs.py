@@ -47,7 +47,8 @@ from tests.tiny_unit import tiny_config as unit_config
 OPTIONS: dict[str, Any] = NETWORK | {
     "synthetic_ids": 3, "synthetic_views": 4, "synthetic_test_ids": 2, "batch_size": 2, "max_iter": 3,
     "snapshot_save_iter": 1, "keep_checkpoints": 2, "log_iter": 1, "image_display_iter": 2, "display_size": 2,
-    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "real_batch": 4, "generator_steps": 2, "baseline": False, "num_workers": 1, "amp": "off",
+    "teacher": "auto", "teacher_steps": 2, "teacher_batch": 4, "real_batch": 4, "generator_steps": 2, "baseline": False,
+    "num_workers": 1, "amp": "off",
     "device": "cpu", "data_cache": "off",
 }  # fmt: skip
 
