@@ -137,8 +137,10 @@ class GroupedBatchNorm(nn.Module):
         if served and count > 1:
             options = {"groups": groups, "relu": relu, "eps": self.eps}
             flat = x.ndim == 2
-            pictures = [_picture_of(t, groups) if flat and t is not None else t for t in (x, residual)]
-            given = (pictures[0], self.weight, self.bias, pictures[1])
+            if flat:
+                x = _picture_of(x, groups)
+                residual = None if residual is None else _picture_of(residual, groups)
+            given = (x, self.weight, self.bias, residual)
             if two:
                 y, again, mean, var = batch_norm_act_for_two(*given, **options)
             else:

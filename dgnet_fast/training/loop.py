@@ -17,7 +17,7 @@ import torch
 
 from dgnet_fast.checkpoints.runs import keep_best, save_run
 from dgnet_fast.config import Config
-from dgnet_fast.data import TrainBatches
+from dgnet_fast.data import TrainBatches, WithMore
 from dgnet_fast.distributed import processes
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.report.log import RunLog, read_metrics
@@ -151,7 +151,7 @@ def report_skips(log: RunLog, skips: Skips, done: int, limit: int, checkpoints: 
 
 def train(
     model: DGNet,
-    batches: TrainBatches,
+    batches: TrainBatches | WithMore,
     optimisers: Optimisers,
     precision: Precision,
     log: RunLog,

@@ -55,6 +55,11 @@ def orthogonalised(x: Tensor) -> Tensor:
     return x if wide else x.mT
 
 
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """The gradients of parameters that all have one."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
 class MuonAdam(torch.optim.Optimizer):
     """Muon for the parameters that are matrices (`is_matrix`), at ``factor`` times the rate of Adam, which takes the others.
 
@@ -128,7 +133,7 @@ class MuonAdam(torch.optim.Optimizer):
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
         adam(
-            parameters, [p.grad for p in parameters], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
+            parameters, _gradients(parameters), [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
             [s["step"] for s in states], fused=group["fused"], capturable=group["capturable"], differentiable=False,
             grad_scale=self.grad_scale, found_inf=self.found_inf, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
             weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
@@ -136,11 +141,11 @@ class MuonAdam(torch.optim.Optimizer):
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Move matrices of one shape."""
-        gradients = [p.grad for p in parameters]
+        gradients = _gradients(parameters)
         if self.grad_scale is not None:
-            gradients = torch._foreach_div(gradients, self.grad_scale)
+            gradients = list(torch._foreach_div(gradients, self.grad_scale))
         buffers = [self.state[p]["exp_avg"] for p in parameters]
-        momenta = torch._foreach_lerp(buffers, gradients, 1 - MOMENTUM)
+        momenta = list(torch._foreach_lerp(buffers, gradients, 1 - MOMENTUM))
         ahead = torch.cat([as_matrices(t) for t in torch._foreach_lerp(gradients, momenta, MOMENTUM)])
         rows, columns = ahead.shape[1:]
         step = orthogonalised(ahead) * (-group["factor"] * group["lr"] * max(1.0, rows / columns) ** 0.5)

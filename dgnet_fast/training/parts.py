@@ -191,14 +191,15 @@ def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:
 
     Without it E_a sees batches of ``batch_size`` pictures, and falls behind a baseline that trains as long on larger ones.
     """
-    if batch.more is None:
+    labels = batch.more_labels
+    if batch.more is None or labels is None:
         return {}
     pictures = upsample_small(batch.more.flatten(0, 1), model.config.ID_upsample)
     logits = model.appearance_encoder(pictures, BatchNormMode(1, "update"), dropout=settings.dropout).logits
     heads = identity_heads(model.config, logits)
-    identities = {"id_more": [(one, batch.more_labels) for one in logits[:heads]]}
+    identities = {"id_more": [(one, labels) for one in logits[:heads]]}
     if model.config.ID_style == "AB":
-        identities["fine"] = [(one, batch.more_labels) for one in logits[1:]]
+        identities["fine"] = [(one, labels) for one in logits[1:]]
     terms = losses.mean_identity_terms(identities)
     if model.config.ID_style == "AB":
         fine = settings.weights.teacher_w * model.config.B_w * terms.pop("fine")
