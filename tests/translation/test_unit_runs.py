@@ -25,7 +25,7 @@ from tests.tiny_unit import tiny_config
 SMALL = """
     --gen.dim 4 --gen.n-res 1 --gen.n-downsample 1 --dis.dim 4 --dis.n-layer 2 --synthetic-ids 3 --synthetic-test-ids 2
     --synthetic-views 4 --crop-image-height 32 --crop-image-width 16 --batch-size 2 --device cpu --data-cache off
-    --image-display-iter 2 --snapshot-save-iter 2 --log-iter 1 --display-size 2 --num-workers 1
+    --image-display-iter 2 --snapshot-save-iter 2 --log-iter 1 --display-size 2 --num-workers 1 --muon 20
 """.split()
 
 
