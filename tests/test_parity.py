@@ -31,9 +31,12 @@ NOISE = {
     # G's gradients come back through E_a, whose BatchNorm sees two pictures: errors of 2.5e-8 and 2.7e-8 on a CPU with AVX512
     "pre_warmup": [{"gen": 6.5e-8, "after": 1.4e-9}],
     "full_frozen_encoder": [{"gen": 5.6e-8, "after": 1.9e-9}],
+    # Entries of one MLP's weight have gradients of 1e-8 beside others of 1e3: which way Adam moves them, by 1e-4, is rounding. With
+    # AVX512 some go the other way than in the record, which is 7.5e-6 of the weight; changed by one unit, ours do not.
+    "gen_nl1_dis_nl2": [{"gen": 7.0e-8, "after": 7.6e-7}],
     "full_tune_encoder": [{}, {"forward": 5.8e-6, "dis": 5.6e-9, "gen": 1.2e-3, "after": 1.5e-5}],
 }
-"""What one unit in the last place changes in each step, as `python tests/parity.py` finds by running twice."""
+"""What one unit in the last place changes in each step, as `python tests/parity.py` finds by running twice, unless said otherwise."""
 
 
 @pytest.mark.slow

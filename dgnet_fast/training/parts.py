@@ -191,10 +191,9 @@ def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:
 
     Without it E_a sees batches of ``batch_size`` pictures, and falls behind a baseline that trains as long on larger ones.
     """
-    labels = batch.more_labels
-    if batch.more is None or labels is None:
-        return {}
-    pictures = upsample_small(batch.more.flatten(0, 1), model.config.ID_upsample)
+    more, labels = batch.more, batch.more_labels
+    assert more is not None and labels is not None  # who has none does not call this
+    pictures = upsample_small(more.flatten(0, 1), model.config.ID_upsample)
     logits = model.appearance_encoder(pictures, BatchNormMode(1, "update"), dropout=settings.dropout).logits
     heads = identity_heads(model.config, logits)
     identities = {"id_more": [(one, labels) for one in logits[:heads]]}

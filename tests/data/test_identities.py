@@ -47,7 +47,8 @@ def test_parts_have_whole_identities_and_are_together_what_one_process_has():
         for name, mine in zip(
             ours._fields, zip(*(one.batch(step) for one in parts), strict=True), strict=True
         ):
-            assert torch.equal(torch.cat(mine, dim=1), getattr(ours, name)), name
+            if (there := getattr(ours, name)) is not None:
+                assert torch.equal(torch.cat(mine, dim=1), there), name
         for one in parts:
             labels = LABELS[one.indices(step)[:2]]
             assert (labels == labels[:, :1]).all()

@@ -34,6 +34,7 @@ OPTIONS = NETWORK | {
     "teacher": "auto",
     "teacher_steps": 3,
     "teacher_batch": 4,
+    "real_batch": 0,
     "generator_steps": 2,
     "baseline": "false",
     "num_workers": 1,

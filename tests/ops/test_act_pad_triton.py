@@ -53,7 +53,9 @@ def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channel
     y = launch("act_pad", "forward", x=x, **none | {"bias": bias}, negative_slope=0.2, padding=0).y
     launch("act_pad", "backward", grad_y=y, sides=y, **alone, negative_slope=0.2, padding=0)
     assert len(launches) == 12 + 4 + 1
-    assert_lean(launches, capability, 128)
+    assert_lean(
+        launches, capability, 144
+    )  # small pictures in the contiguous layout: 140, blocks of four warps
 
 
 @pytest.mark.gpu

@@ -118,8 +118,6 @@ def test_further_real_pictures_are_one_batch_of_the_teachers_kind(style):
     torch.testing.assert_close(terms["total"], 2.0 * wanted.sum(), **EXACT)
     for name, statistic in plain.named_buffers():
         torch.testing.assert_close(dict(model.appearance_encoder.named_buffers())[name], statistic)
-    without = batch._replace(more=None, more_labels=None)
-    assert more_real_part(model, without, settings) == {}
 
 
 def test_a_step_counts_further_real_pictures_once():
