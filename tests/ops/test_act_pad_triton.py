@@ -54,8 +54,8 @@ def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channel
     launch("act_pad", "backward", grad_y=y, sides=y, **alone, negative_slope=0.2, padding=0)
     assert len(launches) == 12 + 4 + 1
     assert_lean(
-        launches, capability, 144
-    )  # small pictures in the contiguous layout: 140, blocks of four warps
+        launches, capability, 160
+    )  # small pictures in the contiguous layout: 149, blocks of four warps
 
 
 @pytest.mark.gpu
