@@ -53,9 +53,8 @@ def test_launches_compile_ahead_without_spills(monkeypatch, case, dtype, channel
     y = launch("act_pad", "forward", x=x, **none | {"bias": bias}, negative_slope=0.2, padding=0).y
     launch("act_pad", "backward", grad_y=y, sides=y, **alone, negative_slope=0.2, padding=0)
     assert len(launches) == 12 + 4 + 1
-    assert_lean(
-        launches, capability, 160
-    )  # small pictures in the contiguous layout: 149, blocks of four warps
+    # up to 149 for small pictures in the contiguous layout, in blocks of four warps
+    assert_lean(launches, capability, 160)
 
 
 @pytest.mark.gpu
