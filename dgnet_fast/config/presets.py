@@ -86,7 +86,7 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "generator_code_w": 0.5,
 }
 """The preset small with pictures twice as high and wide, and twice the width of E_s, G and D: the run whose pictures README
-shows. One to one and a half hours of two CPU cores."""
+shows (docs/learning.md has its time and scores)."""
 
 PRESETS = {"paper": PAPER, "small": SMALL, "showcase": SHOWCASE}
 
