@@ -120,7 +120,7 @@ def cell(values: list[float]) -> str:
 
 def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
     """The table over the finished seeds, with a note that compares DG-Net with the baseline in words."""
-    from dgnet_fast.training.results import BASELINE
+    from dgnet_fast.training.results import BASELINE, real_pictures
 
     rows = []
     for name in seeds[0]:
@@ -131,6 +131,8 @@ def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[
         f"{config.data}, {config.crop_image_height}x{config.crop_image_width}; teacher {config.teacher_steps} steps, DG-Net "
         f"{config.max_iter} more; the baseline trained as long has {config.teacher_steps + config.max_iter} steps of its own schedule",
     ]
+    if BASELINE in seeds[0]:
+        notes.append(real_pictures(config))
     last = list(seeds[0])[-1]
     if BASELINE in seeds[0] and len(seeds) > 1:
         gains = [one[last][1] - one[BASELINE][1] for one in seeds]

@@ -148,11 +148,16 @@ def _prepare(a: Arguments) -> Tensor:
     return a.x
 
 
-def _prepare_backward(a: Arguments) -> Tensor:
-    order = memory_format(a.padded)
-    for name in ("padded", *LINES):
+def in_one_order(a: Arguments, first: str) -> Tensor:
+    """Bring the tensors of `LINES` into the memory order of the one named ``first``, and return this one."""
+    order = memory_format(getattr(a, first))
+    for name in (first, *LINES):
         setattr(a, name, getattr(a, name).contiguous(memory_format=order))
-    return a.padded
+    return getattr(a, first)
+
+
+def _prepare_backward(a: Arguments) -> Tensor:
+    return in_one_order(a, "padded")
 
 
 def _setup_context(ctx, a: Arguments, output: Five) -> None:

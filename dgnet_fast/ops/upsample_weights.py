@@ -18,9 +18,8 @@ from dgnet_fast.ops.arguments import check_device, statistics_dtype
 from dgnet_fast.ops.bodies import Arguments, triton_body
 from dgnet_fast.ops.define import define
 from dgnet_fast.ops.layouts import memory_format
+from dgnet_fast.ops.upsample_border import LINES, Five, in_one_order
 
-Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-LINES = ("above", "below", "before", "behind")
 KERNEL = 5
 
 
@@ -129,10 +128,7 @@ def _prepare(a: Arguments) -> Tensor:
 
 
 def _prepare_backward(a: Arguments) -> Tensor:
-    order = memory_format(a.phases)
-    for name in ("phases", *LINES):
-        setattr(a, name, getattr(a, name).contiguous(memory_format=order))
-    return a.phases
+    return in_one_order(a, "phases")
 
 
 def _setup_context(ctx, a: Arguments, output: Five) -> None:
