@@ -36,7 +36,8 @@ from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
-from dgnet_fast.training.generator_loop import TRAINED, appearance_codes, deviation_of
+from dgnet_fast.training.generator_loop import TRAINED, appearance_codes
+from dgnet_fast.training.losses import deviation_of
 from dgnet_fast.training.optim import Optimisers, Precision, generator_optimiser, sgd_for_encoder
 from dgnet_fast.training.parts import Settings, encode_appearance, identity_part, split_streams
 from dgnet_fast.training.run import start_from_teacher

@@ -169,6 +169,12 @@ class Config:
     recon_xp_w: float = option(5.0, "weight of the same-identity reconstruction", low=0)
     recon_id_w: float = option(0.5, "weight of the identity loss of generated pictures", low=0)
     recon_f_w: float = option(0.0, "initial weight of the reconstruction of the appearance code", low=0)
+    code_w: float = option(
+        0.0,
+        "weight of the squared error of the appearance code that E_a finds in swapped pictures, with its gradient (in style AB "
+        "recon_f_w has none)",
+        low=0,
+    )
     recon_s_w: float = option(0.0, "initial weight of the reconstruction of the structure code", low=0)
     recon_x_cyc_w: float = option(0.0, "initial weight of the cycle reconstruction", low=0)
     teacher_w: float = option(0.0, "initial weight of the teacher loss (primary and fine-grained)", low=0)

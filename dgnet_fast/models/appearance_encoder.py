@@ -135,13 +135,16 @@ class AppearanceEncoder(nn.Module):
     def _scaled(self, code: Tensor) -> Tensor:
         return code / (code.norm(dim=1, keepdim=True) + 1e-8) if self.normalise_code else code
 
-    def forward(self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False) -> Appearance:
+    def forward(
+        self, x: Tensor, mode: BatchNormMode, *, dropout: bool = False, attached: bool = False
+    ) -> Appearance:
+        """``attached``: gradients flow through the code in style AB too, as in the other styles."""
         found: list[Found] = []
         mode = mode._replace(found=found)
         x = self.backbone(x, mode)
         strips = self._strips(x)
         code = self._scaled(strips.flatten(1))
-        if self.style == "AB":
+        if self.style == "AB" and not attached:
             code = code.detach()
         if self.style == "PCB":
             inputs = F.dropout(strips, HEAD_DROPOUT[0], dropout).squeeze(3).unbind(2)

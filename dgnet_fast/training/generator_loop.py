@@ -40,7 +40,7 @@ from dgnet_fast.models.structure_input import structure_input
 from dgnet_fast.report.log import RunLog
 from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
-from dgnet_fast.training.losses import wide
+from dgnet_fast.training.losses import code_error, deviation_of, wide
 from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients, generator_optimiser
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import seed_step
@@ -82,7 +82,7 @@ def errors(model: DGNet, batch: Batch, deviation: Tensor | None = None) -> Error
         wanted = split_streams(code).flip(0)
         swaps = split_streams(model.decode(structure, wanted.flatten(0, 1)))
         again = split_streams(appearance_codes(model, swaps))
-        found = (wide(again - wanted) / deviation).square().flatten(1).mean(dim=1)
+        found = code_error(again, wanted, deviation)
     absolute = difference.detach().abs().flatten(1).mean(dim=1)
     return Errors(difference.square().flatten(1).mean(dim=1), absolute, found)
 
@@ -102,12 +102,6 @@ def held_constant(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for p, before in asked.items():
             p.requires_grad_(before)
-
-
-def deviation_of(codes: Tensor) -> Tensor:
-    """Standard deviation (4·id_dim,) of codes (N, 4·id_dim), at least a tenth of its mean: some entries hardly vary."""
-    deviation = codes.std(dim=0)
-    return deviation.clamp(min=0.1 * deviation.mean())
 
 
 def rate_factor(config: Config, step: int) -> float:

@@ -35,6 +35,17 @@ def l1_terms(pairs: Pairs) -> Tensor:
     return ops.loss_l1(predictions, targets)
 
 
+def deviation_of(codes: Tensor) -> Tensor:
+    """Standard deviation (4·id_dim,) of codes (N, 4·id_dim), at least a tenth of its mean: some entries hardly vary."""
+    deviation = codes.std(dim=0)
+    return deviation.clamp(min=0.1 * deviation.mean())
+
+
+def code_error(found: Tensor, wanted: Tensor, deviation: Tensor) -> Tensor:
+    """Mean squared difference of codes (S, B, 4·id_dim) per stream, (S,), in standard deviations of codes (4·id_dim,)."""
+    return (wide(found - wanted) / deviation).square().flatten(1).mean(dim=1)
+
+
 def cross_entropy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Identity loss per stream, averaged over heads: logits (S·B, ids) each, labels (S, B) → (S,)."""
     terms = [F.cross_entropy(wide(one), labels.flatten(), reduction="none").view_as(labels) for one in logits]

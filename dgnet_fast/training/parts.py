@@ -243,7 +243,10 @@ def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: 
 
     # appearance again: a frozen view of E_a, batch statistics in its BatchNorms when train_bn
     mode = BatchNormMode(STREAMS, "batch") if config.train_bn else BatchNormMode()
-    again = frozen(model.appearance_encoder, upsample_small(swapped, config.ID_upsample), mode)
+    attached = config.code_w > 0
+    upsampled = upsample_small(swapped, config.ID_upsample)
+    again = frozen(model.appearance_encoder, upsampled, mode, attached=attached)
+    code_again = again.code.detach() if config.ID_style == "AB" else again.code
 
     pictures = {
         "recon_x": (forward.self_recon, batch.x),
@@ -252,12 +255,16 @@ def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: 
     if is_present(weights.recon_s_w):
         pictures["recon_s"] = structure_again, forward.structure
     if is_present(weights.recon_f_w):
-        pictures["recon_f"] = split_streams(again.code), forward.code
+        pictures["recon_f"] = split_streams(code_again), forward.code
     if is_present(weights.recon_x_cyc_w):
-        cycled = model.decode(structure_again.flatten(0, 1), again.code)
+        cycled = model.decode(structure_again.flatten(0, 1), code_again)
         pictures["recon_x_cyc"] = split_streams(cycled), batch.x
 
     terms = dict(zip(pictures, losses.l1_terms(list(pictures.values())), strict=True))
+    if attached:
+        wanted = forward.code.detach()
+        deviation = losses.deviation_of(losses.wide(wanted.flatten(0, 1)))
+        terms["code"] = losses.code_error(split_streams(again.code), wanted, deviation)
     heads = again.logits[: identity_heads(config, again.logits)]
     terms |= losses.mean_identity_terms({"recon_id": [(one, batch.labels) for one in heads]})
     return with_total(model, settings.weights, terms)
@@ -320,6 +327,7 @@ def term_weights(model: DGNet, weights: Weights) -> dict[str, float | Tensor]:
         "recon_x": config.recon_x_w,
         "recon_xp": config.recon_xp_w,
         "recon_f": weights.recon_f_w,
+        "code": config.code_w,
         "recon_s": weights.recon_s_w,
         "recon_x_cyc": weights.recon_x_cyc_w,
         "id": config.id_w,

@@ -42,7 +42,7 @@ class TrainingStep(Runner):
     }
     TERMS = (
         "dis", "dis_penalty", "dis_total",
-        "recon_x", "recon_xp", "id", "pid", "id_more", "recon_id", "recon_s", "recon_f", "recon_x_cyc", "adv",
+        "recon_x", "recon_xp", "id", "pid", "id_more", "recon_id", "recon_s", "recon_f", "code", "recon_x_cyc", "adv",
         "teacher", "teacher_kl", "teacher_fine", "total",
     )  # fmt: skip
     STREAMS = STREAMS

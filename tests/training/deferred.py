@@ -22,7 +22,7 @@ def deferred_step(config, dtype=torch.float32, recorder=None, amp=None, **option
     return TrainingStep(model, optimisers, Precision(amp, CPU), deferred=True, recorder=recorder, **options)
 
 
-OURS = {"muon": 30.0, "real_batch": 4}
+OURS = {"muon": 30.0, "real_batch": 4, "code_w": 0.5}
 """Options that the paper does not have, with values that switch them on."""
 
 LOW = pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])

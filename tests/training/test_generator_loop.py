@@ -16,7 +16,8 @@ from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
 from dgnet_fast.report.log import read_metrics
 from dgnet_fast.training import generator_loop
-from dgnet_fast.training.generator_loop import deviation_of, errors, held_constant, rate_factor
+from dgnet_fast.training.generator_loop import errors, held_constant, rate_factor
+from dgnet_fast.training.losses import deviation_of
 from tests.tiny import tiny_batch, tiny_config, tiny_model
 from tests.training.test_run import STEPS, assert_same_outcome, words
 

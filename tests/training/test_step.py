@@ -89,7 +89,7 @@ def test_the_total_is_the_weighted_sum():
     _, terms = phase(model, batch)
     weights = {"adv": 1.1, "recon_x": 5, "recon_xp": 5, "recon_f": 0.7, "recon_s": 0.8, "recon_x_cyc": 0.9}
     weights |= {"id": 1, "pid": 0.3, "recon_id": 0.4, "teacher": 0.6}
-    assert term_weights(model, weights_at(config, 0)) == weights | {"id_more": 1}
+    assert term_weights(model, weights_at(config, 0)) == weights | {"id_more": 1, "code": 0}
     expected = sum(w * terms[name].sum() for name, w in weights.items())
     torch.testing.assert_close(terms["total"], expected, **EXACT)
     combined = 0.9 * terms["teacher_kl"] + 0.2 * terms["teacher_fine"]
@@ -127,6 +127,29 @@ def test_a_step_counts_further_real_pictures_once():
     assert all(0.5 < value < 5 for value in terms["id_more"])
     both = tiny_step(tiny_model(config))([tiny_batch(config), tiny_batch(config, 1)], 0).terms
     assert both["id_more"] != terms["id_more"]
+
+
+@pytest.mark.parametrize("style", ["AB", "normal"])
+def test_the_code_of_swaps_is_asked_for_with_its_gradient(style):
+    config = tiny_config(code_w=0.3, ID_style=style, pool="avg", recon_f_w=0.7, recon_x_cyc_w=0.9)
+    model, batch = tiny_model(config, dtype=F64), tiny_batch(config, dtype=F64)
+    forward, terms = phase(model, batch)
+    swapped = upsample_small(forward.swapped.flatten(0, 1))
+    again = model.appearance_encoder.code_of(swapped, BatchNormMode(2, "batch")).unflatten(0, (2, -1))
+    deviation = losses.deviation_of(forward.code.detach().flatten(0, 1))
+    wanted = ((again - forward.code.detach()) / deviation).square().mean(dim=(1, 2))
+    torch.testing.assert_close(terms["code"], wanted, **EXACT)
+    for module in (model.structure_encoder, model.mlp, model.decoder):
+        assert reached(terms["code"], module)
+    plain = tiny_model(config.replace(code_w=0.0), dtype=F64)
+    others = phase(plain, batch)[1]
+    for name, value in others.items():
+        if name != "total":
+            torch.testing.assert_close(terms[name], value, **EXACT)
+    torch.testing.assert_close(terms["total"], others["total"] + 0.3 * wanted.sum(), **EXACT)
+    if style == "AB":  # the other terms keep the public code's detached code, and E_a is held constant
+        assert not reached(terms["recon_f"], model.decoder)
+        assert not reached(terms["code"], model.appearance_encoder)
 
 
 @pytest.mark.parametrize("train_encoder", [True, False])
