@@ -153,6 +153,12 @@ class Config:
         "at the end, train the baseline for as many steps as E_a had in total (teacher_steps + max_iter) and score it beside "
         "DG-Net; false saves this time",
     )
+    baseline_batch: int = option(
+        0,
+        "batch size of this baseline, for each process; 0: as many real pictures as E_a learns from in a joint step",
+        low=0,
+        high=65536,
+    )
     generator_steps: int = option(
         0, "length of a first phase that trains E_s and G alone", low=0, unit="steps"
     )

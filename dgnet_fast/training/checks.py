@@ -12,6 +12,20 @@ from dgnet_fast.distributed import processes
 from dgnet_fast.models.size import check_fits_memory
 
 
+def joint_pictures(config: Config) -> int:
+    """How many real pictures E_a learns from in a joint step of one process: pictures and positives of both streams, and
+    the further ones.
+    """
+    return 4 * config.batch_size + config.real_batch
+
+
+def baseline_batch(config: Config) -> int:
+    """The batch size of the baseline that is trained as long: as the option says or, where it leaves it open, as large as
+    what E_a learns from in a joint step.
+    """
+    return config.baseline_batch or joint_pictures(config)
+
+
 def check_training(config: Config, dataset: ReidDataset, *, teacher_only: bool = False) -> None:
     """Raise ValueError, naming the option as it is typed, if the data cannot be trained on or scored, if a batch is too
     small for batch normalisation or larger than the training set, if the weights of ``pretrained`` cannot be read, or
@@ -31,8 +45,11 @@ def check_training(config: Config, dataset: ReidDataset, *, teacher_only: bool =
             f"batch_size is {config.batch_size} in each of {size} processes; allowed: at most {count // size}, since there are "
             f"{count} training pictures; or start fewer processes"
         )
-    trains_baseline = teacher_only or config.teacher == "auto" or config.baseline
-    for name, used in (("teacher_batch", trains_baseline), ("real_batch", not teacher_only)):
+    for name, used in (
+        ("teacher_batch", teacher_only or config.teacher == "auto"),
+        ("baseline_batch", config.baseline and not teacher_only),
+        ("real_batch", not teacher_only),
+    ):
         batch = getattr(config, name)
         if used and batch // 2 > count:
             raise ConfigError(

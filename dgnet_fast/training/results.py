@@ -28,6 +28,7 @@ from dgnet_fast.retrieval.scoring import (
     score_sets,
 )
 from dgnet_fast.retrieval.tables import camera_table, retrieval_table, verdict
+from dgnet_fast.training.checks import baseline_batch, joint_pictures
 
 BASELINE = "baseline, trained as long"
 """Name of the row of the baseline that has as many training steps as DG-Net, which a fair comparison needs."""
@@ -56,8 +57,8 @@ def named_teachers(teachers: list[AppearanceEncoder]) -> dict[str, AppearanceEnc
 
 def real_pictures(config: Config) -> str:
     """How many real pictures E_a learns from in a step, and the baseline: a comparison by steps leaves it open."""
-    ours = 4 * config.batch_size + config.real_batch
-    return f"in a joint step E_a learns from {ours} real pictures, in a step of the baseline from {config.teacher_batch}"
+    ours, baseline = joint_pictures(config), baseline_batch(config)
+    return f"in a joint step E_a learns from {ours} real pictures, in a step of the baseline from {baseline}"
 
 
 def final_tables(

@@ -59,7 +59,7 @@ from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
 from dgnet_fast.report.trackers import check_trackers, trackers_of
 from dgnet_fast.training.average import WeightAverage
-from dgnet_fast.training.checks import check_training
+from dgnet_fast.training.checks import baseline_batch, check_training
 from dgnet_fast.training.folder import begin_folder, say_steps
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
@@ -186,12 +186,20 @@ class Run:
         return pictures
 
     def train_baseline(
-        self, name: str, steps: int, pictures: Tensor | MappedPictures, stop: StopSignal, **extra: Any
+        self,
+        name: str,
+        pictures: Tensor | MappedPictures,
+        stop: StopSignal,
+        *,
+        steps: int,
+        batch: int,
+        **extra: Any,
     ) -> AppearanceEncoder:
-        """Train the paper's baseline for ``steps`` steps, or finish an interrupted training, and save it as
-        ``NAME.pt``. ``extra``: further arguments of `train_teacher`.
+        """Train the paper's baseline for ``steps`` steps of ``batch`` pictures, or finish an interrupted training, and save
+        it as ``NAME.pt``. ``extra``: further arguments of `train_teacher`.
         """
-        config, state_file = self.config.replace(teacher_steps=steps), self.folder / name / "state.pt"
+        config = self.config.replace(teacher_steps=steps, teacher_batch=batch)
+        state_file = self.folder / name / "state.pt"
         extra.setdefault("about", {"class names": self.dataset.class_names})
         names = self.dataset.class_names
         batches = self.batches(
@@ -220,7 +228,11 @@ class Run:
         config = self.config
         if config.teacher == "auto" and not processes.agreed((self.folder / TEACHER).is_file()):
             logger.info("training the teacher (the paper's baseline)")
-            return [self.train_baseline("teacher", config.teacher_steps, pictures, stop)]
+            return [
+                self.train_baseline(
+                    "teacher", pictures, stop, steps=config.teacher_steps, batch=config.teacher_batch
+                )
+            ]
         name = str(self.folder / TEACHER) if config.teacher == "auto" else config.teacher
         found = load_teachers(config.replace(teacher=name), self.dataset.class_names)
         return [t.to(self.device) for t in found]
@@ -241,6 +253,10 @@ class Run:
         ]  # fmt: skip
         steps = [f"{name} for {count} steps" for name, count, due in parts if due and count]
         logger.info(f"to be trained: {', then '.join(steps)}")
+        if self.device.type == "cuda":
+            logger.info(
+                "the first steps of each part compile this GPU's kernels, which takes a minute or two; later runs find them in Triton's cache"
+            )
 
     def baseline(self, stop: StopSignal) -> tuple[AppearanceEncoder, int]:
         """The baseline that is trained for as many steps as the whole run, and the number of these steps: as many
@@ -258,7 +274,9 @@ class Run:
         begin = time.perf_counter()
         with stop.at_once():
             pictures = self.training_pictures()
-        network = self.train_baseline("baseline", steps, pictures, stop)
+        # a smaller data set gives all that it has
+        batch = min(baseline_batch(config), 2 * (len(pictures) // processes.size()))
+        network = self.train_baseline("baseline", pictures, stop, steps=steps, batch=batch)
         logger.info(f"the baseline took {format_duration(time.perf_counter() - begin)}")
         return network, steps
 

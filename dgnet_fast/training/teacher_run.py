@@ -64,7 +64,9 @@ def _train_teacher(run: Run, generated: Path | None, labeller: str, weight: floa
         pictures = run.training_pictures()
         run.begin()
         with StopSignal() as stop, generators_kept(run.device), convolutions_tried(run.device):
-            teacher = run.train_baseline("teacher", config.teacher_steps, pictures, stop, **extra)
+            teacher = run.train_baseline(
+                "teacher", pictures, stop, steps=config.teacher_steps, batch=config.teacher_batch, **extra
+            )
     if processes.is_first():
         export_public_teacher(teacher, folder / "net_last.pth")
         write_text(folder / "opts.yaml", f"stride: {config.teacher_stride}\n")
