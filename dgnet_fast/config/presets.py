@@ -48,8 +48,9 @@ SMALL: dict[str, Any] = {
     "teacher_lr": 0.1,
     "synthetic_ids": 256,
     # E_s and G alone, then all together (docs/learning.md says what each of these was worth)
-    "generator_steps": 1000,
+    "generator_steps": 2000,
     "generator_code_w": 1.0,
+    "code_w": 1.0,
     "gray_jitter": 0.3,
     "max_iter": 300,
     "lr_policy": "cosine",
@@ -84,6 +85,7 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "teacher_steps": 500,
     "generator_steps": 2200,
     "generator_code_w": 0.5,
+    "code_w": 0.0,
 }
 """The preset small with pictures twice as high and wide, and twice the width of E_s, G and D: the run whose pictures README
 shows (docs/learning.md has its time and scores)."""

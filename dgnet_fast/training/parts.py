@@ -11,7 +11,7 @@ are groups of one batch (see `dgnet_fast.models.batch_norm`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -170,19 +170,7 @@ def identity_part(model: DGNet, encoded: Encoded, batch: Batch, settings: Settin
         mode = BatchNormMode(2 * STREAMS, "update")
         logits = model.appearance_encoder(pictures, mode, dropout=settings.dropout).logits
     real, positive = zip(*(one.chunk(2) for one in logits), strict=True)
-    heads = identity_heads(config, logits)
-    identities = {
-        "id": [(one, batch.labels) for one in real[:heads]],
-        "pid": [(one, batch.labels) for one in positive[:heads]],
-    }
-    if config.ID_style == "AB":
-        identities["fine"] = [(one, batch.labels) for one in real[1:]]
-    terms = losses.mean_identity_terms(identities)
-    if config.ID_style == "AB":
-        # head 2 is part of every pass; at weight 0 it still takes weight decay, as a zero gradient (not None)
-        # gives it
-        terms["id"] = terms["id"] + settings.weights.teacher_w * config.B_w * terms.pop("fine")
-    return with_total(model, settings.weights, terms)
+    return real_terms(model, settings, {"id": real, "pid": positive}, batch.labels)
 
 
 def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:
@@ -195,14 +183,27 @@ def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:
     assert more is not None and labels is not None  # who has none does not call this
     pictures = upsample_small(more.flatten(0, 1), model.config.ID_upsample)
     logits = model.appearance_encoder(pictures, BatchNormMode(1, "update"), dropout=settings.dropout).logits
-    heads = identity_heads(model.config, logits)
-    identities = {"id_more": [(one, labels) for one in logits[:heads]]}
-    if model.config.ID_style == "AB":
-        identities["fine"] = [(one, labels) for one in logits[1:]]
+    return real_terms(model, settings, {"id_more": logits}, labels)
+
+
+def real_terms(
+    model: DGNet, settings: Settings, logits: Mapping[str, Sequence[Tensor]], labels: Tensor
+) -> Terms:
+    """The identity loss of real people, (S,) for each name, from the logits of E_a's heads.
+
+    In style AB the second head's is part of the first name's. At weight 0 that head still takes weight decay, as a zero
+    gradient (not None) gives it.
+    """
+    config, first = model.config, next(iter(logits))
+    identities = {
+        name: [(one, labels) for one in heads[: identity_heads(config, heads)]]
+        for name, heads in logits.items()
+    }
+    if config.ID_style == "AB":
+        identities["fine"] = [(one, labels) for one in logits[first][1:]]
     terms = losses.mean_identity_terms(identities)
-    if model.config.ID_style == "AB":
-        fine = settings.weights.teacher_w * model.config.B_w * terms.pop("fine")
-        terms["id_more"] = terms["id_more"] + fine
+    if config.ID_style == "AB":
+        terms[first] = terms[first] + settings.weights.teacher_w * config.B_w * terms.pop("fine")
     return with_total(model, settings.weights, terms)
 
 
