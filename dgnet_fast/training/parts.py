@@ -163,7 +163,6 @@ def discriminator_parts(discriminator: Discriminator) -> tuple[Callable[..., Ter
 
 def identity_part(model: DGNet, encoded: Encoded, batch: Batch, settings: Settings) -> Terms:
     """E_a tells real people apart; with random erasing from erased copies of the pictures, in a pass of their own."""
-    config = model.config
     logits = encoded.logits
     if batch.erasing_boxes is not None:
         pictures = erase(appearance_pictures(model, batch), batch.erasing_boxes.flatten(0, 1))

@@ -255,7 +255,8 @@ class Run:
         logger.info(f"to be trained: {', then '.join(steps)}")
         if self.device.type == "cuda":
             logger.info(
-                "the first steps of each part compile this GPU's kernels, which takes a minute or two; later runs find them in Triton's cache"
+                "the first steps of each part compile this GPU's kernels, which takes a minute or two; "
+                "later runs find them in Triton's cache"
             )
 
     def baseline(self, stop: StopSignal) -> tuple[AppearanceEncoder, int]:

@@ -144,13 +144,14 @@ def test_the_baseline_is_trained_as_long_as_the_whole_run(whole):
     assert [r["step"] for r in records] == list(range(1, STEPS + 5))
     assert (whole / "baseline.pt").is_file() and not (whole / "baseline" / "state.pt").exists()
     # 16 real pictures: 3 and their positives in either stream, and 4 further ones
-    assert "E_a learns from 16 real pictures, in a step of the baseline from 16" in (whole / "results.json").read_text()
+    assert (
+        "E_a learns from 16 real pictures, in a step of the baseline from 16"
+        in (whole / "results.json").read_text()
+    )
 
 
 @pytest.mark.parametrize(("option", "least"), [(0, 16), (6, 6)])
-def test_the_baseline_sees_as_many_real_pictures_as_a_joint_step(
-    whole, tmp_path, monkeypatch, option, least
-):
+def test_the_baseline_sees_as_many_real_pictures_as_a_joint_step(whole, tmp_path, monkeypatch, option, least):
     given = load_config(whole / "config.yaml").replace(baseline_batch=option)
     run, seen = Run.open(given, tmp_path / "run"), {}
     monkeypatch.setattr(Run, "train_baseline", lambda self, name, *_, **options: seen.update(options))
