@@ -11,10 +11,9 @@
 
 #include <array>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
+
+#include "buffer.h"
 
 namespace dgnet_fast {
 namespace {
@@ -76,27 +75,6 @@ void store_eight(BFloat16* p, Eight values) {
     const Halves halves = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Halves);
     std::memcpy(p, &halves, sizeof halves);
 }
-
-// Memory that begins at a cache line. Aligned by hand: glibc's aligned_alloc cuts its block out of a larger
-// one, and the heap grows in holes (cpu_allocator.cpp).
-class Buffer {
-  public:
-    explicit Buffer(int64_t count) : block_(std::malloc(count * sizeof(float) + kLine)) {
-        if (!block_) throw std::bad_alloc();
-        const auto first = reinterpret_cast<std::uintptr_t>(block_.get());
-        data_ = reinterpret_cast<float*>((first + kLine - 1) / kLine * kLine);
-    }
-    float* get() const { return data_; }
-    float& operator[](int64_t k) const { return data_[k]; }
-
-  private:
-    static constexpr std::uintptr_t kLine = 64;
-    struct Free {
-        void operator()(void* p) const { std::free(p); }
-    };
-    std::unique_ptr<void, Free> block_;
-    float* data_;
-};
 
 int64_t up_to_panel(int64_t channels) {
     return (channels + kPanel - 1) / kPanel * kPanel;
@@ -314,9 +292,9 @@ int64_t patches_together(int64_t count, int64_t channels, int64_t threads) {
 
 // G g Gᵀ of all taps, in panels: point p of (c, k) at [p][k / kPanel][c][k % kPanel], zero beyond the
 // channels.
-Buffer transform_taps(const Conv3x3& a) {
+Buffer<float> transform_taps(const Conv3x3& a) {
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels, padded = up_to_panel(out);
-    Buffer result(kPoints * in * padded);
+    Buffer<float> result(kPoints * in * padded);
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < padded; panel += kPanel)
         for (int64_t n = 0; n < 2 * in;
@@ -345,7 +323,7 @@ template <class T>
 void convolve(const Conv3x3& a) {
     const Patches patches(a.shape);
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels, padded = up_to_panel(out);
-    const Buffer taps = transform_taps(a);
+    const Buffer<float> taps = transform_taps(a);
     const std::vector<T> zeros(in);
     const T* const x = static_cast<const T*>(a.x);
     T* const y = static_cast<T*>(a.y);
@@ -354,7 +332,7 @@ void convolve(const Conv3x3& a) {
     const int64_t size =
         shared ? patches_together(patches.count, in + padded, 1) : parts_of(patches.count, kBlock, threads);
     const int64_t part = kPoints * size * (in + padded);
-    const Buffer work((shared ? 1 : threads) * part);
+    const Buffer<float> work((shared ? 1 : threads) * part);
     const int64_t parts = (patches.count + size - 1) / size;
     // Matrices of x, (points, size, in), and of y, (points, size, padded), of the patches from `first` on
     const auto input = [&](float* v, int64_t first, int64_t i) {
@@ -409,9 +387,9 @@ void differentiate(const Conv3x3TapsGradient& a) {
         std::min(patches_together(patches.count, left_channels + right_channels, 1), kLongestChunk);
     // (points, channels / kPanel, chunk, kPanel) both; beyond the channels `right` is zero and `left` is
     // never read
-    const Buffer left(kPoints * left_channels * chunk);
-    const Buffer right(kPoints * right_channels * chunk);
-    const Buffer sums(kPoints * left_channels * right_channels);
+    const Buffer<float> left(kPoints * left_channels * chunk);
+    const Buffer<float> right(kPoints * right_channels * chunk);
+    const Buffer<float> sums(kPoints * left_channels * right_channels);
     const std::vector<T> zeros(std::max(in, out));
     const T *const x = static_cast<const T*>(a.x), *const grad_y = static_cast<const T*>(a.grad_y);
     if (out < right_channels) std::fill_n(right.get(), kPoints * right_channels * chunk, 0.f);

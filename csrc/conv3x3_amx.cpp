@@ -6,8 +6,8 @@
 // A tile of the left factor holds 16 channels of grad_y at 32 places, so grad_y is transposed. A tile of the
 // right factor holds 16 channels of x at 32 places in pairs of places, as the instruction wants them. There
 // are two copies of x, one with the pairs that begin at even places and one with the others: whatever a tap
-// moves, every row of a tile then begins at a cache line (a row that crosses one is read twice: 0.8 of the
-// speed).
+// moves, every row of a tile then begins at a cache line (a row that crosses one is read twice: about 0.8
+// of the speed).
 //
 // The line is cut into parts that fit the L2 cache. Part n adds to sum n modulo the number of sums, which
 // depends on the shape alone, and the sums are added in order: equal bits for any number of threads.
@@ -21,10 +21,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
+
+#include "buffer.h"
 
 namespace dgnet_fast {
 namespace {
@@ -35,14 +34,6 @@ constexpr int64_t kPart = 2048;                             // places of a part,
 constexpr int64_t kMostSums = 8;                            // that parts are added to
 constexpr int64_t kSumBytes = 2 << 20;                      // of all sums, if there is more than one
 constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-
-// Memory that begins at a cache line.
-template <class T>
-std::unique_ptr<T, void (*)(void*)> room(int64_t count) {
-    void* const block = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
-    if (!block) throw std::bad_alloc();
-    return {static_cast<T*>(block), std::free};
-}
 
 // The calling thread's tiles, all of 16 rows of 64 bytes, while this lives.
 class Tiles {
@@ -244,8 +235,8 @@ void conv3x3_weight_gradient(const Conv3x3WeightGradient& a) {
     // of parts at a time: some tasks for every thread, if there can be
     const int64_t together = std::min(sums, (4 * int64_t{omp_get_max_threads()} + tasks - 1) / tasks);
     const int64_t block = moved * kTile, paired = 2 * blocks * block, transposed = stride * out;
-    const auto pairs = room<BFloat16>(together * paired), lines = room<BFloat16>(together * transposed);
-    const auto sum = room<float>(sums * weight);
+    const Buffer<BFloat16> pairs(together * paired), lines(together * transposed);
+    const Buffer<float> sum(sums * weight);
 
 #pragma omp parallel
     {
@@ -283,8 +274,8 @@ void conv3x3_weight_gradient(const Conv3x3WeightGradient& a) {
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < out; ++k)
             for (int64_t n = k * 9 * in; n < (k + 1) * 9 * in; ++n) {
-                float total = sum.get()[n];
-                for (int64_t other = 1; other < sums; ++other) total += sum.get()[other * weight + n];
+                float total = sum[n];
+                for (int64_t other = 1; other < sums; ++other) total += sum[other * weight + n];
                 a.grad_weight[n] = store<BFloat16>(total);
             }
     }

@@ -26,11 +26,10 @@ from dgnet_fast.ops.native import _C
 
 KERNEL = 3
 
-#: Winograd's body takes channels by eights, that for AMX by tiles. With fewer than eight multiply-adds an instruction (a
-#: CPU of level x86-64-v2) Winograd's would be the slower one.
+#: Winograd's body takes channels by eights, that for AMX by tiles.
 CHANNELS, AMX_CHANNELS = 8, 32
-_FAST_ENOUGH = _C.conv3x3_lanes() >= registry.FAST_LANES
 _AMX = _C.conv3x3_amx()
+_FILTERED = next(one.automatic for one in registry.TABLE["conv3x3"]["cpu"] if one.name == "cpp")
 
 
 class reference:
@@ -79,8 +78,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: i
         (B, O, H + 2·padding - 2, W + 2·padding - 2) in x's dtype.
 
     On a CPU an x in channels_last order with padding up to 2 takes the fused op: in float32, where C and O are multiples
-    of 8; in bfloat16, also under autocast, likewise, but on a CPU with AMX where they are multiples of 32 and the weight's
-    gradient may be asked for. All else is ``F.conv2d`` itself; DGNET_FAST_IMPL chooses the body of the fused op alone.
+    of 8; in bfloat16, also under autocast, likewise, but on a CPU with AMX where they are multiples of 32 and the gradient of
+    the weight may be asked for. All else is ``F.conv2d`` itself; DGNET_FAST_IMPL chooses the body of the fused op alone.
 
     In float32 its error against float64 is 2.5 to 2.7 times that of ``F.conv2d`` in the root mean square (the largest 3e-6
     of the largest value over 128 channels, 8e-6 over 512); in bfloat16 it is that of ``F.conv2d``, the rounding of the
@@ -126,7 +125,7 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool
     if dtype == torch.bfloat16 and _AMX:
         # without a gradient of the weight all of it is PyTorch's
         return _multiples_of(AMX_CHANNELS, weight) and weight.requires_grad and torch.is_grad_enabled()
-    return _FAST_ENOUGH and dtype in (torch.float32, torch.bfloat16) and _multiples_of(CHANNELS, weight)
+    return dtype in _FILTERED and _multiples_of(CHANNELS, weight)
 
 
 def saves_products(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool:

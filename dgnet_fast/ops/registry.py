@@ -47,9 +47,17 @@ CPP, CUDA, TRITON, ATEN = map(_unasked, ("cpp", "cuda", "triton", "aten"))
 REFERENCE = Server("reference", DTYPES, automatic=(torch.float64,))
 #: Under Triton's interpreter, which is slow: for tests.
 INTERPRETED = Server("triton", FAST_DTYPES, automatic=())
-#: Values that an instruction must multiply and add for conv3x3's filtering to be faster than PyTorch.
-FAST_LANES = 8
 _CONV3X3 = (torch.float32, torch.bfloat16)
+
+
+def _filtered() -> tuple[torch.dtype, ...]:
+    """What conv3x3's filtering is faster at than PyTorch: it needs eight multiply-adds an instruction, and in bfloat16 a CPU
+    on which PyTorch has no AMX.
+    """
+    if _C.conv3x3_lanes() < 8:
+        return ()
+    return _CONV3X3[:1] if torch.cpu._is_amx_tile_supported() else _CONV3X3
+
 
 #: TABLE[op][device type]: bodies in the order they are tried.
 TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
@@ -60,7 +68,7 @@ TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
     "conv3x3": {
         "cpu": (
             Server("amx", (torch.bfloat16,), automatic=(torch.bfloat16,)),
-            Server("cpp", _CONV3X3, automatic=_CONV3X3 if _C.conv3x3_lanes() >= FAST_LANES else ()),
+            Server("cpp", _CONV3X3, automatic=_filtered()),
             ATEN,
             REFERENCE,
         ),

@@ -41,6 +41,7 @@ def taken(monkeypatch):
     def take(body):
         monkeypatch.setenv("DGNET_FAST_IMPL", body)
         monkeypatch.setattr(module, "_AMX", body == "amx")
+        monkeypatch.setattr(module, "_FILTERED", (torch.float32, BF16))
 
     return take
 
@@ -167,8 +168,8 @@ def test_under_autocast_it_computes_in_bfloat16(body, taken):
 
 
 @fused
-def test_which_calls_a_cpu_without_amx_takes(monkeypatch):
-    monkeypatch.setattr(module, "_AMX", False)
+def test_which_calls_a_cpu_without_amx_takes(taken):
+    taken("cpp")
     x, weight, bias = draw((2, 16, 8, 8), 24, BF16)
     assert uses_op(x, weight, bias) and uses_op(x, weight.detach())
     assert not uses_op(x.contiguous(), weight)
@@ -197,13 +198,14 @@ def test_which_calls_a_cpu_with_amx_takes(monkeypatch):
     assert module.serves(*draw((2, 16, 8, 8), 24), 1) == (_C.conv3x3_lanes() >= 8)
 
 
-def test_a_cpu_without_amx_is_not_given_its_body(monkeypatch):
-    """Neither unasked nor by name."""
+def test_a_build_or_cpu_without_amx_is_not_given_its_body(monkeypatch):
+    """Neither unasked nor by name; where PyTorch has AMX all the same, its convolution serves."""
     for cached in (registry._choose, registry._implementation):
         cached.cache_clear()
     monkeypatch.setattr(registry._C, "conv3x3_amx", lambda: False)
     try:
-        expected = "cpp" if _C.conv3x3_lanes() >= 8 else "aten"
+        amx = torch.cpu._is_amx_tile_supported()
+        expected = "cpp" if _C.conv3x3_lanes() >= 8 and not amx else "aten"
         assert registry.choose("conv3x3", "cpu", BF16).name == expected
         monkeypatch.setenv("DGNET_FAST_IMPL", "amx")
         with pytest.raises(ValueError, match="DGNET_FAST_IMPL=amx: this CPU has no AMX"):
@@ -211,6 +213,13 @@ def test_a_cpu_without_amx_is_not_given_its_body(monkeypatch):
     finally:
         for cached in (registry._choose, registry._implementation):
             cached.cache_clear()
+
+
+@fused
+@pytest.mark.parametrize("amx", [False, True])
+def test_filtering_in_bfloat16_is_for_cpus_without_amx(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert registry._filtered() == ((torch.float32,) if amx else (torch.float32, BF16))
 
 
 @needs_amx
