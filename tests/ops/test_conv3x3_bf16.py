@@ -36,12 +36,14 @@ TILED = [
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Makes conv3x3 take a body, as a CPU would that has it."""
+    """Makes conv3x3 take a body, as a CPU would that has it, for small pictures too."""
 
     def take(body):
         monkeypatch.setenv("DGNET_FAST_IMPL", body)
         monkeypatch.setattr(module, "_AMX", body == "amx")
         monkeypatch.setattr(module, "_FILTERED", (torch.float32, BF16))
+        monkeypatch.setattr(module, "AMX_FEWEST", 32)
+        monkeypatch.setattr(module, "AMX_WORTH", 0)
 
     return take
 
@@ -184,17 +186,26 @@ def test_which_calls_a_cpu_without_amx_takes(taken):
 
 
 def test_which_calls_a_cpu_with_amx_takes(monkeypatch):
-    """Those whose weight's gradient the body can be asked for; in float32 it is as any other CPU."""
+    """Those of enough work whose weight's gradient the body can be asked for; in float32 it is as any other CPU."""
     monkeypatch.setattr(module, "_AMX", True)
-    x, weight, bias = draw((2, 32, 8, 8), 64, BF16)
-    assert module.serves(x, weight, bias, 1) and not module.saves_products(x, weight, bias, 1)
-    assert not module.serves(x, weight.detach(), bias, 1)
+
+    def serves(shape, out, padding=0, change=lambda x, weight, bias: (x, weight, bias)):
+        order = {"dtype": BF16, "memory_format": torch.channels_last}
+        x, bias = torch.empty(shape, **order), torch.empty(out, dtype=BF16)
+        weight = torch.empty(out, shape[1], 3, 3, dtype=BF16, requires_grad=True)
+        given = change(x, weight, bias)
+        assert not module.saves_products(*given, padding)
+        return module.serves(*given, padding)
+
+    large = (8, 128, 66, 34)
+    assert serves(large, 128) and serves(large, 96, 2) and serves((4, 256, 16, 8), 256, 1)
+    assert not serves((4, 64, 66, 34), 64) and not serves((48, 32, 258, 130), 32)  # not worth it
+    assert not serves(large, 72)
+    assert not serves(large, 128, 3)
+    assert not serves(large, 128, 0, lambda x, weight, bias: (x.contiguous(), weight, bias))
+    assert not serves(large, 128, 0, lambda x, weight, bias: (x, weight.detach(), bias))
     with torch.no_grad():
-        assert not module.serves(x, weight, bias, 1)
-    assert not module.serves(x.contiguous(), weight, None, 1)
-    assert not module.serves(x, weight, None, 3)
-    assert not module.serves(*draw((2, 16, 8, 8), 32, BF16), 1)
-    assert not module.serves(*draw((2, 32, 8, 8), 16, BF16), 1)
+        assert not serves(large, 128)
     assert module.serves(*draw((2, 16, 8, 8), 24), 1) == (_C.conv3x3_lanes() >= 8)
 
 
