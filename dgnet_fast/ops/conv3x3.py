@@ -8,8 +8,8 @@ measures).
 
 A CPU with AMX multiplies bfloat16 sixteen times as fast as float32. There PyTorch's bfloat16 convolution is four to nine
 times as fast as the filtering: it serves the forward pass and the gradient of x. The gradient of the weight takes PyTorch
-about as long as both, and comes from a body of ours (csrc/conv3x3_amx.cpp), 1.1 to 2.3 times as fast (one thread of an
-Intel Xeon with AMX, torch 2.13). On a GPU and in another dtype PyTorch's serves.
+about as long as both, and comes from a body of ours (csrc/conv3x3_amx.cpp), 1.5 to 2.1 times as fast (one thread of an
+Intel Xeon with AMX, torch 2.13, benchmarks/results). On a GPU and in another dtype PyTorch's serves.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
-def _sizes(x: Tensor, out: int, padding: int) -> tuple[int, ...]:
+def _sizes(x: Tensor, out: int, padding: int) -> tuple[int, int, int, int, int, int, int]:
     """The `Conv3x3Sizes` of csrc/bindings.cpp."""
     batch, channels, height, width = x.shape
     return batch, channels, out, height, width, padding, ELEMENT_TYPES[x.dtype]
