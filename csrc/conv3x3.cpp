@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "eight.h"
 
 namespace dgnet_fast {
 namespace {
@@ -38,43 +39,7 @@ constexpr int kWidth = 4;
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * kWidth)));
-typedef float Eight __attribute__((vector_size(32)));
 constexpr int64_t kVectors = kPanel / kWidth;
-
-// Reading and writing at any address
-template <class V>
-V load(const float* p) {
-    V values;
-    std::memcpy(&values, p, sizeof values);
-    return values;
-}
-template <class V>
-void store(float* p, V values) {
-    std::memcpy(p, &values, sizeof values);
-}
-
-// Eight values of a picture, as floats and back: bfloat16 is the upper half of a float, and rounding is to
-// nearest, ties to even. A value that is not finite stays so.
-typedef uint16_t Halves __attribute__((vector_size(16)));
-typedef uint32_t Bits __attribute__((vector_size(32)));
-
-Eight load_eight(const float* p) {
-    return load<Eight>(p);
-}
-Eight load_eight(const BFloat16* p) {
-    Halves halves;
-    std::memcpy(&halves, p, sizeof halves);
-    return (Eight)(__builtin_convertvector(halves, Bits) << 16);
-}
-void store_eight(float* p, Eight values) {
-    store(p, values);
-}
-void store_eight(BFloat16* p, Eight values) {
-    const Bits bits = (Bits)values, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Bits is_nan = (Bits)(values != values);
-    const Halves halves = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0u & is_nan), Halves);
-    std::memcpy(p, &halves, sizeof halves);
-}
 
 int64_t up_to_panel(int64_t channels) {
     return (channels + kPanel - 1) / kPanel * kPanel;
