@@ -167,7 +167,8 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(F, "pad", padded),
         mock.patch.object(F, "pixel_shuffle", shuffled),
-        mock.patch("dgnet_fast.ops.conv3x3._FAST_ENOUGH", False),
+        mock.patch("dgnet_fast.ops.conv3x3._FILTERED", ()),
+        mock.patch("dgnet_fast.ops.conv3x3._AMX", False),
         mock.patch("dgnet_fast.models.layers.follower_adds_bias", lambda _: True),
         mock.patch("dgnet_fast.models.decoder.follower_adds_bias", lambda _: True),
         mock.patch("dgnet_fast.ops.upsample_conv.in_one_pass", lambda _: True),

@@ -10,6 +10,7 @@
 #include "adain_act.h"
 #include "batch_norm_act.h"
 #include "conv3x3.h"
+#include "conv3x3_amx.h"
 #include "layer_norm_act.h"
 #include "loss_l1.h"
 #include "malloc_thresholds.h"
@@ -180,26 +181,39 @@ constexpr std::array layer_norm_act_backward_names{"layout",     "grad_y",    "x
                                                    "beta",       "mean",      "rdenom", "grad_x",
                                                    "grad_gamma", "grad_beta", "slope",  "eps"};
 
-// (batch, in_channels, out_channels, height, width, padding)
-using Conv3x3Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// (batch, in_channels, out_channels, height, width, padding, element type)
+using Conv3x3Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int>;
 
 Conv3x3Shape conv3x3_shape(const Conv3x3Sizes& sizes) {
-    const auto [batch, in_channels, out_channels, height, width, padding] = sizes;
+    const auto [batch, in_channels, out_channels, height, width, padding, element] = sizes;
     return {batch, in_channels, out_channels, height, width, padding};
 }
 
 Conv3x3 conv3x3_arguments(const Conv3x3Sizes& sizes, uintptr_t x, uintptr_t taps, bool flipped,
                           uintptr_t bias, uintptr_t y) {
-    return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(taps), flipped,
-            pointer<float>(bias), pointer<float>(y)};
+    return {conv3x3_shape(sizes),
+            static_cast<Element>(std::get<6>(sizes)),
+            pointer<void>(x),
+            pointer<float>(taps),
+            flipped,
+            pointer<float>(bias),
+            pointer<void>(y)};
 }
 constexpr std::array conv3x3_names{"sizes", "x", "taps", "flipped", "bias", "y"};
 
 Conv3x3TapsGradient conv3x3_taps_gradient_arguments(const Conv3x3Sizes& sizes, uintptr_t x, uintptr_t grad_y,
                                                     uintptr_t grad_taps) {
-    return {conv3x3_shape(sizes), pointer<float>(x), pointer<float>(grad_y), pointer<float>(grad_taps)};
+    return {conv3x3_shape(sizes), static_cast<Element>(std::get<6>(sizes)), pointer<void>(x),
+            pointer<void>(grad_y), pointer<float>(grad_taps)};
 }
 constexpr std::array conv3x3_taps_gradient_names{"sizes", "x", "grad_y", "grad_taps"};
+
+Conv3x3WeightGradient conv3x3_weight_gradient_arguments(const Conv3x3Sizes& sizes, uintptr_t x,
+                                                        uintptr_t grad_y, uintptr_t grad_weight) {
+    return {conv3x3_shape(sizes), pointer<BFloat16>(x), pointer<BFloat16>(grad_y),
+            pointer<BFloat16>(grad_weight)};
+}
+constexpr std::array conv3x3_weight_gradient_names{"sizes", "x", "grad_y", "grad_weight"};
 
 // `sizes`: streams, elements of a stream, channels, pixels, Crossing, element types of prediction and target
 LossL1Forward loss_l1_forward_arguments(
@@ -298,6 +312,9 @@ PYBIND11_MODULE(_C, m) {
     define(m, "conv3x3", conv3x3, conv3x3_arguments, conv3x3_names);
     define(m, "conv3x3_taps_gradient", conv3x3_taps_gradient, conv3x3_taps_gradient_arguments,
            conv3x3_taps_gradient_names);
+    m.def("conv3x3_amx", &conv3x3_amx, "Whether conv3x3_weight_gradient, by AMX, may be called here.");
+    define(m, "conv3x3_weight_gradient", conv3x3_weight_gradient, conv3x3_weight_gradient_arguments,
+           conv3x3_weight_gradient_names);
     define(m, "layer_norm_act_forward", layer_norm_act_forward, layer_norm_act_forward_arguments,
            layer_norm_act_forward_names);
     define(m, "layer_norm_act_backward", layer_norm_act_backward, layer_norm_act_backward_arguments,

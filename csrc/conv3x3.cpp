@@ -11,9 +11,10 @@
 
 #include <array>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <vector>
+
+#include "buffer.h"
+#include "eight.h"
 
 namespace dgnet_fast {
 namespace {
@@ -38,41 +39,7 @@ constexpr int kWidth = 4;
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * kWidth)));
-typedef float Eight __attribute__((vector_size(32)));
 constexpr int64_t kVectors = kPanel / kWidth;
-
-// Reading and writing at any address
-template <class V>
-V load(const float* p) {
-    V values;
-    std::memcpy(&values, p, sizeof values);
-    return values;
-}
-template <class V>
-void store(float* p, V values) {
-    std::memcpy(p, &values, sizeof values);
-}
-
-// Memory that begins at a cache line. Aligned by hand: glibc's aligned_alloc cuts its block out of a larger
-// one, and the heap grows in holes (cpu_allocator.cpp).
-class Buffer {
-  public:
-    explicit Buffer(int64_t count) : block_(std::malloc(count * sizeof(float) + kLine)) {
-        if (!block_) throw std::bad_alloc();
-        const auto first = reinterpret_cast<std::uintptr_t>(block_.get());
-        data_ = reinterpret_cast<float*>((first + kLine - 1) / kLine * kLine);
-    }
-    float* get() const { return data_; }
-    float& operator[](int64_t k) const { return data_[k]; }
-
-  private:
-    static constexpr std::uintptr_t kLine = 64;
-    struct Free {
-        void operator()(void* p) const { std::free(p); }
-    };
-    std::unique_ptr<void, Free> block_;
-    float* data_;
-};
 
 int64_t up_to_panel(int64_t channels) {
     return (channels + kPanel - 1) / kPanel * kPanel;
@@ -157,9 +124,9 @@ struct Patches {
 };
 
 // Addresses of the `side`² pixels from (row, column) on of a picture; `zeros` for those outside.
-template <int64_t side>
-void pixels_of(const float* picture, int64_t height, int64_t width, int64_t channels, int64_t row,
-               int64_t column, const float* zeros, const float** pixels) {
+template <int64_t side, class T>
+void pixels_of(const T* picture, int64_t height, int64_t width, int64_t channels, int64_t row, int64_t column,
+               const T* zeros, const T** pixels) {
     for (int64_t i = 0; i < side; ++i)
         for (int64_t j = 0; j < side; ++j) {
             const int64_t y = row + i, x = column + j;
@@ -169,19 +136,19 @@ void pixels_of(const float* picture, int64_t height, int64_t width, int64_t chan
 }
 
 // Bᵀ d B of one patch of x, for each channel. Point p of channel c goes to result[p * point + offset(c)].
-template <class Offset>
-void transform_input(const Patches& patches, const float* x, int64_t patch, const float* zeros, float* result,
+template <class T, class Offset>
+void transform_input(const Patches& patches, const T* x, int64_t patch, const T* zeros, float* result,
                      int64_t point, Offset offset) {
     const Conv3x3Shape& s = patches.shape;
     const auto [sample, row, column] = patches.place(patch);
-    const float* pixels[kPoints];
+    const T* pixels[kPoints];
     pixels_of<kIn>(x + sample * s.height * s.width * s.in_channels, s.height, s.width, s.in_channels,
                    row - s.padding, column - s.padding, zeros, pixels);
     for (int64_t c = 0; c < s.in_channels; c += 8) {
         Line<Eight> columns[kIn];
         for (int64_t j = 0; j < kIn; ++j) {
             Line<Eight> d;
-            for (int64_t i = 0; i < kIn; ++i) d[i] = load<Eight>(pixels[i * kIn + j] + c);
+            for (int64_t i = 0; i < kIn; ++i) d[i] = load_eight(pixels[i * kIn + j] + c);
             columns[j] = of_input(d);
         }
         float* const to = result + offset(c);
@@ -195,19 +162,19 @@ void transform_input(const Patches& patches, const float* x, int64_t patch, cons
 }
 
 // A dy Aᵀ of one patch of y's gradient, likewise.
-template <class Offset>
-void transform_gradient(const Patches& patches, const float* grad_y, int64_t patch, const float* zeros,
-                        float* result, int64_t point, Offset offset) {
+template <class T, class Offset>
+void transform_gradient(const Patches& patches, const T* grad_y, int64_t patch, const T* zeros, float* result,
+                        int64_t point, Offset offset) {
     const int64_t channels = patches.shape.out_channels;
     const auto [sample, row, column] = patches.place(patch);
-    const float* pixels[kOut * kOut];
+    const T* pixels[kOut * kOut];
     pixels_of<kOut>(grad_y + sample * patches.out_height * patches.out_width * channels, patches.out_height,
                     patches.out_width, channels, row, column, zeros, pixels);
     for (int64_t k = 0; k < channels; k += 8) {
         Line<Eight> columns[kOut];
         for (int64_t j = 0; j < kOut; ++j) {
             std::array<Eight, kOut> d;
-            for (int64_t i = 0; i < kOut; ++i) d[i] = load<Eight>(pixels[i * kOut + j] + k);
+            for (int64_t i = 0; i < kOut; ++i) d[i] = load_eight(pixels[i * kOut + j] + k);
             columns[j] = of_output(d[0], d[1], d[2], d[3]);
         }
         float* const to = result + offset(k);
@@ -219,13 +186,14 @@ void transform_gradient(const Patches& patches, const float* grad_y, int64_t pat
 }
 
 // Aᵀ m A of one patch, plus the bias: the patch of y. Point p of the patch is at m[p * point].
+template <class T>
 void transform_output(const Patches& patches, const float* m, int64_t point, int64_t patch, const float* bias,
-                      float* y) {
+                      T* y) {
     const int64_t channels = patches.shape.out_channels;
     const auto [sample, row, column] = patches.place(patch);
     const int64_t rows = std::min(kOut, patches.out_height - row);
     const int64_t across = std::min(kOut, patches.out_width - column);
-    float* const first = y + ((sample * patches.out_height + row) * patches.out_width + column) * channels;
+    T* const first = y + ((sample * patches.out_height + row) * patches.out_width + column) * channels;
     for (int64_t k = 0; k < channels; k += 8) {
         std::array<Eight, kOut> columns[kIn];
         for (int64_t j = 0; j < kIn; ++j) {
@@ -239,7 +207,7 @@ void transform_output(const Patches& patches, const float* m, int64_t point, int
             for (int64_t j = 0; j < kIn; ++j) d[j] = columns[j][i];
             const std::array<Eight, kOut> values = to_output(d);
             for (int64_t j = 0; j < across; ++j)
-                store(first + (i * patches.out_width + j) * channels + k, values[j] + offset);
+                store_eight(first + (i * patches.out_width + j) * channels + k, values[j] + offset);
         }
     }
 }
@@ -289,9 +257,9 @@ int64_t patches_together(int64_t count, int64_t channels, int64_t threads) {
 
 // G g Gᵀ of all taps, in panels: point p of (c, k) at [p][k / kPanel][c][k % kPanel], zero beyond the
 // channels.
-Buffer transform_taps(const Conv3x3& a) {
+Buffer<float> transform_taps(const Conv3x3& a) {
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels, padded = up_to_panel(out);
-    Buffer result(kPoints * in * padded);
+    Buffer<float> result(kPoints * in * padded);
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < padded; panel += kPanel)
         for (int64_t n = 0; n < 2 * in;
@@ -316,32 +284,24 @@ Buffer transform_taps(const Conv3x3& a) {
     return result;
 }
 
-}  // namespace
-
-int conv3x3_lanes() {
-#if defined(__FMA__)
-    return kWidth;
-#else
-    return 1;
-#endif
-}
-
-void conv3x3(const Conv3x3& a) {
+template <class T>
+void convolve(const Conv3x3& a) {
     const Patches patches(a.shape);
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels, padded = up_to_panel(out);
-    const Buffer taps = transform_taps(a);
-    const Buffer zeros(in);
-    std::fill_n(zeros.get(), in, 0.f);
+    const Buffer<float> taps = transform_taps(a);
+    const std::vector<T> zeros(in);
+    const T* const x = static_cast<const T*>(a.x);
+    T* const y = static_cast<T*>(a.y);
     const bool shared = kPoints * in * padded * int64_t{sizeof(float)} > kPrivateTaps;
     const int64_t threads = omp_get_max_threads();
     const int64_t size =
         shared ? patches_together(patches.count, in + padded, 1) : parts_of(patches.count, kBlock, threads);
     const int64_t part = kPoints * size * (in + padded);
-    const Buffer work((shared ? 1 : threads) * part);
+    const Buffer<float> work((shared ? 1 : threads) * part);
     const int64_t parts = (patches.count + size - 1) / size;
     // Matrices of x, (points, size, in), and of y, (points, size, padded), of the patches from `first` on
     const auto input = [&](float* v, int64_t first, int64_t i) {
-        transform_input(patches, a.x, first + i, zeros.get(), v + i * in, size * in,
+        transform_input(patches, x, first + i, zeros.data(), v + i * in, size * in,
                         [](int64_t c) { return c; });
     };
     const auto product = [&](const float* v, float* m, int64_t rows, int64_t p, int64_t k) {
@@ -350,7 +310,7 @@ void conv3x3(const Conv3x3& a) {
                           &taps[(p * padded + k) * in], m + (p * size + i) * padded + k, padded, false);
     };
     const auto output = [&](const float* m, int64_t first, int64_t i) {
-        transform_output(patches, m + i * padded, size * padded, first + i, a.bias, a.y);
+        transform_output(patches, m + i * padded, size * padded, first + i, a.bias, y);
     };
     if (shared) {
         float *const v = work.get(), *const m = v + kPoints * size * in;
@@ -383,7 +343,8 @@ void conv3x3(const Conv3x3& a) {
 
 // The sum over patches is cut into chunks whose matrices stay in the cache; the 36 sums of products lie in
 // memory and each belongs to one thread, so that the result does not depend on the number of threads.
-void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
+template <class T>
+void differentiate(const Conv3x3TapsGradient& a) {
     const Patches patches(a.shape);
     const int64_t in = a.shape.in_channels, out = a.shape.out_channels;
     const int64_t left_channels = up_to_panel(in), right_channels = up_to_panel(out);
@@ -391,11 +352,11 @@ void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
         std::min(patches_together(patches.count, left_channels + right_channels, 1), kLongestChunk);
     // (points, channels / kPanel, chunk, kPanel) both; beyond the channels `right` is zero and `left` is
     // never read
-    const Buffer left(kPoints * left_channels * chunk);
-    const Buffer right(kPoints * right_channels * chunk);
-    const Buffer sums(kPoints * left_channels * right_channels);
-    const Buffer zeros(std::max(in, out));
-    std::fill_n(zeros.get(), std::max(in, out), 0.f);
+    const Buffer<float> left(kPoints * left_channels * chunk);
+    const Buffer<float> right(kPoints * right_channels * chunk);
+    const Buffer<float> sums(kPoints * left_channels * right_channels);
+    const std::vector<T> zeros(std::max(in, out));
+    const T *const x = static_cast<const T*>(a.x), *const grad_y = static_cast<const T*>(a.grad_y);
     if (out < right_channels) std::fill_n(right.get(), kPoints * right_channels * chunk, 0.f);
     for (int64_t first = 0; first < patches.count; first += chunk) {
         const int64_t terms = std::min(chunk, patches.count - first);
@@ -404,9 +365,9 @@ void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
         {
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < terms; ++t) {
-                transform_input(patches, a.x, first + t, zeros.get(), &left[t * kPanel],
-                                left_channels * chunk, offset);
-                transform_gradient(patches, a.grad_y, first + t, zeros.get(), &right[t * kPanel],
+                transform_input(patches, x, first + t, zeros.data(), &left[t * kPanel], left_channels * chunk,
+                                offset);
+                transform_gradient(patches, grad_y, first + t, zeros.data(), &right[t * kPanel],
                                    right_channels * chunk, offset);
             }
 #pragma omp for schedule(static) collapse(2)
@@ -441,6 +402,30 @@ void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
                 for (int64_t j = 0; j < 3; ++j) store(a.grad_taps + ((i * 3 + j) * in + c) * out + k, g[j]);
             }
         }
+}
+
+}  // namespace
+
+int conv3x3_lanes() {
+#if defined(__FMA__)
+    return kWidth;
+#else
+    return 1;
+#endif
+}
+
+void conv3x3(const Conv3x3& a) {
+    if (a.element == Element::bfloat16)
+        convolve<BFloat16>(a);
+    else
+        convolve<float>(a);
+}
+
+void conv3x3_taps_gradient(const Conv3x3TapsGradient& a) {
+    if (a.element == Element::bfloat16)
+        differentiate<BFloat16>(a);
+    else
+        differentiate<float>(a);
 }
 
 }  // namespace dgnet_fast

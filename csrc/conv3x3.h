@@ -1,6 +1,6 @@
 // 3×3 convolution of stride 1 by Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2015, arXiv
-// 1509.09308): a 4×4 patch of the result costs 36 multiplications where the direct form takes 144. float32
-// only.
+// 1509.09308): a 4×4 patch of the result costs 36 multiplications where the direct form takes 144. All
+// arithmetic is in float32; pictures hold `element`, float32 or bfloat16, and taps and bias float32.
 //
 // Pictures are dense in (batch, height, width, channels) order. `taps` is (3, 3, in_channels, out_channels).
 // Both channel counts are multiples of 8.
@@ -24,17 +24,19 @@ struct Conv3x3Shape {
 
 struct Conv3x3 {
     Conv3x3Shape shape;
-    const float* x;
+    Element element;
+    const void* x;
     const float* taps;
     bool flipped;       // the taps are those of the forward, turned by 180°: the gradient to its x
     const float* bias;  // (out_channels,) or null
-    float* y;
+    void* y;
 };
 
 struct Conv3x3TapsGradient {
     Conv3x3Shape shape;
-    const float* x;
-    const float* grad_y;
+    Element element;
+    const void* x;
+    const void* grad_y;
     float* grad_taps;  // (3, 3, in_channels, out_channels)
 };
 

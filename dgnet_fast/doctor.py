@@ -79,6 +79,7 @@ def report() -> dict[str, Any]:
         "cpu": {
             "level": f"x86-64-{cpu_level()}" if is_x86_64() else platform.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "amx": _C.conv3x3_amx(),
             "threads_torch": torch.get_num_threads(),
             "threads_extension": _C.openmp_threads(),
             "malloc_keeps_large_blocks": dgnet_fast.malloc_kept,
@@ -101,7 +102,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     )
     cpu = facts["cpu"]
     lines.append(
-        f"cpu:       {cpu['level']}, {cpu['capability']}, {cpu['threads_torch']} threads "
+        f"cpu:       {cpu['level']}, {cpu['capability']}{', AMX for conv3x3' if cpu['amx'] else ''}, {cpu['threads_torch']} threads "
         f"(extension {cpu['threads_extension']}), "
         f"malloc {'keeps' if cpu['malloc_keeps_large_blocks'] else 'maps'} large blocks, "
         f"tensors by {cpu['allocator']}'s allocator"

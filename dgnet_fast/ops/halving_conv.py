@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_fast.ops.conv3x3 import conv3x3, serves
+from dgnet_fast.ops.conv3x3 import conv3x3, saves_products
 
 KERNEL = 4
 PIXELS_A_CHANNEL = 16
@@ -28,8 +28,8 @@ def halving_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         (B, O, (H - 2) / 2, (W - 2) / 2), rounded down.
 
-    On a CPU, where `conv3x3` would serve and H and W are even, by that op, with its accuracy; all else, and compiled, is
-    ``F.conv2d`` itself. Differentiable to any order by autograd. Raises as `F.conv2d` does.
+    On a CPU, where `conv3x3` would save multiplications and H and W are even, by that op, with its accuracy; all else, and
+    compiled, is ``F.conv2d`` itself. Differentiable to any order by autograd. Raises as `F.conv2d` does.
     """
     if _serves(x, weight, bias):
         return conv3x3(_Folded.apply(x), _folded_taps(weight), bias)
@@ -45,7 +45,7 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         height % 2 == width % 2 == 0
         and min(height, width) >= KERNEL
         and pixels >= PIXELS_A_CHANNEL * channels
-        and serves(x, weight, bias, 0)
+        and saves_products(x, weight, bias, 0)
     )
 
 

@@ -1,7 +1,7 @@
 """Who serves what: one ordered table of op, device and body.
 
 An op is served by the first body of its device's row that is chosen automatically for the dtype and can run
-here. `DGNET_FAST_IMPL` set to reference, cpp, triton, cuda or aten forces that body for every op, and whatever
+here. `DGNET_FAST_IMPL` set to reference, cpp, triton, cuda, aten or amx forces that body for every op, and whatever
 it cannot serve raises; nothing falls back. `dgnet-fast doctor` prints the table as it stands on a
 machine.
 
@@ -22,7 +22,7 @@ import torch
 
 from dgnet_fast.ops.native import _C
 
-IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda", "aten")
+IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda", "aten", "amx")
 FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*FAST_DTYPES, torch.float64)
 
@@ -47,6 +47,17 @@ CPP, CUDA, TRITON, ATEN = map(_unasked, ("cpp", "cuda", "triton", "aten"))
 REFERENCE = Server("reference", DTYPES, automatic=(torch.float64,))
 #: Under Triton's interpreter, which is slow: for tests.
 INTERPRETED = Server("triton", FAST_DTYPES, automatic=())
+_CONV3X3 = (torch.float32, torch.bfloat16)
+
+
+def _filtered() -> tuple[torch.dtype, ...]:
+    """What conv3x3's filtering is faster at than PyTorch: it needs eight multiply-adds an instruction, and in bfloat16 a CPU
+    on which PyTorch has no AMX.
+    """
+    if _C.conv3x3_lanes() < 8:
+        return ()
+    return _CONV3X3[:1] if torch.cpu._is_amx_tile_supported() else _CONV3X3
+
 
 #: TABLE[op][device type]: bodies in the order they are tried.
 TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
@@ -56,11 +67,8 @@ TABLE: dict[str, dict[str, tuple[Server, ...]]] = {
     "batch_norm_act": {"cpu": (CPP, REFERENCE, INTERPRETED), "cuda": (TRITON, CUDA, REFERENCE)},
     "conv3x3": {
         "cpu": (
-            Server(
-                "cpp",
-                (torch.float32,),
-                automatic=(torch.float32,) if _C.conv3x3_lanes() >= 8 else (),
-            ),
+            Server("amx", (torch.bfloat16,), automatic=(torch.bfloat16,)),
+            Server("cpp", _CONV3X3, automatic=_filtered()),
             ATEN,
             REFERENCE,
         ),
@@ -90,6 +98,8 @@ def _why_unavailable(name: str, device: str) -> str | None:
     """Why bodies called `name` cannot run on `device` in this installation; None if they can."""
     if name == "cuda" and not _C.build["cuda"]:
         return "the extension was built without nvcc"
+    if name == "amx" and not _C.conv3x3_amx():
+        return "this CPU has no AMX, or the extension was built without it or for a lower level"
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"

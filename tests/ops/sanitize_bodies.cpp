@@ -212,16 +212,17 @@ Results loss_l1(Element element, Element target_element, const ImageShape& s, Cr
     return checked<P>("loss_l1", s, {{grad_x}, {means}, {signs}});
 }
 
-Results convolution(const Conv3x3Shape& s) {
+template <class T>
+Results convolution(Element element, const Conv3x3Shape& s) {
     const int64_t pixels = s.batch * s.height * s.width, kernel = 9 * s.in_channels * s.out_channels;
     const int64_t out_pixels = s.batch * (s.height + 2 * s.padding - 2) * (s.width + 2 * s.padding - 2);
-    Bytes x = values<float>(pixels * s.in_channels, 1), taps = values<float>(kernel, 2);
-    Bytes bias = values<float>(s.out_channels, 3), grad_y = values<float>(out_pixels * s.out_channels, 4);
-    Bytes y = unwritten(out_pixels * s.out_channels, 4), grad_taps = unwritten(kernel, 4);
-    conv3x3({s, floats(x), floats(taps), false, floats(bias), floats(y)});
-    conv3x3_taps_gradient({s, floats(x), floats(grad_y), floats(grad_taps)});
+    Bytes x = values<T>(pixels * s.in_channels, 1), taps = values<float>(kernel, 2);
+    Bytes bias = values<float>(s.out_channels, 3), grad_y = values<T>(out_pixels * s.out_channels, 4);
+    Bytes y = unwritten(out_pixels * s.out_channels, sizeof(T)), grad_taps = unwritten(kernel, 4);
+    conv3x3({s, element, x.data(), floats(taps), false, floats(bias), y.data()});
+    conv3x3_taps_gradient({s, element, x.data(), grad_y.data(), floats(grad_taps)});
     const ImageShape named{s.batch, s.in_channels, s.height, s.width, s.padding, true, 0, 0};
-    return checked<float>("conv3x3", named, {{y, grad_taps}, {}});
+    return checked<T>("conv3x3", named, {{y}, {grad_taps}});
 }
 
 template <class Run>
@@ -354,7 +355,10 @@ int main() {
     const Conv3x3Shape convolutions[] = {{2, 16, 24, 9, 7, 0},   {1, 8, 8, 3, 3, 0},  {2, 40, 16, 1, 1, 1},
                                          {3, 32, 32, 16, 8, 1},  {2, 8, 16, 5, 6, 2}, {1, 24, 56, 33, 9, 1},
                                          {1, 256, 264, 5, 3, 1}, {4, 8, 8, 40, 30, 1}};
-    for (const Conv3x3Shape& shape : convolutions) on_threads(cases, [&] { return convolution(shape); });
+    for (const Conv3x3Shape& shape : convolutions) {
+        on_threads(cases, [&] { return convolution<float>(Element::float32, shape); });
+        on_threads(cases, [&] { return convolution<BFloat16>(Element::bfloat16, shape); });
+    }
     std::printf("%d cases of the C++ bodies clean\n", cases);
     std::printf("%d cases of the CUDA bodies clean\n", cuda_cases());
 }
