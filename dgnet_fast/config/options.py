@@ -154,10 +154,7 @@ class Config:
         "DG-Net; false saves this time",
     )
     baseline_batch: int = option(
-        0,
-        "batch size of this baseline, for each process; 0: as many real pictures as E_a learns from in a joint step",
-        low=0,
-        high=65536,
+        0, "its batch size, for each process; 0: the real pictures of a joint step", low=0, high=65536
     )
     generator_steps: int = option(
         0, "length of a first phase that trains E_s and G alone", low=0, unit="steps"
@@ -176,10 +173,7 @@ class Config:
     recon_id_w: float = option(0.5, "weight of the identity loss of generated pictures", low=0)
     recon_f_w: float = option(0.0, "initial weight of the reconstruction of the appearance code", low=0)
     code_w: float = option(
-        0.0,
-        "weight of the squared error of the appearance code that E_a finds in swapped pictures, with its gradient (in style AB "
-        "recon_f_w has none)",
-        low=0,
+        0.0, "weight of the appearance code that E_a finds in swapped pictures, with its gradient", low=0
     )
     recon_s_w: float = option(0.0, "initial weight of the reconstruction of the structure code", low=0)
     recon_x_cyc_w: float = option(0.0, "initial weight of the cycle reconstruction", low=0)
@@ -338,7 +332,7 @@ class Config:
             raise ConfigError(
                 f"real_batch is {self.real_batch}; allowed: even numbers, since half of it goes to each stream"
             )
-        for name in ("batch_size", "teacher_batch", "real_batch"):
+        for name in ("batch_size", "teacher_batch", "baseline_batch", "real_batch"):
             if getattr(self, name) % self.bn_parts:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; with bn_parts {self.bn_parts} it must be a multiple of {self.bn_parts}"

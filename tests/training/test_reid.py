@@ -12,6 +12,7 @@ from dgnet_fast import teacher
 from dgnet_fast.config import Config, from_dict
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import batch_hard_triplet, cross_entropy, smoothed_cross_entropy
+from dgnet_fast.training.run import Run
 from dgnet_fast.training.teacher_loop import teacher_rate
 from tests.tiny import arguments, tiny_config
 from tests.tiny_run import DATA
@@ -53,6 +54,22 @@ def test_the_rate_of_the_teacher():
     strong = from_dict({"reid": {"policy": "cosine", "warm_up": 9}, "teacher_steps": 100})
     assert teacher_rate(strong, 0) == pytest.approx(0.1) and teacher_rate(strong, 50) == pytest.approx(0.5)
     assert teacher_rate(strong, 99) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "option", "pictures"),
+    [(3, 0, 4 * 3 + 4), (3, 6, 6), (20, 0, 2 * 20)],  # the last: all that 20 pictures give
+)
+def test_the_baseline_sees_as_many_real_pictures_as_a_joint_step(
+    tmp_path, monkeypatch, batch_size, option, pictures
+):
+    sizes = {"batch_size": batch_size, "real_batch": 4, "baseline_batch": option}
+    config = tiny_config(**DATA | sizes, ID_class=0, teacher="auto", teacher_steps=5)
+    seen = {}
+    monkeypatch.setattr(Run, "train_baseline", lambda self, name, *_, **options: seen.update(options))
+    with StopSignal() as stop:
+        Run.open(config, tmp_path / "run").baseline(stop)
+    assert seen == {"steps": 5 + config.max_iter, "batch": pictures}
 
 
 def words(folder, **changes):

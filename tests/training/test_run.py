@@ -33,7 +33,6 @@ from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
 from dgnet_fast.retrieval.tables import retrieval_row
 from dgnet_fast.training import loop, teacher_loop
-from dgnet_fast.training.run import Run
 from tests.tiny import NETWORK, arguments
 
 ROOT = Path(__file__).parents[2]
@@ -148,16 +147,6 @@ def test_the_baseline_is_trained_as_long_as_the_whole_run(whole):
         "E_a learns from 16 real pictures, in a step of the baseline from 16"
         in (whole / "results.json").read_text()
     )
-
-
-@pytest.mark.parametrize(("option", "least"), [(0, 16), (6, 6)])
-def test_the_baseline_sees_as_many_real_pictures_as_a_joint_step(whole, tmp_path, monkeypatch, option, least):
-    given = load_config(whole / "config.yaml").replace(baseline_batch=option)
-    run, seen = Run.open(given, tmp_path / "run"), {}
-    monkeypatch.setattr(Run, "train_baseline", lambda self, name, *_, **options: seen.update(options))
-    with loop.StopSignal() as stop:
-        run.baseline(stop)
-    assert seen == {"steps": STEPS + 4, "batch": least}
 
 
 def test_scores_while_training_and_the_best_checkpoint(tmp_path, capsys):
