@@ -99,9 +99,7 @@ def main() -> int:
         )
 
         probed = index.probed
-        shares = [
-            one for one in (4, 8, 16, 32, 64, 128, 256, 512) if one <= large_index.lists_for(args.count)
-        ]
+        shares = [one for one in large_index.PROBES if one <= large_index.lists_for(args.count)]
         print(
             "recall@10 by lists probed: " + ", ".join(f"{one} {index.recall_at(one):.3f}" for one in shares)
         )

@@ -161,9 +161,9 @@ def body(argv: list[str] | None) -> int:
     if args.json == STANDARD_OUTPUT:
         show_tables(_tables(facts), args.json)
         return 0
-    print("\n".join(_lines(facts)))
     if args.json:
         write_tables(args.json, _tables(facts))
+    print("\n".join(_lines(facts)))
     return 0
 
 

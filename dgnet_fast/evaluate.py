@@ -122,11 +122,11 @@ def body(argv: list[str] | None) -> int:
     if verified is not None:
         tables.append(verification_table(verified))
         save_roc({"single query": (verified.far, verified.true_accept)}, args.roc)
-    show_tables(tables, args.json)
     if args.rank_list:
         rows = rank_list_rows(sets, dataset, ranking, queries=args.rank_list_queries)
         with atomically(args.rank_list) as temporary:
             rank_list(rows).save(temporary, format="PNG")
+    show_tables(tables, args.json)
     return 0
 
 

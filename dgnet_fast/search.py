@@ -336,6 +336,8 @@ def work(args: argparse.Namespace, folder: Path | None) -> int:
         return 0
     vectors = extractor.to_unit(extractor.files([query.path for query in queries]))
     rows = find(index, queries, vectors, args.top)
+    if args.rank_list:
+        draw(queries, rows, args.rank_list)
     if args.out:
         text = (
             as_csv(queries, rows)
@@ -345,8 +347,6 @@ def work(args: argparse.Namespace, folder: Path | None) -> int:
         write_text(args.out, text)
     else:
         print(as_csv(queries, rows), end="")
-    if args.rank_list:
-        draw(queries, rows, args.rank_list)
     return 0
 
 

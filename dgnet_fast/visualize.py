@@ -128,11 +128,12 @@ def body(argv: list[str] | None) -> int:
     dataset = dataset_of(data_set_config(model.config, args))
     folder.mkdir(parents=True, exist_ok=True)
     table = draw(in_channels_last(model.eval(), device), dataset, folder, args)
+    report = write_report(run) if run and not args.out else None
     print_tables([table])
     for name in FILES[:2]:
         print(folder / name)
-    if run and not args.out:
-        print(f"report: {write_report(run)}")
+    if report:
+        print(f"report: {report}")
     return 0
 
 

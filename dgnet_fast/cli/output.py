@@ -110,14 +110,14 @@ def print_tables(tables: Sequence[dict[str, Any]], file: TextIO | None = None) -
 
 def show_tables(tables: Sequence[dict[str, Any]], json_file: Path | None) -> None:
     """Print result tables as text and write them to the file of --json as well. Where --json names no file, the JSON is
-    printed in place of the text.
+    printed in place of the text. The file comes first, so that it is there where standard output cannot be written.
     """
     if json_file == STANDARD_OUTPUT:
         print(json.dumps({TABLES: list(tables)}, indent=1), flush=True)
         return
-    print_tables(tables)
     if json_file is not None and rank_said() == 0:
         write_tables(json_file, tables)
+    print_tables(tables)
 
 
 def write_tables(path: Path, tables: Sequence[dict[str, Any]]) -> None:

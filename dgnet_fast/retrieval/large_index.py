@@ -35,7 +35,7 @@ neighbours with 64 vectors a centroid, and 95 % with 200. faiss wants at least 3
 MOST_LISTS = 16_384
 QUERIES, NEIGHBOURS = 100, 10
 """Vectors drawn as queries for the measured recall, and how many neighbours of each count."""
-PROBES = (4, 8, 16, 32, 64, 128, 256, 512)
+PROBES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 WANTED = 0.98
 """Recall at which no more lists are probed."""
 

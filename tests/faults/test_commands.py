@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -233,68 +231,6 @@ def test_6_two_additions_to_an_index(stopped, tmp_path, capsys):
     with locked(tmp_path / "index"):
         given = [*common, "--gallery", tmp_path / "index", "--add", *pictures[2:]]
         assert "is in use by process" in fails(capsys, search.main, given)
-
-
-def test_q_what_reads_the_output_may_end(tmp_path):
-    for module in ("dgnet_fast.doctor", "dgnet_fast.validate --data synthetic", "dgnet_fast --help"):
-        command = f"{sys.executable} -m {module} 2>{tmp_path}/err | true"
-        subprocess.run(["bash", "-c", command], check=False, cwd=os.getcwd())
-        assert (tmp_path / "err").read_text() == ""
-
-
-NO_ROOM = "it: standard output: No space left on device (nothing that was there before is lost)\n"
-BODIES = {
-    "prints": "lambda: print('1 ± 2')",
-    "prints much": "lambda: print('x' * 100_000)",
-    "shows its help": "lambda: Parser(prog='it', add_help=False, usage='1 ± 2').print_help()",
-    "ends as --help does": "lambda: Parser(prog='it', usage='1 ± 2').parse_args(['--help'])",
-    "fails": "lambda: open('/nowhere')",
-    "has a wrong option": "lambda: Parser(prog='it').parse_args(['--x'])",
-    "logs": "lambda: (Parser(prog='it').parse_args([]), logging.getLogger('dgnet_fast').warning('a line'), print('1 ± 2'))[0] and 0",
-}
-
-
-def ended(body, where, encoding="utf-8", unbuffered=""):
-    """(status, output, errors) of a command whose streams go where the shell says."""
-    code = "import logging, sys; from dgnet_fast.cli.parser import Parser, run_command; "
-    code += f"sys.exit(run_command({BODIES[body]}, 'it'))"
-    done = subprocess.run(
-        f'{sys.executable} -c "{code}" {where}',
-        shell=True,
-        executable="/bin/bash",
-        capture_output=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": unbuffered},
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.mark.parametrize(
-    "body, where, encoding, status, out, err",
-    [
-        ("prints", "", "ascii", 0, "1 \\xb1 2\n", ""),
-        ("prints", "", "utf-8", 0, "1 ± 2\n", ""),
-        ("prints", ">&-", "utf-8", 0, "", ""),
-        ("prints", ">/dev/full", "utf-8", 1, "", NO_ROOM),
-        ("prints much", ">/dev/full", "utf-8", 1, "", NO_ROOM),
-        ("ends as --help does", ">/dev/full", "utf-8", 1, "", NO_ROOM),
-        ("fails", ">/dev/full", "utf-8", 1, "", "it: /nowhere: No such file or directory\n"),
-        ("fails", "2>/dev/full", "utf-8", 1, "", ""),
-        ("fails", "2>&-", "utf-8", 1, "", ""),
-        ("has a wrong option", "2>/dev/full", "utf-8", 2, "", ""),
-        ("logs", "2>/dev/full", "utf-8", 0, "1 ± 2\n", ""),
-        ("logs", "2>&-", "utf-8", 0, "1 ± 2\n", ""),
-    ],
-)
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_q_wherever_the_output_goes(body, where, encoding, status, out, err, unbuffered):
-    assert ended(body, where, encoding, unbuffered) == (status, out, err)
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("body", ["prints much", "shows its help", "ends as --help does"])
-def test_q_a_reader_that_went_away_is_no_error(body, unbuffered):
-    assert ended(body, "| true; exit ${PIPESTATUS[0]}", unbuffered=unbuffered)[::2] in ((141, ""), (0, ""))
 
 
 # 9: a set that is continued with another batch

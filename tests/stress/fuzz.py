@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -28,10 +30,18 @@ from dgnet_fast.report.page import write_report
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.index import PictureIndex
 from dgnet_fast.translation.sets import read_translated
-from tests.stress.harness import HANG, Budget, Section, hostile, preload, run, with_modules
+from tests.stress.harness import HANG, RAN, Budget, Section, hostile, preload, run, with_modules
 from tests.stress.jobs import JOBS, OPTIONS, Ground
 from tests.stress.text_cases import ODD, command_case, picture_case, yaml_case
 from tests.tiny import arguments
+
+
+class Code:
+    """An object that runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(RAN),)
+
 
 BATCH = 25
 """Cases in one process; if it ends badly, each of them is run alone to find which one it was."""
@@ -63,7 +73,7 @@ def _mutated(value: Any, rng: random.Random, depth: int = 0) -> Any:
             lambda: torch.zeros(1).expand(value.shape or (2,)), lambda: torch.empty(10**12, device="meta"), lambda: "text",
         )  # fmt: skip
         return rng.choice(kinds)()
-    return rng.choice([v for v in ODD if v != 10**400])
+    return rng.choice([Code(), *(v for v in ODD if v != 10**400)])
 
 
 def checkpoint_case(rng: random.Random, ground: Ground, folder: Path) -> Callable[[], Any]:
@@ -99,7 +109,7 @@ def checkpoint_case(rng: random.Random, ground: Ground, folder: Path) -> Callabl
                 data = data[: rng.randrange(len(data) + 1)]
             elif data:
                 data[at : at + rng.randrange(1, 9)] = rng.randbytes(rng.randrange(9))
-        path.write_bytes(data)
+        path.write_bytes(pickle.dumps(Code()) if rng.random() < 0.1 else data)
     (folder / "config.yaml").write_bytes((ground.given / "run" / "config.yaml").read_bytes())
     return lambda: Extractor(path, device="cpu")
 
@@ -301,6 +311,9 @@ def hostile_input(
                 hostile_memory=True,
             )
             section = sections[kind]
+            if RAN.exists():
+                RAN.rmdir()
+                section.count(f"{kind}, one of the seeds {seeds}: code was run")
             if result.status == 0 and hostile(result) is None:
                 section.cases += count
                 section.notes["refused"] = section.notes.get("refused", 0) + result.text.count("refused\n")

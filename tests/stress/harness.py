@@ -7,6 +7,7 @@ memory or of disk. This process itself never runs a backward pass, because PyTor
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import os
 import resource
@@ -22,19 +23,24 @@ from typing import Any
 
 HANG = 10.0
 """Seconds after which a case of hostile input counts as hanging."""
+RAN = Path(tempfile.gettempdir()) / f"dgnet-stress-ran-{os.getpid()}"
+"""The folder that code in hostile input makes, if any of it runs."""
+LONGEST_GAP = 0.05
+"""Seconds by which the clock of `wait` goes on at most from one look at a process to the next."""
 BEYOND = 2**30
 """Bytes beyond what this process has, after which a case of hostile input counts as taking too much memory."""
 
 
 @dataclass
 class Result:
-    """What became of a case: its exit status (negative: a signal), what it printed, its seconds and the bytes it took
-    beyond its parent.
+    """What became of a case: its exit status (negative: a signal), what it printed, its seconds on the clock of `wait`, those
+    of the processor, and the bytes it took beyond its parent.
     """
 
     status: int
     text: str
     seconds: float
+    computed: float
     beyond: int
 
     @property
@@ -80,11 +86,15 @@ def _pages(place: int) -> int:
 
 
 def start(
-    body: Callable[[], Any], *, output: Path, file_limit: int | None = None, hostile_memory: bool = False
+    body: Callable[[], Any],
+    *,
+    output: Path | int,
+    file_limit: int | None = None,
+    hostile_memory: bool = False,
 ) -> int:
     """Run ``body`` in a fork; returns the process. Its exit status is what ``body`` returns, or 70 with a traceback in
-    ``output``. With ``hostile_memory`` it is refused more than four times `BEYOND`, so that a case that asks for all
-    memory harms nobody.
+    ``output``, a file or the end of a pipe. With ``hostile_memory`` it is refused more than four times `BEYOND`, so that a
+    case that asks for all memory harms nobody.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -93,7 +103,9 @@ def start(
         return process
     status = 70
     try:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        if isinstance(output, Path):
+            output = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = output
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - not pytest's
@@ -114,23 +126,47 @@ def start(
     raise AssertionError
 
 
-def wait(process: int, output: Path, *, timeout: float, kill_after: float | None = None) -> Result:
-    """Wait for a process of `start`; kill it at ``timeout``, or on purpose at ``kill_after`` seconds."""
-    begin = time.monotonic()
-    end = begin + (timeout if kill_after is None else kill_after)
+def wait(process: int, output: Path | int, *, timeout: float, kill_after: float | None = None) -> Result:
+    """Wait for a process of `start`; kill it at ``timeout`` seconds, or on purpose when it has computed for ``kill_after``.
+    ``output`` is the file, or the other end of the pipe.
+
+    The seconds of ``timeout`` are those of a clock that hardly goes on while other programs keep this one from its core: it
+    looks 500 times a second, and a gap counts as `LONGEST_GAP` at most.
+    """
+    seconds, last = 0.0, time.monotonic()
     while True:
         found, state, usage = os.wait4(process, os.WNOHANG)
         if found:
             break
-        if time.monotonic() >= end:
+        if seconds >= timeout or (kill_after is not None and _computed(process) >= kill_after):
             os.kill(process, signal.SIGKILL)
             found, state, usage = os.wait4(process, 0)
             break
         time.sleep(0.002)
+        now = time.monotonic()
+        seconds, last = seconds + min(now - last, LONGEST_GAP), now
     status = -os.WTERMSIG(state) if os.WIFSIGNALED(state) else os.WEXITSTATUS(state)
-    text = output.read_text(errors="replace") if output.exists() else ""
+    if isinstance(output, int):
+        text = _waiting_in(output)
+    else:
+        text = output.read_text(errors="replace") if output.exists() else ""
     beyond = usage.ru_maxrss * 1024 - _pages(1)
-    return Result(status, text, time.monotonic() - begin, max(0, beyond))
+    return Result(status, text, seconds, usage.ru_utime + usage.ru_stime, max(0, beyond))
+
+
+def _computed(process: int) -> float:
+    """Seconds of the processor that a process of this machine has taken."""
+    return time.clock_gettime(~process << 3 | 2)  # clock_getcpuclockid(3)
+
+
+def _waiting_in(pipe: int) -> str:
+    """What a process that has ended left in a pipe."""
+    os.set_blocking(pipe, False)
+    parts = []
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(pipe, 2**16):
+            parts.append(part)
+    return b"".join(parts).decode(errors="replace")
 
 
 def run(
@@ -141,10 +177,19 @@ def run(
     file_limit: int | None = None,
     hostile_memory: bool = False,
 ) -> Result:
-    """`start` and `wait`."""
+    """`start` and `wait`. With a ``file_limit`` the output goes into a pipe, for which no such limit holds."""
+    if file_limit is not None:
+        ours, theirs = os.pipe()
+        try:
+            fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 2**20)  # nobody reads it before the end
+            process = start(body, output=theirs, file_limit=file_limit, hostile_memory=hostile_memory)
+            return wait(process, ours, timeout=timeout, kill_after=kill_after)
+        finally:
+            os.close(ours)
+            os.close(theirs)
     with tempfile.NamedTemporaryFile(prefix="stress-") as file:
         output = Path(file.name)
-        process = start(body, output=output, file_limit=file_limit, hostile_memory=hostile_memory)
+        process = start(body, output=output, hostile_memory=hostile_memory)
         return wait(process, output, timeout=timeout, kill_after=kill_after)
 
 
@@ -180,12 +225,11 @@ class Budget:
         return cases < self.least or (cases < self.most and time.monotonic() < self.until)
 
 
-def killed_before(
-    change: int | None, folder: Path, body: Callable[[], Any], counted: Path | None = None
+def before_changes(
+    folder: Path, body: Callable[[], Any], disturb: Callable[[int], None]
 ) -> Callable[[], Any]:
-    """``body`` with SIGKILL immediately before the ``change``-th change of files below ``folder`` (from 0): a file
-    opened for writing, renamed, linked, removed, or a folder made or removed. With None it is not killed, and the number
-    of changes goes to the file ``counted``.
+    """``body`` with ``disturb(k)`` immediately before the ``k``-th change of files below ``folder`` (from 0): a file
+    opened for writing, renamed, linked, removed, or a folder made or removed.
     """
     changing = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
@@ -204,15 +248,11 @@ def killed_before(
                 return
             if not isinstance(path, (str, bytes)) or not os.fsdecode(path).startswith(str(folder)):
                 return
-            if seen == change:
-                os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
+            disturb(seen - 1)
 
         sys.addaudithook(look)
-        status = body()
-        if counted is not None:
-            counted.write_text(str(seen))
-        return status
+        return body()
 
     return watched
 

@@ -174,7 +174,7 @@ def _made(place: Place) -> Any:
 
 
 def _search(place: Place) -> int:
-    index, common = place.job / "index", ["-q", "--checkpoint", str(place.given / "run")]
+    index, common = place.job / "index", ["-q", str(place.given / "run")]
     pictures = sorted((place.given / "people").iterdir())
     if not (index / "index.json").is_file():
         status = search.main([*common, "--gallery", *map(str, pictures[:3]), "--save", str(index)])
@@ -208,7 +208,7 @@ def _converted(place: Place) -> Any:
 
 
 def _extract(place: Place) -> int:
-    words = [place.given / "people", "--checkpoint", place.given / "run", "--out", place.job / "f.npz"]
+    words = [place.given / "run", place.given / "people", "--out", place.job / "f.npz"]
     return extract.main(["-q", "--overwrite", *map(str, words)])
 
 
@@ -300,8 +300,8 @@ class Ground:
 
     @cache  # noqa: B019 - a ground lives as long as its campaign
     def wanted(self, job: Job) -> tuple[str, float]:
-        """What the undisturbed job leaves, as text, and the seconds that it takes with empty curves when its modules are
-        imported.
+        """What the undisturbed job leaves, as text, and the seconds of the processor that it takes with empty curves when its
+        modules are imported.
         """
         from tests.stress.harness import preload, run, with_modules
 
@@ -312,7 +312,7 @@ class Ground:
             done = run(with_modules(names, lambda: body(place)))
             assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
             preload(names)
-            return place, done.seconds
+            return place, done.computed
 
         whole(job.run)
         place, seconds = whole(job.quick)

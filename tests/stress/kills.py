@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
+import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.stress.harness import Budget, Section, killed_before, run, start, wait
+from tests.stress.harness import Budget, Section, before_changes, run, start, wait
 from tests.stress.jobs import JOBS, Ground, Job, Place, outcome_of
 
 
@@ -65,9 +67,12 @@ def state_of(folder: Path) -> str:
 
 
 def every_change(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:
-    """Kill each job before its first, second, ... change of files. What was left is recovered once where several kills
-    left the same, as those between which only a name that was there already was made. Where the time is short, changes
-    are left out. The notes say how many were tried, of how many, and how many states they left.
+    """What a kill of each job before its first, second, ... change of files leaves, and the job that goes on there.
+
+    One undisturbed job copies its folder before each of its changes: what a process has written is in its files, whether
+    it is killed or not. Every `KILLED`-th is killed for real as well. What was left is recovered once where several kills
+    leave the same, as those between which only a name that was there already was made. Where the time is short, changes are
+    left out. The notes say how many were tried, of how many, how many states they left, and how many were killed for real.
     """
     section = Section("killed before each change of files")
     for position, job in enumerate(
@@ -75,31 +80,55 @@ def every_change(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple
     ):  # training, the longest, has the time that the others leave
         left = len(jobs) - position
         share = time.monotonic() + max(0.0, budget.until - time.monotonic()) / left
-        place = ground.place()
-        changes = _changes(job, place)
+        place, copies = ground.place(), ground.root / "copies"
+        shutil.rmtree(copies, ignore_errors=True)
+        changes = _copied(job, place, copies)
         section.count(recovered(ground, job, place))  # after all of them it has nothing to do, and says so
         order = rng.sample(range(changes), changes)
-        tried, problems = 0, {}
+        tried, killed, problems = 0, 0, {}
         while order and (time.monotonic() < share or tried < budget.least / len(jobs)):
-            change, place = order.pop(), ground.place()
-            ended = run(killed_before(change, place.job, lambda place=place, job=job: job.quick(place)))
-            problem = None if ended.status == -signal.SIGKILL else f"{job.name}: change {change} did not come"
+            change, place, problem = order.pop(), ground.place(), None
+            if tried % KILLED:
+                place.job.rmdir()
+                (copies / str(change)).rename(place.job)
+            else:
+                problem = _killed(job, place, change)
+                killed += 1
             state = state_of(place.job)
             if state not in problems:
                 problems[state] = recovered(ground, job, place)
             section.count(problem or problems[state])
             tried += 1
-        section.notes[f"{job.name}: {len(problems)} states of {changes} changes, tried"] = tried
+        name = f"{job.name}: {len(problems)} states of {changes} changes, {killed} killed for real, tried"
+        section.notes[name] = tried
     return section
 
 
-def _changes(job: Job, place: Place) -> int:
-    """How many changes of files the undisturbed job makes."""
-    with tempfile.NamedTemporaryFile(prefix="changes-") as file:
-        counted = Path(file.name)
-        done = run(killed_before(None, place.job, lambda: job.quick(place), counted))
-        assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
-        return int(counted.read_text())
+KILLED = 8
+"""Of so many changes one is a real kill: each takes half a job on average, and a copy milliseconds."""
+
+
+def _copied(job: Job, place: Place, copies: Path) -> int:
+    """Let the undisturbed job copy its folder to ``copies``/K before each change K; returns how many there were."""
+    copies.mkdir()
+
+    def copy(change: int) -> None:
+        shutil.copytree(place.job, copies / str(change), symlinks=True)
+
+    done = run(before_changes(place.job, lambda: job.quick(place), copy))
+    assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
+    return len(list(copies.iterdir()))
+
+
+def _killed(job: Job, place: Place, change: int) -> str | None:
+    """Kill the job before one change of files; the problem is that it did not come to it."""
+
+    def kill(now: int) -> None:
+        if now == change:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ended = run(before_changes(place.job, lambda: job.quick(place), kill))
+    return None if ended.status == -signal.SIGKILL else f"{job.name}: change {change} did not come"
 
 
 def at_random(ground: Ground, budget: Budget, rng: random.Random, jobs: tuple[Job, ...] = JOBS) -> Section:

@@ -33,6 +33,7 @@ from dgnet_fast import (
 from dgnet_fast.config import load_config, option_names
 from dgnet_fast.config.unit import load_unit_config
 from dgnet_fast.data.reading import read_picture
+from tests.stress.harness import RAN
 from tests.stress.jobs import Ground
 
 ODD: tuple[Any, ...] = (
@@ -53,9 +54,10 @@ def yaml_text(rng: random.Random, ground: Ground) -> str:
         return rng.choice("[{") * rng.randrange(1, 3000) + rng.choice(("", "]", "}", "a: 1"))
     if kind == 2:
         tag = rng.choice(
-            ("!!python/object/apply:os.system", "!!binary", "!!timestamp", "!!int", "!!set", "!x", "!!omap")
+            ("!!python/object/apply:os.mkdir", "!!binary", "!!timestamp", "!!int", "!!set", "!x", "!!omap")
         )
-        return f"{rng.choice(names).split('.')[0]}: {tag} {rng.choice(('[ls]', 'x', '2001-99-99', '9' * 5000, '{a: 1}'))}"
+        value = rng.choice((json.dumps([str(RAN)]), "x", "2001-99-99", "9" * 5000, "{a: 1}"))
+        return f"{rng.choice(names).split('.')[0]}: {tag} {value}"
     if kind == 3:
         whole = (ground.given / "run" / "config.yaml").read_text()
         return whole[: rng.randrange(len(whole))]
