@@ -284,6 +284,7 @@ SMALL_UNIT: dict[str, Any] = {
     "max_iter": 1200,
     "same_start": True,
     "lr": 0.0005,
+    "muon": 40.0,
     "step_size": 800,
     "gamma": 0.3,
     "image_display_iter": 200,
