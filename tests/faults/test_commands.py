@@ -76,7 +76,7 @@ def again(stopped, tmp_path):
         (["--batch-size", 1], "batch_size is 1; allowed: 2"),
         (["--teacher", "auto", "--teacher_batch", 200], "teacher_batch is 200; allowed: at most 20"),
         (["--real-batch", 200], "real_batch is 200; allowed: at most 20"),
-        (["--baseline-batch", 200], "baseline_batch is 200; allowed: at most 20"),
+        (["--baseline", "true", "--baseline-batch", 200], "baseline_batch is 200; allowed: at most 20"),
         (["--real-batch", 3], "real_batch is 3; allowed: even numbers"),
         (["--pretrained", "nowhere.pth"], "no such weight file: .*nowhere.pth"),
         (["--pretrained", "teacher"], "pretrained is 'teacher' and there is no teacher"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -112,8 +113,14 @@ def _copied(job: Job, place: Place, copies: Path) -> int:
     """Let the undisturbed job copy its folder to ``copies``/K before each change K; returns how many there were."""
     copies.mkdir()
 
+    def copy_if_there(source: str, target: str) -> None:
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another thread of the job has renamed it since it was listed
+            shutil.copy2(source, target)
+
     def copy(change: int) -> None:
-        shutil.copytree(place.job, copies / str(change), symlinks=True)
+        shutil.copytree(place.job, copies / str(change), symlinks=True, copy_function=copy_if_there)
 
     done = run(before_changes(place.job, lambda: job.quick(place), copy))
     assert done.status == 0, f"{job.name}: {done.text[-2000:]}"
