@@ -151,9 +151,10 @@ def test_two_processes_go_on_where_one_was_killed(places, monkeypatch, tmp_path)
     with np.load(places / "one" / "features.npz") as ours, np.load(two / "features.npz") as theirs:
         for name in ("features", "paths", "fingerprint"):
             assert np.array_equal(ours[name], theirs[name])
-        assert (two / "single.npz").is_file(), ended
+        features = ours["features"]
+    assert (two / "single.npz").is_file(), ended
     with np.load(two / "single.npz") as single:
-        assert np.allclose(single["features"], ours["features"][:1], atol=1e-5)
+        assert np.allclose(single["features"], features[:1], atol=1e-5)
     assert not (two / "features.npz.parts").exists()
     assert len(same_files(places, "set")) == 9 + 2
 
