@@ -17,9 +17,9 @@ how light clothes are, which is wrong for every swap. docs/learning.md gives the
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ from dgnet_fast.training.losses import code_error, deviation_of, wide
 from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients, generator_optimiser
 from dgnet_fast.training.parts import split_streams
 from dgnet_fast.training.seeds import seed_step
+from dgnet_fast.training.weight_copies import WeightCopies
 
 FORMAT = "dgnet_fast.generator.1"
 BATCHES_OF_CODES = 16
@@ -93,7 +94,7 @@ def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
     return model.appearance_encoder.code_of(upsampled, BatchNormMode(len(pictures), "batch"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def held_constant(module: nn.Module) -> Iterator[nn.Module]:
     """Within it no parameter of the module asks for a gradient."""
     asked = {p: p.requires_grad for p in module.parameters()}
@@ -164,9 +165,13 @@ def train_generator(
         sums = GradientSums({"gen": parameters}, SENT[config.send_gradients])
 
         values = torch.zeros(3, device=device)
+        copies = None
+        if precision.dtype:
+            multiplying = nn.ModuleDict({"appearance_encoder": model.appearance_encoder} | networks)
+            copies = WeightCopies(multiplying, precision.dtype, without=model.decoder.upsample)
 
         def work(batch: Batch) -> list[str]:
-            with precision.autocast():
+            with precision.autocast(), copies.in_place() if copies else contextlib.nullcontext():
                 found = errors(model, batch, deviation)
                 total = config.recon_x_w * found.squared.sum()
                 if found.code is not None:
@@ -177,6 +182,8 @@ def train_generator(
             zeros.give("gen")
             scaler.step(optimiser)
             scaler.update()
+            if copies:
+                copies.refresh()
             named = {"squared": found.squared, "recon_x": found.absolute}
             if found.code is not None:
                 named["code"] = found.code

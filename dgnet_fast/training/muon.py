@@ -26,6 +26,8 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """Of the quintic polynomial that is applied ``ITERATIONS`` times. It brings singular values between about 0.01 and 1 close to 1
 (0.7 to 1.2); it is not exact, and need not be.
 """
+LOW_FROM = 64
+"""Shorter side of the matrices whose iteration is worth a change to bfloat16 (on a CPU with AMX, smaller ones are slower in it)."""
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -40,19 +42,23 @@ def as_matrices(x: Tensor) -> Tensor:
     return x if x.ndim == 3 else x.flatten(1).unsqueeze(0)
 
 
-def orthogonalised(x: Tensor) -> Tensor:
+def orthogonalised(x: Tensor, low: torch.dtype | None = None) -> Tensor:
     """Matrices (n, rows, columns) with their singular values moved close to 1, by the Newton-Schulz iteration, in float32 or, if
-    they have it, float64.
+    they have it, float64. ``low``, bfloat16, is taken instead for matrices whose shorter side is at least `LOW_FROM`, as the
+    method's author and ``torch.optim.Muon`` do for all; the result has the precision of ``x`` again.
     """
     a, b, c = COEFFICIENTS
     wide = x.shape[1] <= x.shape[2]
-    x = x if x.dtype == torch.float64 else x.float()
-    x = x if wide else x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    inner = x = x if x.dtype == torch.float64 else x.float()
+    inner = inner if wide else inner.mT
+    inner = inner / (inner.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if low is not None and inner.shape[1] >= LOW_FROM:
+        inner = inner.to(low)
     for _ in range(ITERATIONS):
-        square = x @ x.mT
-        x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x
-    return x if wide else x.mT
+        square = inner @ inner.mT
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        inner = torch.baddbmm(inner, polynomial, inner, beta=a)
+    return (inner if wide else inner.mT).to(x.dtype)
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
@@ -69,7 +75,8 @@ class MuonAdam(torch.optim.Optimizer):
 
     ``fused`` and ``capturable`` as in ``torch.optim.Adam``. With ``fused`` the tensors ``found_inf`` and ``grad_scale``, where
     a guard or a gradient scaler has set them, leave the update out and divide the gradients, without a wait of the host.
-    State: ``exp_avg`` of a matrix is its momentum; the others have Adam's ``step``, ``exp_avg`` and ``exp_avg_sq``.
+    ``low`` as in `orthogonalised`. State: ``exp_avg`` of a matrix is its momentum; the others have Adam's ``step``, ``exp_avg``
+    and ``exp_avg_sq``.
     """
 
     grad_scale: Tensor | None = None
@@ -85,7 +92,9 @@ class MuonAdam(torch.optim.Optimizer):
         factor: float = 30.0,
         fused: bool | None = None,
         capturable: bool = False,
+        low: torch.dtype | None = None,
     ) -> None:
+        self.low = low
         defaults = {
             "lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay, "factor": factor,
             "fused": fused, "capturable": capturable,
@@ -148,7 +157,9 @@ class MuonAdam(torch.optim.Optimizer):
         momenta = list(torch._foreach_lerp(buffers, gradients, 1 - MOMENTUM))
         ahead = torch.cat([as_matrices(t) for t in torch._foreach_lerp(gradients, momenta, MOMENTUM)])
         rows, columns = ahead.shape[1:]
-        step = orthogonalised(ahead) * (-group["factor"] * group["lr"] * max(1.0, rows / columns) ** 0.5)
+        step = orthogonalised(ahead, self.low) * (
+            -group["factor"] * group["lr"] * max(1.0, rows / columns) ** 0.5
+        )
         if self.found_inf is not None:  # a bad gradient leaves neither momentum nor weight
             bad = self.found_inf > 0
             momenta = [torch.where(bad, old, new) for old, new in zip(buffers, momenta, strict=True)]

@@ -39,12 +39,16 @@ def sgd_for_encoder(
 def generator_optimiser(
     parameters: Sequence[nn.Parameter], config: Config | UnitConfig, lr: float, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Adam for what makes pictures, or with ``muon`` above 0 `MuonAdam`. ``fused`` takes PyTorch's fused kernels."""
-    betas, decay, on_device = (config.beta1, config.beta2), config.weight_decay, {}
+    """Adam for what makes pictures, or with ``muon`` above 0 `MuonAdam`, in bfloat16 inside where the step is. ``fused`` takes
+    PyTorch's fused kernels.
+    """
+    device, on_device = parameters[0].device, {}
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
     if fused:
-        on_device = {"fused": True, "capturable": parameters[0].device.type == "cuda"}
+        on_device = {"fused": True, "capturable": device.type == "cuda"}
     if config.muon:
-        return MuonAdam(parameters, lr, betas, weight_decay=decay, factor=config.muon, **on_device)
+        low = torch.bfloat16 if resolve_amp(config, device) == torch.bfloat16 else None
+        return MuonAdam(parameters, lr, betas, weight_decay=decay, factor=config.muon, low=low, **on_device)
     return torch.optim.Adam(parameters, lr, betas, weight_decay=decay, **on_device)
 
 

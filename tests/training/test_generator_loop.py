@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 
@@ -141,6 +142,30 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
     assert train.main(words(tmp_path / "run", **OPTIONS)) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[-1].endswith("squared is nan at step 1 of E_s and G alone; lower --generator-lr (now 0.001)")
+
+
+def test_copies_of_weights_give_the_numbers_of_autocast(tmp_path, monkeypatch):
+    class Autocast:
+        """No copies: each layer's weight is cast where it is taken."""
+
+        def __init__(self, *args, **options):
+            pass
+
+        def in_place(self):
+            return contextlib.nullcontext()
+
+        def refresh(self):
+            pass
+
+    found = []
+    for name in ("copies", "autocast"):
+        if name == "autocast":
+            monkeypatch.setattr(generator_loop, "WeightCopies", Autocast)
+        assert train.main([*words(tmp_path / name, **OPTIONS, amp="bf16"), "--max-steps", "1"]) == 0
+        found.append(load_file(tmp_path / name / "generator.pt"))
+    for network in generator_loop.TRAINED:
+        for key, value in found[0][network].items():
+            torch.testing.assert_close(value, found[1][network][key], msg=f"{network} {key}")
 
 
 def test_another_networks_file_is_refused(whole, tmp_path):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dgnet_fast.checkpoints.schema import check_optimiser
+from dgnet_fast.config import Config
 from dgnet_fast.training.muon import MuonAdam, as_matrices, orthogonalised
+from dgnet_fast.training.optim import generator_optimiser
 
 SHAPES = ((16, 8, 3, 3), (16, 8, 3, 3), (4, 32, 1, 1), (3, 6, 5), (16,), (2, 3))
 
@@ -41,6 +43,23 @@ def test_singular_values_come_close_to_one(shape):
     assert found.max() < 1.25
     if shape[1] != shape[2]:  # a square random matrix has singular values near 0, which rise more slowly
         assert found.min() > 0.6
+
+
+def test_bfloat16_inside_changes_little_and_small_matrices_not_at_all():
+    x = torch.randn(2, 64, 160, generator=torch.Generator().manual_seed(0))
+    exact, low = orthogonalised(x), orthogonalised(x, torch.bfloat16)
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, exact)
+    torch.testing.assert_close(low, exact, atol=0.02, rtol=0.0)
+    assert torch.equal(orthogonalised(x[:, :32], torch.bfloat16), orthogonalised(x[:, :32]))
+
+
+@pytest.mark.parametrize(("amp", "low"), [("off", None), ("bf16", torch.bfloat16), ("fp16", None)])
+def test_it_is_in_bfloat16_inside_where_the_step_is(amp, low):
+    config = Config(muon=30.0, amp=amp)
+    optimiser = generator_optimiser(parameters(), config, 0.01, fused=False)
+    assert isinstance(optimiser, MuonAdam)
+    assert optimiser.low == low
 
 
 def test_matrices_move_as_with_pytorchs_muon():
