@@ -120,6 +120,7 @@ def cell(values: list[float]) -> str:
 
 def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
     """The table over the finished seeds, with a note that compares DG-Net with the baseline in words."""
+    from dgnet_fast.data.datasets import dataset_of
     from dgnet_fast.training.results import BASELINE, real_pictures
 
     rows = []
@@ -132,7 +133,7 @@ def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[
         f"{config.max_iter} more; the baseline trained as long has {config.teacher_steps + config.max_iter} steps of its own schedule",
     ]
     if BASELINE in seeds[0]:
-        notes.append(real_pictures(config))
+        notes.append(real_pictures(config, len(dataset_of(config).train)))
     last = list(seeds[0])[-1]
     if BASELINE in seeds[0] and len(seeds) > 1:
         gains = [one[last][1] - one[BASELINE][1] for one in seeds]

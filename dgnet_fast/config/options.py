@@ -154,7 +154,10 @@ class Config:
         "DG-Net; false saves this time",
     )
     baseline_batch: int = option(
-        0, "its batch size, for each process; 0: the real pictures of a joint step", low=0, high=65536
+        0,
+        "its batch size, for each process; 0: with it the baseline sees as many real pictures in all as E_a and its teacher",
+        low=0,
+        high=65536,
     )
     generator_steps: int = option(
         0, "length of a first phase that trains E_s and G alone", low=0, unit="steps"

@@ -19,11 +19,28 @@ def joint_pictures(config: Config) -> int:
     return 4 * config.batch_size + config.real_batch
 
 
-def baseline_batch(config: Config) -> int:
-    """The batch size of the baseline that is trained as long: as the option says or, where it leaves it open, as large as
-    what E_a learns from in a joint step.
+def teacher_steps(config: Config) -> int:
+    """Steps that E_a's teacher had, from whose weights or labels it learns; 0 where there is none."""
+    return config.teacher_steps if config.teacher else 0
+
+
+def baseline_steps(config: Config) -> int:
+    """Steps of the baseline that is trained as long: those of E_a in the whole run, its teacher's included."""
+    return config.max_iter + teacher_steps(config)
+
+
+def encoder_pictures(config: Config) -> int:
+    """How many real pictures E_a learns from in the whole run of one process, those of its teacher included."""
+    return config.max_iter * joint_pictures(config) + teacher_steps(config) * config.teacher_batch
+
+
+def baseline_batch(config: Config, count: int) -> int:
+    """The batch size of the baseline that is trained as long: as the option says or, where it leaves it open, the even number
+    with which it sees as many real pictures in all as E_a; at most what the ``count`` training pictures of the data set give.
     """
-    return config.baseline_batch or joint_pictures(config)
+    mean = encoder_pictures(config) / baseline_steps(config)
+    wanted = config.baseline_batch or max(2, 2 * round(mean / 2))
+    return min(wanted, 2 * (count // processes.size()))
 
 
 def check_training(config: Config, dataset: ReidDataset, *, teacher_only: bool = False) -> None:

@@ -28,7 +28,13 @@ from dgnet_fast.retrieval.scoring import (
     score_sets,
 )
 from dgnet_fast.retrieval.tables import camera_table, retrieval_table, verdict
-from dgnet_fast.training.checks import baseline_batch, joint_pictures
+from dgnet_fast.training.checks import (
+    baseline_batch,
+    baseline_steps,
+    encoder_pictures,
+    joint_pictures,
+    teacher_steps,
+)
 
 BASELINE = "baseline, trained as long"
 """Name of the row of the baseline that has as many training steps as DG-Net, which a fair comparison needs."""
@@ -55,10 +61,24 @@ def named_teachers(teachers: list[AppearanceEncoder]) -> dict[str, AppearanceEnc
     return {f"teacher {k + 1}": teacher for k, teacher in enumerate(teachers)}
 
 
-def real_pictures(config: Config) -> str:
-    """How many real pictures E_a learns from in a step, and the baseline: a comparison by steps leaves it open."""
-    ours, baseline = joint_pictures(config), baseline_batch(config)
-    return f"in a joint step E_a learns from {ours} real pictures, in a step of the baseline from {baseline}"
+def real_pictures(config: Config, count: int) -> str:
+    """How many real pictures E_a and the baseline learn from, of ``count`` training pictures: a comparison by steps leaves it
+    open.
+    """
+    steps, batch = baseline_steps(config), baseline_batch(config, count)
+    parts = [
+        f"{count} steps of {size}{of}"
+        for count, size, of in (
+            (teacher_steps(config), config.teacher_batch, " as its teacher"),
+            (config.max_iter, joint_pictures(config), ""),
+        )
+        if count
+    ]
+    where = " in each process" if processes.size() > 1 else ""
+    return (
+        f"real pictures{where}: E_a learns from {encoder_pictures(config)} ({', '.join(parts)}), "
+        f"the baseline from {steps * batch} ({steps} steps of {batch})"
+    )
 
 
 def final_tables(
@@ -78,7 +98,7 @@ def final_tables(
     rivals = [name for name in scores if name != OURS]
     rival = next((name for name in rivals if name.startswith(BASELINE)), rivals[-1])
     if rival.startswith(BASELINE):
-        retrieval["notes"].append(real_pictures(config))
+        retrieval["notes"].append(real_pictures(config, len(dataset.train)))
     retrieval["verdict"] = verdict(dataset, OURS, scores[OURS], rival, scores[rival])
     tables = [retrieval]
     if config.data == "synthetic" and processes.is_first():

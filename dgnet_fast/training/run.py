@@ -59,7 +59,7 @@ from dgnet_fast.report.progress import progress
 from dgnet_fast.report.tables import TABLES
 from dgnet_fast.report.trackers import check_trackers, trackers_of
 from dgnet_fast.training.average import WeightAverage
-from dgnet_fast.training.checks import baseline_batch, check_training
+from dgnet_fast.training.checks import baseline_batch, baseline_steps, check_training
 from dgnet_fast.training.folder import begin_folder, say_steps
 from dgnet_fast.training.generator_loop import train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
@@ -237,11 +237,6 @@ class Run:
         found = load_teachers(config.replace(teacher=name), self.dataset.class_names)
         return [t.to(self.device) for t in found]
 
-    @property
-    def baseline_steps(self) -> int:
-        """As many as E_a has in the whole run, those of its teacher included."""
-        return self.config.max_iter + (self.config.teacher_steps if self.config.teacher else 0)
-
     def announce(self, first: int, last: int) -> None:
         """Say what is trained one after the other, since the remaining time that is shown is that of one of them."""
         config = self.config
@@ -249,7 +244,7 @@ class Run:
             ("the teacher", config.teacher_steps, config.teacher == "auto" and not (self.folder / TEACHER).is_file()),
             ("E_s and G alone", config.generator_steps, first == 0),
             ("all networks together", last - first, True),
-            ("the baseline", self.baseline_steps, config.baseline and last == config.max_iter),
+            ("the baseline", baseline_steps(config), config.baseline and last == config.max_iter),
         ]  # fmt: skip
         steps = [f"{name} for {count} steps" for name, count, due in parts if due and count]
         logger.info(f"to be trained: {', then '.join(steps)}")
@@ -264,7 +259,7 @@ class Run:
         updates as E_a had, from the first step of its teacher to the last step of DG-Net. It has the schedule of a
         teacher of that length. It is trained only once for each run folder.
         """
-        config, steps = self.config, self.baseline_steps
+        config, steps = self.config, baseline_steps(self.config)
         own = self.folder / "baseline.pt"
         if processes.agreed(own.is_file()):
             (found,) = load_teachers(config.replace(teacher=str(own)), self.dataset.class_names)
@@ -275,8 +270,7 @@ class Run:
         begin = time.perf_counter()
         with stop.at_once():
             pictures = self.training_pictures()
-        # a smaller data set gives all that it has
-        batch = min(baseline_batch(config), 2 * (len(pictures) // processes.size()))
+        batch = baseline_batch(config, len(pictures))
         network = self.train_baseline("baseline", pictures, stop, steps=steps, batch=batch)
         logger.info(f"the baseline took {format_duration(time.perf_counter() - begin)}")
         return network, steps

@@ -58,13 +58,11 @@ def test_the_rate_of_the_teacher():
 
 @pytest.mark.parametrize(
     ("batch_size", "option", "pictures"),
-    [(3, 0, 4 * 3 + 4), (3, 6, 6), (20, 0, 2 * 20)],  # the last: all that 20 pictures give
+    [(3, 0, 10), (3, 6, 6), (20, 0, 2 * 20)],  # the last: all that 20 pictures give
 )
-def test_the_baseline_sees_as_many_real_pictures_as_a_joint_step(
-    tmp_path, monkeypatch, batch_size, option, pictures
-):
-    sizes = {"batch_size": batch_size, "real_batch": 4, "baseline_batch": option}
-    config = tiny_config(**DATA | sizes, ID_class=0, teacher="auto", teacher_steps=5)
+def test_the_baseline_sees_as_many_real_pictures_as_e_a(tmp_path, monkeypatch, batch_size, option, pictures):
+    sizes = {"batch_size": batch_size, "real_batch": 4, "teacher_batch": 4, "baseline_batch": option}
+    config = tiny_config(**DATA | sizes | {"max_iter": 5}, ID_class=0, teacher="auto", teacher_steps=5)
     seen = {}
     monkeypatch.setattr(Run, "train_baseline", lambda self, name, *_, **options: seen.update(options))
     with StopSignal() as stop:

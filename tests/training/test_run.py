@@ -142,9 +142,9 @@ def test_the_baseline_is_trained_as_long_as_the_whole_run(whole):
     records = read_metrics(whole / "baseline" / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, STEPS + 5))
     assert (whole / "baseline.pt").is_file() and not (whole / "baseline" / "state.pt").exists()
-    # 16 real pictures: 3 and their positives in either stream, and 4 further ones
+    # 16 real pictures in a joint step: 3 and their positives in either stream, and 4 further ones
     assert (
-        "E_a learns from 16 real pictures, in a step of the baseline from 16"
+        "real pictures: E_a learns from 112 (4 steps of 4 as its teacher, 6 steps of 16), the baseline from 120 (10 steps of 12)"
         in (whole / "results.json").read_text()
     )
 
