@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from dgnet_fast.config.choices import TRACKERS
+from dgnet_fast.config.combinations import check_combinations
 from dgnet_fast.config.fields import ConfigError, check_value, coerce, option
 from dgnet_fast.config.networks import DiscriminatorConfig, GeneratorConfig
 from dgnet_fast.config.reid import ReidConfig
@@ -33,8 +33,6 @@ DATASETS = (
     *DRAWN, "market1501", "folder", "csv",
     "dukemtmc-reid", "msmt17", "cuhk03-np-labelled", "cuhk03-np-detected", "veri776",
 )  # fmt: skip
-MOST_DRAWN = 4_000_000
-"""Synthetic pictures of a data set; a list of their names takes 0.4 GB."""
 SEVERAL = "+"
 """The sign between the names of several data sets."""
 
@@ -241,6 +239,10 @@ class Config:
         low=1,
         high=65536,
     )
+    bn_together: bool = option(
+        False,
+        "BatchNorm of E_a, and of teachers in a joint step, over all pictures of a pass; false: over each stream's, as in the paper",
+    )
     sync_bn: bool = option(
         False, "several processes: BatchNorm statistics over the batches of all of them, and not of each"
     )
@@ -314,57 +316,7 @@ class Config:
         """Check every option and the combinations of options; returns self. Raises ConfigError."""
         for name, spec, owner in walk(self):
             check_value(name, getattr(owner, spec.name), spec)
-        if unknown := [one for one in self.track.split(",") if one not in ("", *TRACKERS)]:
-            raise ConfigError(f"track is {unknown[0]!r}; allowed: {', '.join(TRACKERS)}, separated by commas")
-        if self.reid.triplet_w and self.reid.views < 2:
-            raise ConfigError(
-                f"reid.triplet_w is {self.reid.triplet_w} with reid.views {self.reid.views}; the triplet loss needs at least 2 views"
-            )
-        if self.gray_jitter and self.single == "edge":
-            raise ConfigError(f"gray_jitter is {self.gray_jitter}; with single edge allowed: 0")
-        if self.compile and (self.single == "edge" or self.checkpoint_activations or self.dis.norm == "bn"):
-            raise ConfigError(
-                "compile is True; allowed: single gray, checkpoint_activations False, dis.norm not bn"
-            )
-        if self.sync_bn and self.compile:
-            raise ConfigError("sync_bn is True; with compile allowed: False")
-        for name, default in (("sync_bn", False), ("bn_parts", 1)):
-            if self.dis.norm == "bn" and getattr(self, name) != default:
-                raise ConfigError(f"{name} is {getattr(self, name)}; with dis.norm bn allowed: {default}")
-        if self.real_batch % 2:
-            raise ConfigError(
-                f"real_batch is {self.real_batch}; allowed: even numbers, since half of it goes to each stream"
-            )
-        for name in ("batch_size", "teacher_batch", "baseline_batch", "real_batch"):
-            if getattr(self, name) % self.bn_parts:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; with bn_parts {self.bn_parts} it must be a multiple of {self.bn_parts}"
-                )
-        if self.gen.id_dim != 32 * self.ID_width:
-            raise ConfigError(
-                f"gen.id_dim is {self.gen.id_dim}, but E_a's last stage has 32 * ID_width = {32 * self.ID_width} channels"
-            )
-        if len(self.ID_blocks) != 4 or min(self.ID_blocks) < 1 or max(self.ID_blocks) > 128:
-            raise ConfigError(f"ID_blocks is {shown(self.ID_blocks)}; allowed: four numbers from 1 to 128")
-        drawn = (self.synthetic_ids + self.synthetic_test_ids) * self.synthetic_views
-        if drawn > MOST_DRAWN:
-            raise ConfigError(
-                f"synthetic_views is {self.synthetic_views} for {self.synthetic_ids} + {self.synthetic_test_ids} identities, "
-                f"which makes {drawn} pictures; allowed: at most {MOST_DRAWN}"
-            )
-        multiple = 2**self.gen.n_downsample
-        for name in ("crop_image_height", "crop_image_width"):
-            if getattr(self, name) % multiple:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; with gen.n_downsample {self.gen.n_downsample} it must be a multiple of {multiple}"
-                )
-        smallest = min(self.crop_image_height, self.crop_image_width) // multiple
-        if self.gen.pad_type == "reflect" and smallest <= 9:
-            raise ConfigError(
-                f"pictures of {self.crop_image_height}x{self.crop_image_width} leave a structure code {smallest} wide; "
-                "E_s pads it by 9 with reflection, so it must be at least 10: take larger pictures, a smaller "
-                "gen.n_downsample or another gen.pad_type"
-            )
+        check_combinations(self)
         return self
 
     def to_dict(self) -> dict[str, Any]:

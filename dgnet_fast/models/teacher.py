@@ -23,6 +23,7 @@ def teacher_labels(
     ids: int,
     style: int,
     batch_statistics: bool,
+    together: bool = False,
 ) -> Tensor:
     """Soft labels (S, B, ids) of generated pictures (S, B, 3, H, W); S streams are separate batches to
     BatchNorm.
@@ -31,7 +32,7 @@ def teacher_labels(
     renormalised; 1: the argmax of that as one-hot; 2: one-hot of the appearance id; 3: uniform; 4: style 0
     masked to the appearance and structure ids and renormalised. ``appearance_ids`` and ``structure_ids`` are
     (S, B). With ``batch_statistics`` (``train_bn``) the teacher's BatchNorms use each batch's statistics, in
-    the order picture, mirror image, stream after stream.
+    the order picture, mirror image, stream after stream; ``together`` (``bn_together``): of all pictures at once.
     """
     streams, batch = pictures.shape[:2]
     dtype = pictures.dtype if pictures.dtype == torch.float64 else torch.float32
@@ -44,7 +45,8 @@ def teacher_labels(
             f"teacher_style {style} needs a teacher and none was given; styles 2 and 3 need none"
         )
     both = torch.stack([pictures, pictures.flip(-1)], dim=1).flatten(0, 2)  # stream, mirror, sample
-    mode = BatchNormMode(2 * streams, "update") if batch_statistics else BatchNormMode()
+    groups = 1 if together else 2 * streams
+    mode = BatchNormMode(groups, "update") if batch_statistics else BatchNormMode()
     label = torch.zeros(streams, batch, ids, dtype=dtype, device=pictures.device)
     for teacher in teachers:
         logits = teacher(both, mode).logits[0].to(dtype)

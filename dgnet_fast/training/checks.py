@@ -38,8 +38,8 @@ def baseline_batch(config: Config, count: int) -> int:
     """The batch size of the baseline that is trained as long: as the option says or, where it leaves it open, the even number
     with which it sees as many real pictures in all as E_a; at most what the ``count`` training pictures of the data set give.
     """
-    mean = encoder_pictures(config) / baseline_steps(config)
-    wanted = config.baseline_batch or max(2, 2 * round(mean / 2))
+    mean, unit = encoder_pictures(config) / baseline_steps(config), 2 * config.bn_parts
+    wanted = config.baseline_batch or max(unit, unit * round(mean / unit))
     return min(wanted, 2 * (count // processes.size()))
 
 

@@ -42,7 +42,7 @@ from dgnet_fast.training.graphs import LoopSteps
 from dgnet_fast.training.loop import StopSignal
 from dgnet_fast.training.losses import code_error, deviation_of, wide
 from dgnet_fast.training.optim import SENT, Precision, Rates, ZeroGradients, generator_optimiser
-from dgnet_fast.training.parts import split_streams
+from dgnet_fast.training.parts import batch_norm_groups, split_streams
 from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
 
@@ -89,9 +89,12 @@ def errors(model: DGNet, batch: Batch, deviation: Tensor | None = None) -> Error
 
 
 def appearance_codes(model: DGNet, pictures: Tensor) -> Tensor:
-    """Appearance codes (S·B, 4·id_dim) of pictures (S, B, 3, H, W), each stream a batch of its own to BatchNorm."""
+    """Appearance codes (S·B, 4·id_dim) of pictures (S, B, 3, H, W), each stream a batch of its own to BatchNorm unless
+    ``bn_together``.
+    """
     upsampled = upsample_small(pictures.flatten(0, 1), model.config.ID_upsample)
-    return model.appearance_encoder.code_of(upsampled, BatchNormMode(len(pictures), "batch"))
+    mode = BatchNormMode(batch_norm_groups(model.config, len(pictures)), "batch")
+    return model.appearance_encoder.code_of(upsampled, mode)
 
 
 @contextlib.contextmanager

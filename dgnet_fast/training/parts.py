@@ -6,7 +6,7 @@ is 0 is absent (a weight that is a tensor is taken to be above 0).
 
 Streams a and b are the first dimension of every tensor, (S, B, ...) with S = 2; "the other stream" is
 ``flip(0)``. E_s, G and D mix no samples, so all their inputs of a pass go through in one batch; E_a's passes
-are groups of one batch (see `dgnet_fast.models.batch_norm`).
+are groups of one batch (see `dgnet_fast.models.batch_norm`), or with ``bn_together`` one group.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ def split_streams(x: Tensor, parts: int = STREAMS) -> Tensor:
     return x.unflatten(0, (parts, -1))
 
 
+def batch_norm_groups(config: Config, batches: int) -> int:
+    """How many batches a pass over ``batches`` of them is to E_a's BatchNorms: one with ``bn_together``."""
+    return 1 if config.bn_together else batches
+
+
 def appearance_pictures(model: DGNet, batch: Batch) -> Tensor:
-    """x_a, x_b, xp_a, xp_b one after the other as E_a sees them, each a batch of its own to BatchNorm."""
+    """x_a, x_b, xp_a, xp_b one after the other as E_a sees them."""
     return upsample_small(
         torch.cat([batch.x.flatten(0, 1), batch.xp.flatten(0, 1)]), model.config.ID_upsample
     )
@@ -95,7 +100,7 @@ def encode_appearance(model: DGNet, batch: Batch, *, dropout: bool = True) -> En
     erasing = batch.erasing_boxes is not None
     codes_alone = erasing and model.config.ID_style == "AB"
     with torch.set_grad_enabled(torch.is_grad_enabled() and not codes_alone):
-        mode = BatchNormMode(2 * STREAMS, "update")
+        mode = BatchNormMode(batch_norm_groups(model.config, 2 * STREAMS), "update")
         seen = model.appearance_encoder(appearance_pictures(model, batch), mode, dropout=dropout)
     return Encoded(seen.code, () if erasing else seen.logits)
 
@@ -120,7 +125,8 @@ def swapped_only(model: DGNet, batch: Batch) -> Tensor:
     pictures = batch.x.flatten(0, 1)
     structure = model.structure_encoder(structure_input(pictures, model.config.single))
     upsampled = upsample_small(pictures, model.config.ID_upsample)
-    code = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "batch")).code
+    mode = BatchNormMode(batch_norm_groups(model.config, STREAMS), "batch")
+    code = model.appearance_encoder(upsampled, mode).code
     return split_streams(model.decode(split_streams(structure).flip(0).flatten(0, 1), code))
 
 
@@ -166,7 +172,7 @@ def identity_part(model: DGNet, encoded: Encoded, batch: Batch, settings: Settin
     logits = encoded.logits
     if batch.erasing_boxes is not None:
         pictures = erase(appearance_pictures(model, batch), batch.erasing_boxes.flatten(0, 1))
-        mode = BatchNormMode(2 * STREAMS, "update")
+        mode = BatchNormMode(batch_norm_groups(model.config, 2 * STREAMS), "update")
         logits = model.appearance_encoder(pictures, mode, dropout=settings.dropout).logits
     real, positive = zip(*(one.chunk(2) for one in logits), strict=True)
     return real_terms(model, settings, {"id": real, "pid": positive}, batch.labels)
@@ -242,7 +248,8 @@ def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: 
         structure_again = split_streams(structure_again).flip(0)
 
     # appearance again: a frozen view of E_a, batch statistics in its BatchNorms when train_bn
-    mode = BatchNormMode(STREAMS, "batch") if config.train_bn else BatchNormMode()
+    groups = batch_norm_groups(config, STREAMS)
+    mode = BatchNormMode(groups, "batch") if config.train_bn else BatchNormMode()
     attached = config.code_w > 0
     upsampled = upsample_small(swapped, config.ID_upsample)
     again = frozen(model.appearance_encoder, upsampled, mode, attached=attached)
@@ -293,8 +300,10 @@ def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Setting
         ids=config.ID_class,
         style=config.teacher_style,
         batch_statistics=config.train_bn,
+        together=config.bn_together,
     )
-    student = model.appearance_encoder(upsampled, BatchNormMode(STREAMS, "update"), dropout=settings.dropout)
+    mode = BatchNormMode(batch_norm_groups(config, STREAMS), "update")
+    student = model.appearance_encoder(upsampled, mode, dropout=settings.dropout)
     pairs = {"teacher_kl": [(student.logits[0], target)]}
     if config.ID_style == "AB":
         pairs["teacher_fine"] = [(one, other) for one in student.logits[1:]]

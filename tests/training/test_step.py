@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dgnet_fast.data import erase
 from dgnet_fast.models.appearance_encoder import upsample_small
 from dgnet_fast.models.batch_norm import BatchNormMode
-from dgnet_fast.training import losses
+from dgnet_fast.training import generator_loop, losses
 from dgnet_fast.training.parts import (
     Settings,
     encode_appearance,
@@ -118,6 +118,26 @@ def test_further_real_pictures_are_one_batch_of_the_teachers_kind(style):
     torch.testing.assert_close(terms["total"], 2.0 * wanted.sum(), **EXACT)
     for name, statistic in plain.named_buffers():
         torch.testing.assert_close(dict(model.appearance_encoder.named_buffers())[name], statistic)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_batch_norms_take_each_stream_or_all_pictures_of_a_pass(together):
+    config = tiny_config(teacher="given", bn_together=together, **ALL_TERMS)
+    model, batch = tiny_model(config, 1, F64), tiny_batch(config, dtype=F64)
+    pictures = upsample_small(torch.cat([*batch.x, *batch.xp]))
+    plain = copy.deepcopy(model.appearance_encoder)(pictures, BatchNormMode(1 if together else 4, "update"))
+    groups: dict[str, set[int]] = {"E_a": set(), "teacher": set()}
+    for name, network in (("E_a", model.appearance_encoder), ("teacher", model.teachers[0])):
+        network.register_forward_pre_hook(lambda _, given, name=name: groups[name].add(given[1].groups))
+    forward, _ = phase(model, batch)
+    torch.testing.assert_close(forward.code.flatten(0, 1), plain.code.chunk(2)[0], **EXACT)
+    assert groups == ({"E_a": {1}, "teacher": {1}} if together else {"E_a": {4, 2}, "teacher": {4}})
+    swaps = forward.swapped.detach()
+    codes = generator_loop.appearance_codes(model, swaps)
+    mode = BatchNormMode(1 if together else 2, "batch")
+    torch.testing.assert_close(
+        codes, model.appearance_encoder.code_of(upsample_small(swaps.flatten(0, 1)), mode), **EXACT
+    )
 
 
 def test_a_step_counts_further_real_pictures_once():
