@@ -31,6 +31,7 @@ from dgnet_fast.config import Config, from_dict
 from dgnet_fast.config.presets import preset
 from dgnet_fast.data import ReidDataset, TrainBatches, decode_split, load_dataset
 from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
+from dgnet_fast.data.sampling import WithMore
 from dgnet_fast.generation.scores import Truth, likeness, score_pictures
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.structure_input import structure_input
@@ -38,8 +39,14 @@ from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import score_retrieval
 from dgnet_fast.training.generator_loop import TRAINED, appearance_codes
 from dgnet_fast.training.losses import deviation_of
-from dgnet_fast.training.optim import Optimisers, Precision, generator_optimiser, sgd_for_encoder
-from dgnet_fast.training.parts import Settings, encode_appearance, identity_part, split_streams
+from dgnet_fast.training.optim import Optimisers, Precision, Rates, generator_optimiser, sgd_for_encoder
+from dgnet_fast.training.parts import (
+    Settings,
+    encode_appearance,
+    identity_part,
+    more_real_part,
+    split_streams,
+)
 from dgnet_fast.training.run import start_from_teacher
 from dgnet_fast.training.schedule import Weights
 from dgnet_fast.training.seeds import derive_seed
@@ -62,13 +69,14 @@ class Scene:
     config: Config
     data: ReidDataset
     model: DGNet
-    batches: TrainBatches
+    batches: TrainBatches | WithMore
     test: Tensor
 
     @classmethod
     def of(cls, args: argparse.Namespace, **options: Any) -> Scene:
-        data = load_dataset("synthetic", seed=0, train_identities=args.ids, height=64, width=32)
-        tree = preset("small") | FIRST_RECIPE | {"ID_class": args.ids, "seed": args.seed}
+        people = {"train_identities": args.ids, "hard": getattr(args, "kind", "easy") == "hard"}
+        data = load_dataset("synthetic", seed=0, height=64, width=32, **people)
+        tree = preset("small") | FIRST_RECIPE | {"ID_class": args.ids, "seed": args.seed, "real_batch": 0}
         if getattr(args, "dim", None):
             tree["gen"]["dim"] = args.dim
         config = from_dict(tree).replace(data="synthetic", amp="off", **options)
@@ -79,6 +87,11 @@ class Scene:
         batches = TrainBatches(
             pictures, data.train_labels, batch_size=config.batch_size, seed=args.seed + 5, pad=config.crop_pad
         )
+        if config.real_batch:
+            more = TrainBatches(
+                pictures, data.train_labels, batch_size=config.real_batch // 2, seed=args.seed + 6, pad=config.crop_pad
+            )  # fmt: skip
+            batches = WithMore(batches, more)
         return cls(config, data, model, batches, decode_split(data.gallery, 64, 32, workers=1))
 
     def picture_scores(self) -> dict[str, dict[str, float]]:
@@ -192,19 +205,26 @@ def generator(args: argparse.Namespace) -> dict[str, Any]:
 
 def encoder(args: argparse.Namespace) -> dict[str, Any]:
     """E_a alone on real pictures, as the whole step trains it before generated pictures count."""
-    scene = Scene.of(args)
+    scene = Scene.of(args, real_batch=args.real, bn_together=args.together, max_iter=args.steps)
     model, data = scene.model, scene.data
     optimiser = sgd_for_encoder(model.appearance_encoder, args.lr2, scene.config.weight_decay)
     for group in optimiser.param_groups[1:]:
         group["lr"] = args.lr2 * args.heads
+    rates = Rates(optimiser)
+    precision = Precision(torch.bfloat16 if args.bf16 else None, CPU)
     settings = Settings(Weights(0.0, 0.0, 0.0, 0.0), train_encoder=False, dropout=True)
     curve, rows = [], []
     for step in range(args.steps):
         torch.manual_seed(derive_seed(args.seed, "encoder", step))
         batch = scene.batches.batch(step)
-        terms = identity_part(model, encode_appearance(model, batch), batch, settings)
+        rates.set(0.5 * (1 + math.cos(math.pi * step / args.steps)) if args.cosine else 1.0)
+        with precision.autocast():
+            terms = identity_part(model, encode_appearance(model, batch), batch, settings)
+            total = terms["total"]
+            if batch.more is not None and not args.together:
+                total = total + more_real_part(model, batch, settings)["total"]
         optimiser.zero_grad(set_to_none=True)
-        terms["total"].backward()
+        total.backward()
         optimiser.step()
         curve.append(terms["pid"].mean().item())
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
@@ -282,6 +302,14 @@ def main(argv: list[str] | None = None) -> int:
     parsers["encoder"].add_argument(
         "--heads", type=float, default=10.0, help="rate of the heads over the trunk's"
     )
+    parsers["encoder"].add_argument("--kind", choices=("easy", "hard"), default="easy", help="of the people")
+    parsers["encoder"].add_argument("--real", type=int, default=0, help="real_batch: further real pictures")
+    for flag, text in (
+        ("together", "bn_together"),
+        ("cosine", "the rate falls to 0"),
+        ("bf16", "bfloat16 autocast"),
+    ):
+        parsers["encoder"].add_argument(f"--{flag}", action="store_true", help=text)
     parsers["public"].add_argument("--warm", type=int, default=150, help="warm_iter and warm_teacher_iter")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -241,7 +241,8 @@ class Config:
     )
     bn_together: bool = option(
         False,
-        "BatchNorm of E_a, and of teachers in a joint step, over all pictures of a pass; false: over each stream's, as in the paper",
+        "E_a's BatchNorms as the baseline has them: all real pictures of a step are one batch, and they alone move the running "
+        "statistics; false: each stream's pictures are one, as in the paper",
     )
     sync_bn: bool = option(
         False, "several processes: BatchNorm statistics over the batches of all of them, and not of each"

@@ -43,13 +43,15 @@ class Settings(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What E_a makes of x_a, x_b, xp_a, xp_b, in that order: code (2·S·B, 4·C) and logits (2·S·B, ids) per head.
+    """What E_a makes of x_a, x_b, xp_a, xp_b, in that order: code (2·S·B, 4·C) and logits (2·S·B, ids) per head; and
+    with ``bn_together`` the logits ``more`` of further real pictures, which then share the pass.
 
     No logits with random erasing, which takes those of erased copies (`identity_part`).
     """
 
     code: Tensor
     logits: tuple[Tensor, ...]
+    more: tuple[Tensor, ...] = ()
 
 
 class Forward(NamedTuple):
@@ -99,10 +101,23 @@ def encode_appearance(model: DGNet, batch: Batch, *, dropout: bool = True) -> En
     """E_a on `appearance_pictures`; where no gradient can flow (style AB with random erasing) without a graph."""
     erasing = batch.erasing_boxes is not None
     codes_alone = erasing and model.config.ID_style == "AB"
+    pictures = appearance_pictures(model, batch)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not codes_alone):
+        if not erasing:
+            return _all_real(model, pictures, batch, dropout)
         mode = BatchNormMode(batch_norm_groups(model.config, 2 * STREAMS), "update")
-        seen = model.appearance_encoder(appearance_pictures(model, batch), mode, dropout=dropout)
-    return Encoded(seen.code, () if erasing else seen.logits)
+        return Encoded(model.appearance_encoder(pictures, mode, dropout=dropout).code, ())
+
+
+def _all_real(model: DGNet, pictures: Tensor, batch: Batch, dropout: bool) -> Encoded:
+    """E_a on x_a, x_b, xp_a, xp_b or their erased copies; with ``bn_together`` on further real pictures too."""
+    mode, count = BatchNormMode(batch_norm_groups(model.config, 2 * STREAMS), "update"), len(pictures)
+    if model.config.bn_together and batch.more is not None:
+        more = upsample_small(batch.more.flatten(0, 1), model.config.ID_upsample)
+        pictures = torch.cat([pictures, more])
+    seen = model.appearance_encoder(pictures, mode, dropout=dropout)
+    more = tuple(one[count:] for one in seen.logits) if len(pictures) > count else ()
+    return Encoded(seen.code[:count], tuple(one[:count] for one in seen.logits), more)
 
 
 def forward_pass(model: DGNet, batch: Batch, code: Tensor) -> Forward:
@@ -169,18 +184,21 @@ def discriminator_parts(discriminator: Discriminator) -> tuple[Callable[..., Ter
 
 def identity_part(model: DGNet, encoded: Encoded, batch: Batch, settings: Settings) -> Terms:
     """E_a tells real people apart; with random erasing from erased copies of the pictures, in a pass of their own."""
-    logits = encoded.logits
     if batch.erasing_boxes is not None:
         pictures = erase(appearance_pictures(model, batch), batch.erasing_boxes.flatten(0, 1))
-        mode = BatchNormMode(batch_norm_groups(model.config, 2 * STREAMS), "update")
-        logits = model.appearance_encoder(pictures, mode, dropout=settings.dropout).logits
-    real, positive = zip(*(one.chunk(2) for one in logits), strict=True)
-    return real_terms(model, settings, {"id": real, "pid": positive}, batch.labels)
+        encoded = _all_real(model, pictures, batch, settings.dropout)
+    real, positive = zip(*(one.chunk(2) for one in encoded.logits), strict=True)
+    terms = real_terms(model, settings, {"id": real, "pid": positive}, batch.labels)
+    if encoded.more:
+        assert batch.more_labels is not None
+        more = real_terms(model, settings, {"id_more": encoded.more}, batch.more_labels)
+        terms |= more | {"total": terms["total"] + more["total"]}
+    return terms
 
 
 def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:
     """E_a tells the people of further real pictures apart (``real_batch``), all in one batch to BatchNorm, as the teacher
-    sees them. The paper's step has no such part.
+    sees them. The paper's step has no such part. With ``bn_together`` they are in `identity_part`.
 
     Without it E_a sees batches of ``batch_size`` pictures, and falls behind a baseline that trains as long on larger ones.
     """
@@ -285,7 +303,8 @@ def trains_on_generated(model: DGNet, settings: Settings) -> bool:
 
 def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
     """E_a learns from generated pictures, held fixed: the teacher's labels (primary) and, in style AB, the structure
-    provider's identity (fine-grained). Its BatchNorms see them in train mode, which updates the running statistics.
+    provider's identity (fine-grained). Its BatchNorms see them in train mode, which moves the running statistics unless
+    ``bn_together``.
     """
     config = model.config
     if not trains_on_generated(model, settings):
@@ -302,7 +321,7 @@ def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Setting
         batch_statistics=config.train_bn,
         together=config.bn_together,
     )
-    mode = BatchNormMode(batch_norm_groups(config, STREAMS), "update")
+    mode = BatchNormMode(batch_norm_groups(config, STREAMS), "batch" if config.bn_together else "update")
     student = model.appearance_encoder(upsampled, mode, dropout=settings.dropout)
     pairs = {"teacher_kl": [(student.logits[0], target)]}
     if config.ID_style == "AB":

@@ -49,6 +49,11 @@ def test_generator_and_encoder(teacher, tmp_path, capsys):
     found = run(tmp_path, "encoder", *options, "--lr2", "0.001")
     assert found["pid"][0] == pytest.approx(torch.log(torch.tensor(IDS)).item(), abs=0.05)  # new heads guess
     assert "step 2: pid median" in capsys.readouterr().out
+    apart, together = (
+        run(tmp_path, "encoder", *options, "--kind", "hard", "--real", "8", "--cosine", "--bf16", *more)
+        for more in ((), ("--together",))
+    )
+    assert apart["pid"] != together["pid"] != found["pid"]
 
 
 def test_the_floors(tmp_path):

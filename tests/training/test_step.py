@@ -120,6 +120,37 @@ def test_further_real_pictures_are_one_batch_of_the_teachers_kind(style):
         torch.testing.assert_close(dict(model.appearance_encoder.named_buffers())[name], statistic)
 
 
+@pytest.mark.parametrize("erasing_p", [0.0, 1.0])
+def test_together_further_real_pictures_share_the_pass(erasing_p):
+    config = tiny_config(real_batch=6, bn_together=True, erasing_p=erasing_p, id_w=2.0)
+    model, batch = tiny_model(config, dtype=F64), tiny_batch(config, dtype=F64)
+    plain = copy.deepcopy(model.appearance_encoder)
+    settings = Settings(weights_at(config, 0), train_encoder=True, dropout=False)
+    encoded = encode_appearance(model, batch, dropout=False)
+    terms = identity_part(model, encoded, batch, settings)
+    pictures, more = (
+        upsample_small(torch.cat([*batch.x, *batch.xp])),
+        upsample_small(batch.more.flatten(0, 1)),
+    )
+    mode = BatchNormMode(1, "update")
+    if erasing_p:
+        assert not encoded.more
+        torch.testing.assert_close(encoded.code, plain(pictures, mode).code, **EXACT)
+        pictures = erase(pictures, batch.erasing_boxes.flatten(0, 1))
+    seen = plain(torch.cat([pictures, more]), mode, dropout=False)
+    if not erasing_p:
+        torch.testing.assert_close(encoded.code, seen.code[: len(pictures)], **EXACT)
+    labels = torch.cat([batch.labels.flatten(), batch.labels.flatten(), batch.more_labels.flatten()])
+    errors = F.cross_entropy(seen.logits[0], labels, reduction="none").split([2 * BATCH] * 2 + [6])
+    for name, wanted in zip(("id", "pid", "id_more"), errors, strict=True):
+        torch.testing.assert_close(terms[name], wanted.view(2, -1).mean(dim=1), **EXACT)
+    wanted = 2.0 * (terms["id"].sum() + terms["id_more"].sum()) + config.pid_w * terms["pid"].sum()
+    torch.testing.assert_close(terms["total"], wanted, **EXACT)
+    for name, statistic in plain.named_buffers():
+        torch.testing.assert_close(dict(model.appearance_encoder.named_buffers())[name], statistic)
+    assert all(tiny_step(model)([batch], 0).terms["id_more"])
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_batch_norms_take_each_stream_or_all_pictures_of_a_pass(together):
     config = tiny_config(teacher="given", bn_together=together, **ALL_TERMS)
