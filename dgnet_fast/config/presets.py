@@ -60,6 +60,7 @@ SMALL: dict[str, Any] = {
     "lr_d": 0.0002,
     "lr2": 0.005,
     "real_batch": 32,
+    "bn_together": True,
     "ema_decay": 0.99,
     "gan_w": 0.2,
     "recon_id_w": 0.5,
@@ -85,7 +86,8 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "teacher_steps": 500,
     "generator_steps": 2200,
     "generator_code_w": 0.5,
-    "code_w": 0.0,  # as it was measured, before the option was there
+    "code_w": 0.0,  # this and the next as it was measured, before the options were there
+    "bn_together": False,
 }
 """The preset small with pictures twice as high and wide, and twice the width of E_s, G and D: the run whose pictures README
 shows (docs/learning.md has its time and scores)."""
