@@ -67,12 +67,12 @@ def real_pictures(config: Config, count: int) -> str:
     """
     steps, batch = baseline_steps(config), baseline_batch(config, count)
     parts = [
-        f"{count} steps of {size}{of}"
-        for count, size, of in (
+        f"{number} steps of {size}{of}"
+        for number, size, of in (
             (teacher_steps(config), config.teacher_batch, " as its teacher"),
             (config.max_iter, joint_pictures(config), ""),
         )
-        if count
+        if number
     ]
     where = " in each process" if processes.size() > 1 else ""
     return (
