@@ -29,6 +29,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "code attached": (1, {**ALL_TERMS, "ID_style": "normal", "lr2": 2e-4}),
     "accumulation": (2, {**ALL_TERMS}),
     "synced BatchNorm": (1, {**ALL_TERMS, "sync_bn": True}),
+    "synced BatchNorm of all real pictures": (
+        1,
+        {**ALL_TERMS, "sync_bn": True, "bn_together": True, "real_batch": 4},
+    ),
 }
 """Batches a step, and options."""
 

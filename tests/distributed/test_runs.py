@@ -35,6 +35,7 @@ OPTIONS = NETWORK | {
     "teacher_steps": 3,
     "teacher_batch": 4,
     "real_batch": 0,
+    "bn_together": "false",  # which bn_parts cannot have
     "generator_steps": 2,
     "baseline": "false",
     "num_workers": 1,
