@@ -44,6 +44,7 @@ from dgnet_fast.training.parts import (
     Settings,
     encode_appearance,
     identity_part,
+    more_apart,
     more_real_part,
     split_streams,
 )
@@ -221,7 +222,7 @@ def encoder(args: argparse.Namespace) -> dict[str, Any]:
         with precision.autocast():
             terms = identity_part(model, encode_appearance(model, batch), batch, settings)
             total = terms["total"]
-            if batch.more is not None and not args.together:
+            if more_apart(model, batch):
                 total = total + more_real_part(model, batch, settings)["total"]
         optimiser.zero_grad(set_to_none=True)
         total.backward()

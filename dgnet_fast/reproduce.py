@@ -118,9 +118,10 @@ def cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[str, Any]:
-    """The table over the finished seeds, with a note that compares DG-Net with the baseline in words."""
-    from dgnet_fast.data.datasets import dataset_of
+def ablation_table(seeds: list[dict[str, list[float]]], config: Config, count: int) -> dict[str, Any]:
+    """The table over the finished seeds, with a note that compares DG-Net with the baseline in words. ``count``: training
+    pictures of the data set.
+    """
     from dgnet_fast.training.results import BASELINE, real_pictures
 
     rows = []
@@ -133,7 +134,7 @@ def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[
         f"{config.max_iter} more; the baseline trained as long has {config.teacher_steps + config.max_iter} steps of its own schedule",
     ]
     if BASELINE in seeds[0]:
-        notes.append(real_pictures(config, len(dataset_of(config).train)))
+        notes.append(real_pictures(config, count))
     last = list(seeds[0])[-1]
     if BASELINE in seeds[0] and len(seeds) > 1:
         gains = [one[last][1] - one[BASELINE][1] for one in seeds]
@@ -147,6 +148,7 @@ def ablation_table(seeds: list[dict[str, list[float]]], config: Config) -> dict[
 
 def body(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
+    from dgnet_fast.data.datasets import dataset_of
     from dgnet_fast.training.loop import Diverged, Stopped
 
     at_least("seeds", args.seeds, 1)
@@ -158,6 +160,7 @@ def body(argv: list[str] | None) -> int:
     check_writable(args.out / "ablation.json", "--out")
     found: list[dict[str, list[float]]] = []
     table: dict[str, Any] = {}
+    count = 0
     for seed in range(args.seeds):
         logger.info(f"seed {seed} ({seed + 1} of {args.seeds})")
         try:
@@ -167,7 +170,10 @@ def body(argv: list[str] | None) -> int:
             return 128 + stopped.signal
         except Diverged as error:
             raise ValueError(f"seed {seed}: {error}") from error
-        table = ablation_table(found, config)
+        count = count or len(
+            dataset_of(config).train
+        )  # reads the whole set where damaged pictures are left out
+        table = ablation_table(found, config, count)
         write_tables(args.out / "ablation.json", [table])
         write_text(args.out / "ablation.md", markdown_table(table))
     print_tables([table])

@@ -113,8 +113,8 @@ def _all_real(model: DGNet, pictures: Tensor, batch: Batch, dropout: bool) -> En
     """E_a on x_a, x_b, xp_a, xp_b or their erased copies; with ``bn_together`` on further real pictures too."""
     mode, count = BatchNormMode(batch_norm_groups(model.config, 2 * STREAMS), "update"), len(pictures)
     if model.config.bn_together and batch.more is not None:
-        more = upsample_small(batch.more.flatten(0, 1), model.config.ID_upsample)
-        pictures = torch.cat([pictures, more])
+        further = upsample_small(batch.more.flatten(0, 1), model.config.ID_upsample)
+        pictures = torch.cat([pictures, further])
     seen = model.appearance_encoder(pictures, mode, dropout=dropout)
     more = tuple(one[count:] for one in seen.logits) if len(pictures) > count else ()
     return Encoded(seen.code[:count], tuple(one[:count] for one in seen.logits), more)
@@ -194,6 +194,11 @@ def identity_part(model: DGNet, encoded: Encoded, batch: Batch, settings: Settin
         more = real_terms(model, settings, {"id_more": encoded.more}, batch.more_labels)
         terms |= more | {"total": terms["total"] + more["total"]}
     return terms
+
+
+def more_apart(model: DGNet, batch: Batch) -> bool:
+    """Whether further real pictures have a pass of their own (`more_real_part`)."""
+    return batch.more is not None and not model.config.bn_together
 
 
 def more_real_part(model: DGNet, batch: Batch, settings: Settings) -> Terms:

@@ -21,6 +21,7 @@ from dgnet_fast.training.parts import (
     encode_appearance,
     forward_pass,
     identity_part,
+    more_apart,
     more_real_part,
     swapped_only,
     trains_on_generated,
@@ -96,7 +97,7 @@ class TrainingStep(Runner):
         """
         encoded = step.shared(encode_appearance, batch, dropout=plan.dropout)
         step.learn("gen", identity_part, encoded.leaves, batch, plan)
-        if batch.more is not None and not self.model.config.bn_together:
+        if more_apart(self.model, batch):
             step.learn("gen", more_real_part, batch, plan)
         apart = not encoded.leaves.code.requires_grad  # E_a is done when its own parts are
         if apart:
@@ -131,7 +132,7 @@ class TrainingStep(Runner):
         for batch in batches:
             encoded = step.shared(encode_appearance, batch, dropout=plan.dropout)
             step.learn("gen", identity_part, encoded.leaves, batch, plan)
-            if batch.more is not None and not self.model.config.bn_together:
+            if more_apart(self.model, batch):
                 step.learn("gen", more_real_part, batch, plan)
             if not encoded.leaves.code.requires_grad:
                 encoded.backward()

@@ -114,9 +114,8 @@ def _copied(job: Job, place: Place, copies: Path) -> int:
     copies.mkdir()
 
     def copy_if_there(source: str, target: str) -> None:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another thread of the job has renamed it since it was listed
+        # another thread of the job may have renamed it since it was listed
+        with contextlib.suppress(FileNotFoundError):
             shutil.copy2(source, target)
 
     def copy(change: int) -> None:
