@@ -5,14 +5,17 @@ baseline that is trained for as many steps.
     dgnet-fast reproduce ablation --data market1501 --root DIR --pretrained resnet50.pth --out runs/market
 
 The table "ablation" shows what the primary and the fine-grained feature add (Table 4 of the paper). Each seed is a
-complete run in its own folder below --out: the teacher, DG-Net, and the baseline. If the command is interrupted, run
-it again: finished seeds are read from their folders, and the interrupted one is resumed. It writes ablation.md and
+complete run in its own folder below --out: the teacher, DG-Net, and the baseline. With --control each seed has a second
+run from the same teacher, and the same first phase of E_s and G, in which E_a does not learn from generated pictures
+(T_w 0, B_w 0): what remains of DG-Net's gain there does not come from them. If the command is interrupted, run it
+again: finished seeds are read from their folders, and the interrupted one is resumed. It writes ablation.md and
 ablation.json. All other options are those of dgnet_fast.train.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import statistics
 import sys
 from collections.abc import Mapping
@@ -24,7 +27,7 @@ from dgnet_fast.cli.output import print_tables, write_tables
 from dgnet_fast.cli.parser import Parser, at_least, program, run_command
 from dgnet_fast.config import Config, ConfigError, differing, from_dict
 from dgnet_fast.config.places import with_absolute_paths
-from dgnet_fast.report.files import check_writable, read_checked, write_checked, write_text
+from dgnet_fast.report.files import atomically, check_writable, read_checked, write_checked, write_text
 from dgnet_fast.report.tables import markdown_table
 
 logger = logging.getLogger("dgnet_fast")
@@ -34,7 +37,12 @@ FEATURES = {"+ primary (f_prim)": 0.0, "+ fine-grained (f_fine)": None, "both": 
 half).
 """
 TEACHER = "teacher"
+STARTS = ("teacher.pt", "generator.pt")
+"""Files of a run from which its control starts."""
 SCORES = ("Rank-1", "mAP", "mINP")
+CONTROL = "without learning from generated pictures"
+UNTAUGHT = {"T_w": 0.0, "B_w": 0.0, "baseline": False}
+"""The options of the control that differ from those of the run itself."""
 CELLS = "cells.json"
 """Name of the file with the scores of a finished seed, in its folder."""
 
@@ -51,6 +59,11 @@ def parser() -> Parser:
         default=3,
         metavar="N",
         help="number of runs; their seeds are 0 to N-1 (default 3)",
+    )
+    made.add_argument(
+        "--control",
+        action="store_true",
+        help="also train each seed without learning from generated pictures, from the same teacher",
     )
     add_config_options(made)
     return made
@@ -111,11 +124,30 @@ def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
     return rows
 
 
+def control_cells(config: Config, folder: Path) -> dict[str, list[float]]:
+    """The rows of DG-Net of the control of the finished run of ``config`` in ``folder``; it lies in ``folder/control``."""
+    own = folder / "control"
+    own.mkdir(exist_ok=True)
+    for name in STARTS:
+        if (folder / name).is_file() and not (own / name).is_file():
+            with atomically(own / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
+    rows = seed_cells(config.replace(**UNTAUGHT), own)
+    return {f"{CONTROL}: {name}": cells for name, cells in rows.items() if name != TEACHER}
+
+
 def cell(values: list[float]) -> str:
     """The mean ± standard deviation over seeds with one decimal; for a single seed the value alone."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def compared(gains: list[float], other: str) -> str:
+    """In words, whether gains in points of mAP over ``other``, one for each seed, are more than noise."""
+    mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+    word = "within noise of" if abs(mean) <= 2 * error else "better than" if mean > 0 else "worse than"
+    return f"{word} {other}, {mean:+.1f} ± {error:.1f} points of mAP (paired by seed, standard error)"
 
 
 def ablation_table(seeds: list[dict[str, list[float]]], config: Config, count: int) -> dict[str, Any]:
@@ -135,14 +167,13 @@ def ablation_table(seeds: list[dict[str, list[float]]], config: Config, count: i
     ]
     if BASELINE in seeds[0]:
         notes.append(real_pictures(config, count))
-    last = list(seeds[0])[-1]
-    if BASELINE in seeds[0] and len(seeds) > 1:
-        gains = [one[last][1] - one[BASELINE][1] for one in seeds]
-        mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
-        word = "within noise of" if abs(mean) <= 2 * error else "better than" if mean > 0 else "worse than"
-        notes.append(
-            f"{last}: {word} the baseline trained as long, {mean:+.1f} ± {error:.1f} points of mAP (paired by seed, standard error)"
-        )
+    last = next(name for name in reversed(seeds[0]) if not name.startswith(CONTROL))
+    for other, words in (
+        (BASELINE, "the baseline trained as long"),
+        (f"{CONTROL}: {last}", f"itself {CONTROL}"),
+    ):
+        if other in seeds[0] and len(seeds) > 1:
+            notes.append(f"{last}: {compared([one[last][1] - one[other][1] for one in seeds], words)}")
     return {"title": f"Ablation ({config.data})", "columns": ["", *SCORES], "rows": rows, "notes": notes}
 
 
@@ -164,7 +195,8 @@ def body(argv: list[str] | None) -> int:
     for seed in range(args.seeds):
         logger.info(f"seed {seed} ({seed + 1} of {args.seeds})")
         try:
-            found.append(seed_cells(config.replace(seed=seed), args.out / f"seed_{seed}"))
+            one, folder = config.replace(seed=seed), args.out / f"seed_{seed}"
+            found.append(seed_cells(one, folder) | (control_cells(one, folder) if args.control else {}))
         except Stopped as stopped:
             print(f"stopped after step {stopped.step} of seed {seed}, saved; the same command goes on")
             return 128 + stopped.signal

@@ -8,6 +8,7 @@ import statistics
 import pytest
 
 from dgnet_fast import reproduce
+from dgnet_fast.config import load_config
 from dgnet_fast.report.tables import read_tables
 from dgnet_fast.training.results import BASELINE
 from tests.tiny import arguments
@@ -61,3 +62,21 @@ def test_other_options_are_refused(done, capsys):
         (done / "kept.json").rename(done / "seed_0" / reproduce.CELLS)
     assert "the ablation needs the baseline" in fails(capsys, reproduce.main, words(done, baseline=False))
     assert "--seeds is 0" in fails(capsys, reproduce.main, words(done, seeds=0))
+
+
+def test_the_control_starts_where_its_run_did(done, capsys):
+    assert reproduce.main([*words(done), "--control"]) == 0
+    (table,) = read_tables(done / "ablation.json")
+    rows = [row[0] for row in table["rows"]]
+    controls = [f"{reproduce.CONTROL}: {name}" for name in reproduce.FEATURES]
+    assert rows == ["teacher", BASELINE, *reproduce.FEATURES, *controls]
+    assert re.match("both: .*itself without learning from generated pictures, ", table["notes"][-1])
+    assert re.match("both: .*the baseline trained as long, ", table["notes"][-2])
+    for seed in (0, 1):
+        own = done / f"seed_{seed}"
+        assert (own / "control" / "teacher.pt").read_bytes() == (own / "teacher.pt").read_bytes()
+        options = load_config(own / "control" / "config.yaml")
+        assert options.T_w == options.B_w == 0 and not options.baseline
+        assert not (own / "control" / "baseline.pt").exists()
+    assert reproduce.main([*words(done), "--control"]) == 0  # finished ones are read
+    assert table == read_tables(done / "ablation.json")[0]
