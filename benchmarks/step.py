@@ -71,6 +71,7 @@ def step_config(args: argparse.Namespace) -> Config:
         compile=args.compile,
         cuda_graphs=args.cuda_graphs,
         checkpoint_activations=args.checkpoint_activations,
+        side_by_side=not args.in_a_row,
         device=args.device,
         **RAMPS[args.ramps],
     )
@@ -346,6 +347,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
     made.add_argument("--compile", action="store_true", help="torch.compile")
     made.add_argument("--cuda-graphs", choices=("auto", "on", "off"), default="auto", help="record our step")
+    made.add_argument("--in-a-row", action="store_true", help="parts of our recorded step not side by side")
     made.add_argument("--checkpoint-activations", action="store_true", help="the trainer's option, for ours")
     made.add_argument("--profile", action="store_true", help="where the time of a step goes")
     made.add_argument(

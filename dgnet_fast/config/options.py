@@ -263,6 +263,10 @@ class Config:
         "record the steps as CUDA graphs; auto means where possible, and goes on without where it fails",
         choices=("auto", "on", "off"),
     )
+    side_by_side: bool = option(
+        True,
+        "let the parts of a recorded step of one process run beside each other on the GPU, which takes more of its memory",
+    )
     checkpoint_activations: bool = option(
         False, "compute activations of E_a and G again in the backward pass: less memory, same numbers"
     )

@@ -83,11 +83,13 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "crop_image_height": 128,
     "crop_image_width": 64,
     "crop_pad": 6,
-    "teacher_steps": 500,
-    "generator_steps": 2200,
+    "synthetic_ids": 1024,
+    "teacher_steps": 2000,
+    "teacher_batch": 64,
+    "generator_steps": 8400,
     "generator_code_w": 0.5,
-    "code_w": 0.0,  # this and the next as it was measured, before the options were there
-    "bn_together": False,
+    "max_iter": 600,
+    "code_w": 0.5,
 }
 """The preset small with pictures twice as high and wide, and twice the width of E_s, G and D: the run whose pictures README
 shows (docs/learning.md has its time and scores)."""

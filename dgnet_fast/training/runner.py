@@ -10,6 +10,7 @@ live at a time (`Shared`); what the parts left there goes on through the passes 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -26,6 +27,7 @@ from dgnet_fast.training.accumulation import add_gradients
 from dgnet_fast.training.compiling import COMPILING
 from dgnet_fast.training.graphs import NotRecorded, Recorder, StepGraphs
 from dgnet_fast.training.guard import Guard, StepResult
+from dgnet_fast.training.lanes import Lanes
 from dgnet_fast.training.optim import Optimisers, Precision, ZeroGradients
 from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
@@ -56,18 +58,28 @@ class Shared(Generic[Results]):
     """
 
     def __init__(self, name: str, results: Results, learning: Sequence[Tensor]) -> None:
-        tensors, form = pytree.tree_flatten(results)
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
-        self._name, self._pairs = name, list(zip(tensors, leaves, strict=True))
-        self._learning = learning
-        self.leaves: Results = pytree.tree_unflatten(leaves, form)
+        self._name, self._learning = name, learning
+        self._tensors, self._form = pytree.tree_flatten(results)
+        self._gathered: list[list[Tensor]] = []
+        self.leaves: Results = self.more_leaves()
+
+    def more_leaves(self) -> Results:
+        """The results as leaves of their own, for parts in a lane of their own: gradients of two lanes cannot be added up
+        before both are done.
+        """
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in self._tensors]
+        self._gathered.append(leaves)
+        return pytree.tree_unflatten(leaves, self._form)
 
     def backward(self) -> None:
         """Take what the leaves have gathered back through the pass, whose activations are free after it. A second
         call does nothing.
         """
-        reached = [(x, leaf.grad) for x, leaf in self._pairs if leaf.grad is not None]
-        learning, self._pairs, self._learning = self._learning, [], []
+        reached = []
+        for x, *leaves in zip(self._tensors, *self._gathered, strict=True):
+            if gradients := [leaf.grad for leaf in leaves if leaf.grad is not None]:
+                reached.append((x, functools.reduce(torch.add, gradients)))
+        learning, self._tensors, self._gathered, self._learning = self._learning, [], [], []
         if reached:
             with labelled(self._name):
                 tensors, gradients = zip(*reached, strict=True)
@@ -80,7 +92,8 @@ class Runner(ABC):
 
     A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs every pass and
     part through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
-    keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed. ``whole`` is a
+    keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed, and with
+    ``lanes`` parts of a recorded step run side by side. ``whole`` is a
     part of the model whose weights keep their dtype under autocast (see `WeightCopies`). ``idle``: weights that change no
     result, whose gradient is zero.
 
@@ -106,6 +119,7 @@ class Runner(ABC):
         compile: bool = False,
         deferred: bool | None = None,
         recorder: Recorder | None = None,
+        lanes: Lanes | None = None,
         whole: nn.Module | None = None,
         idle: Sequence[nn.Parameter] = (),
         sent: torch.dtype | None = None,
@@ -128,6 +142,8 @@ class Runner(ABC):
             deferred=deferred,
         )
         self.graphs = StepGraphs(self.update, recorder) if recorder else None
+        self.lanes = lanes if recorder and deferred and processes.size() == 1 else None
+        self._tried: set[Hashable] = set()
         self.copies = WeightCopies(model, precision.dtype, without=whole) if precision.dtype else None
         self.sums = GradientSums(
             {
@@ -188,7 +204,7 @@ class Runner(ABC):
         """
         assert self.graphs is not None
         logger.warning(f"{error}; steps run without from here on")
-        recorder, self.graphs = self.graphs.recorder, None
+        recorder, self.graphs, self.lanes = self.graphs.recorder, None, None
         for _, optimiser in self.optimisers.named():
             optimiser.zero_grad(set_to_none=True)
         self.guard.forget()
@@ -200,7 +216,7 @@ class Runner(ABC):
         self.guard.begin()
         if self.copies:
             self.copies.refresh()
-        step = Step(self, len(batches))
+        step = Step(self, len(batches), self._lanes_of(batches, plan))
         if len(batches) == 1:
             self.one_batch(step, batches[0], plan)
         else:
@@ -213,6 +229,17 @@ class Runner(ABC):
         for _, optimiser in self.optimisers.named():
             optimiser.zero_grad(set_to_none=True)
         return list(step.terms)
+
+    def _lanes_of(self, batches: list[Any], plan: Any) -> Lanes | None:
+        """None in the first step of its kind, in which cuDNN times its algorithms: nothing may run beside them."""
+        if self.lanes is None or len(batches) > 1:
+            return None
+        shapes = tuple(None if t is None else t.shape for t in batches[0])
+        kind = shapes, self.variant(plan)
+        if kind in self._tried:
+            return self.lanes
+        self._tried.add(kind)
+        return None
 
     def move(self, phase: str) -> None:
         """Let the phase's optimisers move their weights."""
@@ -252,10 +279,10 @@ class Runner(ABC):
 class Step:
     """A step under way: what an objective's order is written with. ``terms`` are those of the phases checked so far."""
 
-    def __init__(self, runner: Runner, batches: int) -> None:
-        self._runner, self._share = runner, 1 / batches
+    def __init__(self, runner: Runner, batches: int, lanes: Lanes | None = None) -> None:
+        self._runner, self._share, self._lanes = runner, 1 / batches, lanes
         self._weight = self._share / processes.size()  # of a total of this process in what is differentiated
-        self._found: dict[str, Terms] = {phase: {} for phase in runner.PHASES}
+        self._found: dict[str, dict[str, list[Tensor]]] = {phase: {} for phase in runner.PHASES}
         self.terms: Terms = {}
         self.failed = False
 
@@ -289,8 +316,18 @@ class Step:
             add_gradients([total], None, self._learning(arguments))
         for name, value in terms.items():
             known = runner.PHASES[phase].total if name == "total" else name
-            share = _times(value.detach(), self._share)
-            found[known] = found[known] + share if known in found else share
+            found.setdefault(known, []).append(_times(value.detach(), self._share))
+
+    def lane(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Within, passes and parts may run beside those outside, from which they need nothing that comes later. Those of
+        one name run one after the other. `join` before what needs them.
+        """
+        return self._lanes.lane(name) if self._lanes and name else contextlib.nullcontext()
+
+    def join(self) -> None:
+        """Wait, on the device, for all lanes."""
+        if self._lanes:
+            self._lanes.join()
 
     def whole(self, optimiser: str) -> None:
         """No more gradients for this optimiser's weights come: begin to sum them over the processes, while the step goes
@@ -301,7 +338,7 @@ class Step:
     def apply(self, phase: str) -> bool:
         """Check the terms and let the phase's optimisers move; False where a loss is not finite and the step must end."""
         runner = self._runner
-        self.terms |= self._found[phase]
+        self.terms |= {name: functools.reduce(torch.add, some) for name, some in self._found[phase].items()}
         self.failed = runner.guard.failed(self.terms)
         if self.failed:
             return False

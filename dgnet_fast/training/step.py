@@ -12,18 +12,22 @@ from dgnet_fast.data import Batch
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.models.layers import idle_biases
 from dgnet_fast.training.graphs import CudaRecorder, Recorder, graphs_wanted
+from dgnet_fast.training.lanes import Lanes
 from dgnet_fast.training.optim import SENT, Optimisers, Precision
 from dgnet_fast.training.parts import (
     GENERATOR_PARTS,
     STREAMS,
     Settings,
+    adversarial_part,
     discriminator_parts,
     encode_appearance,
     forward_pass,
     identity_part,
     more_apart,
     more_real_part,
+    reconstruction_part,
     swapped_only,
+    teacher_part,
     trains_on_generated,
 )
 from dgnet_fast.training.runner import Phase, Runner, Step
@@ -73,6 +77,7 @@ class TrainingStep(Runner):
             compile=model.config.compile,
             deferred=deferred,
             recorder=recorder,
+            lanes=Lanes(first.device) if model.config.side_by_side and first.device.type == "cuda" else None,
             whole=model.decoder.upsample,
             idle=idle_biases(model),
             sent=SENT[model.config.send_gradients],
@@ -94,27 +99,41 @@ class TrainingStep(Runner):
     def one_batch(self, step: Step, batch: Batch, plan: Settings) -> None:
         """D learns from the pictures that the generator phase then goes on with. E_a learns from real pictures between
         the two passes, when nothing else is kept.
+
+        Three things may run side by side: D's update and what it then makes of the swaps; what teaches E_a; the passes and
+        reconstructions of E_s and G. Not E_a where its gradients come through the shared pass, or where the
+        reconstructions read the running statistics that it moves.
         """
         encoded = step.shared(encode_appearance, batch, dropout=plan.dropout)
-        step.learn("gen", identity_part, encoded.leaves, batch, plan)
-        if more_apart(self.model, batch):
-            step.learn("gen", more_real_part, batch, plan)
         apart = not encoded.leaves.code.requires_grad  # E_a is done when its own parts are
+        lane = "encoder" if apart and self.model.config.train_bn else ""
+        with step.lane(lane if batch.erasing_boxes is not None else ""):
+            step.learn("gen", identity_part, encoded.leaves, batch, plan)
         if apart:
             encoded.backward()
+        if more_apart(self.model, batch):
+            with step.lane(lane):
+                step.learn("gen", more_real_part, batch, plan)
         if apart and not trains_on_generated(self.model, plan):
             step.whole("id")
         forward = step.shared(forward_pass, batch, encoded.leaves.code)
 
-        for part in discriminator_parts(self.model.discriminator):
-            step.learn("dis", part, forward.leaves.swapped, batch.x)
-        if not step.apply("dis"):
-            return
-
-        for part in GENERATOR_PARTS:
-            step.learn("gen", part, forward.leaves, batch, plan)
+        with step.lane("discriminator"):
+            own = forward.more_leaves()
+            for part in discriminator_parts(self.model.discriminator):
+                step.learn("dis", part, own.swapped, batch.x)
+            if not step.apply("dis"):
+                return
+            step.learn("gen", adversarial_part, own, batch, plan)
+        if lane:  # its queue is filled first: the current stream, which a lane waits for, goes on with the reconstructions
+            with step.lane(lane):
+                step.learn("gen", teacher_part, forward.leaves, batch, plan)
+        step.learn("gen", reconstruction_part, forward.leaves, batch, plan)
+        if not lane:
+            step.learn("gen", teacher_part, forward.leaves, batch, plan)
         if apart:
             step.whole("id")
+        step.join()
         forward.backward()
         step.whole("gen")
         encoded.backward()

@@ -44,7 +44,20 @@ class WeightCopies:
         self._weights = [weight for *_, weight in found]
         self._copies = [torch.empty_like(weight, dtype=dtype) for weight in self._weights]
         self._frozen = sum(not weight.requires_grad for weight in self._weights)
+        self._groups = self._grouped()
         copy_all(self._copies, self._weights)
+
+    def _grouped(self) -> list[slice]:
+        """Those that learn in groups of at most `TOGETHER`, each of one child of the model: where children learn in lanes
+        of their own (lanes.py), no gradient of one may wait for another's.
+        """
+        children = [path.partition(".")[0] for path in self._paths]
+        groups, first = [], self._frozen
+        for k in range(self._frozen + 1, len(children) + 1):
+            if k == len(children) or k - first == TOGETHER or children[k] != children[first]:
+                groups.append(slice(first, k))
+                first = k
+        return groups
 
     def refresh(self, child: str = "") -> None:
         """Take over the weights that learn, or those of the model's child of this name."""
@@ -58,8 +71,7 @@ class WeightCopies:
         copies = self._copies
         if torch.is_grad_enabled():
             copies = copies[: self._frozen]
-            for k in range(self._frozen, len(self._copies), TOGETHER):
-                some = slice(k, k + TOGETHER)
+            for some in self._groups:
                 copies += _Copied.apply(self._copies[some], *self._weights[some])
         # by hand: torch.func.functional_call takes 6 to 12 ms of the host for the paper's 800 parameters and buffers, this
         # 0.1, or 0.9 with the nodes for gradients above (AMD EPYC, one thread)

@@ -227,4 +227,4 @@ def test_batches_on_a_gpu_are_the_cpu_ones():
     kept = [(held.batch(step), streamed.batch(step)) for step in range(40)]
     for step, pair in enumerate(kept):
         for batch in pair:
-            assert equal([part.cpu() for part in batch], cpu.batch(step))
+            assert equal([None if part is None else part.cpu() for part in batch], cpu.batch(step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -98,6 +99,69 @@ def test_recorded_steps_give_the_numbers_of_steps_that_are_not(ours, amp):
             assert recorded.guard.values.equal(plain.guard.values)
     assert stand.log.count("replay") >= 5 and stand.log.count("record") == 2
     assert_same(snapshot(recorded), snapshot(plain))
+
+
+class Noted:
+    """Lanes that only note who is in them."""
+
+    def __init__(self):
+        self.log, self.open = [], []
+
+    @contextlib.contextmanager
+    def lane(self, name):
+        assert not self.open
+        self.open.append(name)
+        yield
+        self.open.pop()
+
+    def join(self):
+        self.log.append("join")
+
+
+@pytest.mark.parametrize(
+    "options, beside",
+    [
+        ({"erasing_p": 0.5}, {"identity_part", "teacher_part"}),
+        ({"erasing_p": 0.5, **OURS}, {"identity_part", "more_real_part", "teacher_part"}),
+        (
+            {"erasing_p": 0.0, **OURS},
+            {"more_real_part", "teacher_part"},
+        ),  # the first teaches E_a through the shared pass
+        (
+            {"erasing_p": 0.5, "train_bn": False},
+            set(),
+        ),  # reconstructions read the statistics that E_a's lessons move
+    ],
+)
+def test_parts_side_by_side_give_the_numbers_of_parts_in_a_row(options, beside, monkeypatch):
+    config = tiny_config(teacher="given", use_encoder_again=1.0, **ALL_TERMS, **options)
+    stand, lanes = Stand(), Noted()
+    stand.names = None
+    step, plain = deferred_step(config, recorder=stand), deferred_step(config)
+    step.lanes = lanes
+    served = step.served
+
+    def watched(function):
+        lanes.log.append((function.__name__, *lanes.open))
+        return served(function)
+
+    monkeypatch.setattr(step, "served", watched)
+    for number in range(4):
+        lanes.log.clear()
+        batch = tiny_batch(config, number)
+        one, two = plain([batch], number).terms, step([batch], number)
+        stand.names = list(one)
+        for name, value in one.items():
+            torch.testing.assert_close(torch.tensor(two.terms[name]), torch.tensor(value), msg=name)
+        assert ("join" in lanes.log) == (number > 0)  # cuDNN times its algorithms in the first step, alone
+    found = dict(entry for entry in lanes.log if len(entry) == 2)
+    assert {name for name, lane in found.items() if lane == "encoder"} == beside
+    dis = {"fake_part", "real_part", "adversarial_part"}
+    assert {name for name, lane in found.items() if lane == "discriminator"} == dis
+    done = lanes.log.index("join")
+    assert all(entry in lanes.log[:done] for entry in lanes.log if len(entry) == 2)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(step.model.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 class Failing(Stand):
