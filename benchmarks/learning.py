@@ -1,6 +1,7 @@
 """What decides how fast the small preset learns: the experiments behind docs/learning.md, on the built-in people.
 
     python -m benchmarks.learning floors
+    python -m benchmarks.learning colours --teacher RUN
     python -m benchmarks.learning generator --teacher RUN --steps 800 --error absolute
     python -m benchmarks.learning encoder --teacher RUN --lr2 0.005
     python -m benchmarks.learning public --teacher RUN --steps 200       # with DGNET_REFERENCE=DIR
@@ -23,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.color import lab2rgb, rgb2lab
+from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 from torch import Tensor
 
 from dgnet_fast.checkpoints.teachers import load_teachers
 from dgnet_fast.config import Config, from_dict
 from dgnet_fast.config.presets import preset
-from dgnet_fast.data import ReidDataset, TrainBatches, decode_split, load_dataset
+from dgnet_fast.data import ReidDataset, TrainBatches, decode_split, load_dataset, normalize
 from dgnet_fast.data.drawn.dataset import SyntheticPedestrians
 from dgnet_fast.data.sampling import WithMore
 from dgnet_fast.generation.scores import Truth, likeness, score_pictures
@@ -113,13 +114,15 @@ def swap_pairs(data: ReidDataset) -> np.ndarray:
 
 def floors(args: argparse.Namespace) -> dict[str, Any]:
     """How well pictures could be made: without the camera's noise, and with part of what a swap should be."""
-    data = load_dataset("synthetic", seed=0, train_identities=args.ids, height=64, width=32)
-    gallery, pairs, drawer = data.gallery, swap_pairs(data), SyntheticPedestrians(0)
+    height, width = args.height, args.height // 2
+    data = load_dataset("synthetic", seed=args.seed, train_identities=args.ids, height=height, width=width)
+    gallery, pairs, drawer = data.gallery, swap_pairs(data), SyntheticPedestrians(args.seed)
+    recoloured = np.stack([_recoloured(gallery, int(i), int(j)) for i, j in pairs])
     plain = drawer.camera
     drawer.camera = lambda c: (dataclasses.replace(plain(c)[0], noise=0.0), *plain(c)[1:])
     people = pairs[:, 1]
     where = [gallery.identities, gallery.views, gallery.cameras]
-    clean = np.stack([drawer.draw(*(int(one[k]) for one in where), 64, 32) for k in people])
+    clean = np.stack([drawer.draw(*(int(one[k]) for one in where), height, width) for k in people])
     given = np.stack([gallery.load(int(k)) for k in people])
     truth = np.stack([gallery.truth(int(i), int(j), keep_body=True) for i, j in pairs])
     own = np.stack([gallery.clothes_mask(int(j), int(j)) for j in people])
@@ -129,9 +132,9 @@ def floors(args: argparse.Namespace) -> dict[str, Any]:
     light[..., 1:] = wanted[..., 1:]
     chroma[..., 1:] = had[..., 1:]
     grey[..., 1:] = 0
-    rows = np.arange(64)[:, None]
+    rows = np.arange(height)[:, None]
     for k, mask in enumerate(worn):
-        for part in (mask & (rows < 32), mask & (rows >= 32)):
+        for part in (mask & (rows < width), mask & (rows >= width)):
             if part.any():
                 halves[k][part] = wanted[k][part].mean(axis=0)
     mean = given.mean(axis=3, keepdims=True).repeat(3, axis=3).round().astype(np.uint8)
@@ -143,6 +146,7 @@ def floors(args: argparse.Namespace) -> dict[str, Any]:
         "swap: lightness right, colours of the structure picture": (_rgb(chroma), truth, worn),
         "swap: lightness right, no colour": (_rgb(grey), truth, worn),
         "swap: one right colour for each half of the clothes": (_rgb(halves), truth, worn),
+        "swap: the structure's cut and pattern in the right colours": (recoloured, truth, worn),
     }
     found = {}
     for name, (ours, target, mask) in cases.items():
@@ -152,6 +156,20 @@ def floors(args: argparse.Namespace) -> dict[str, Any]:
         found[name] = {k: float(np.nanmean(v[np.isfinite(v)])) for k, v in scores.items()}
         print(f"{name:58}  " + "  ".join(f"{k} {v:.2f}" for k, v in found[name].items()), flush=True)
     return found
+
+
+SHAPE = ("pattern", "pattern_count", "sleeve", "hem", "lower_kind", "lower_end")
+"""Fields of the drawn clothes that say where each colour is."""
+
+
+def _recoloured(gallery: Any, appearance: int, structure: int) -> np.ndarray:
+    """The structure picture drawn again with all colours of the appearance's person: its own sleeves, stripes and skirts."""
+    drawer = SyntheticPedestrians(gallery.pedestrians.seed)
+    (_, clothes), (body, own) = (drawer.identity(int(gallery.identities[k])) for k in (appearance, structure))
+    drawn = body, dataclasses.replace(clothes, **{name: getattr(own, name) for name in SHAPE})
+    drawer.identity = lambda identity: drawn
+    view, camera = int(gallery.views[structure]), int(gallery.cameras[structure])
+    return drawer.draw(0, view, camera, gallery.height, gallery.width)
 
 
 def _rgb(lab: np.ndarray) -> np.ndarray:
@@ -240,6 +258,48 @@ def encoder(args: argparse.Namespace) -> dict[str, Any]:
     return {"pid": curve, "scores": rows}
 
 
+def colours(args: argparse.Namespace) -> dict[str, Any]:
+    """What the teacher's code knows of the clothes: the best of some ridge regressions from it to the mean colours (CIELAB) of
+    upper and lower half, fitted on training pictures and read on test pictures. What no G can do better from the code, up
+    to what is not linear.
+    """
+    scene = Scene.of(args, batch_size=8)
+    drawn = [_codes_and_colours(scene, split) for split in (scene.data.train, scene.data.gallery)]
+    (codes, wanted), (test, truth) = drawn
+    middle, spread, mean = codes.mean(axis=0), codes.std(axis=0) + 1e-6, wanted.mean(axis=0)
+    codes, test = (codes - middle) / spread, (test - middle) / spread
+    rows = []
+    for share in (0.001, 0.01, 0.05, 0.2, 1):
+        weights = np.linalg.solve(
+            codes.T @ codes + share * len(codes) * np.eye(codes.shape[1]), codes.T @ (wanted - mean)
+        )
+        rows.append(_colour_errors(test @ weights + mean, truth))
+    best, guess = min(rows, key=sum), _colour_errors(np.broadcast_to(mean, truth.shape), truth)
+    print(
+        f"upper half {best[0]:.1f}, lower half {best[1]:.1f}; guessing the mean colour {guess[0]:.1f}, {guess[1]:.1f}"
+    )
+    return {"error": best, "guess": guess}
+
+
+def _codes_and_colours(scene: Scene, split: Any, most: int = 8000) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (N, C) of at most so many pictures, and the mean colours (N, 6) of the clothes in their halves."""
+    pictures = decode_split(split, 64, 32, workers=1)
+    chosen = np.random.default_rng(0).permutation(np.flatnonzero(split.ids > 0))[:most]
+    upper = np.arange(64)[:, None] < 32
+    masks = {int(k): split.clothes_mask(int(k), int(k)) for k in chosen}
+    seen = [k for k in masks if min((masks[k] & upper).sum(), (masks[k] & ~upper).sum()) >= 5]
+    with torch.no_grad():
+        parts = np.array_split(seen, len(seen) // 16)
+        codes = [appearance_codes(scene.model, normalize(pictures[part])[None]) for part in parts]
+    colour = {k: rgb2lab(pictures[k].permute(1, 2, 0).numpy()) for k in seen}
+    halves = [[colour[k][masks[k] & half].mean(axis=0) for half in (upper, ~upper)] for k in seen]
+    return torch.cat(codes).double().numpy(), np.stack(halves).reshape(len(seen), 6)
+
+
+def _colour_errors(found: np.ndarray, truth: np.ndarray) -> list[float]:
+    return [float(deltaE_ciede2000(found[:, k : k + 3], truth[:, k : k + 3]).mean()) for k in (0, 3)]
+
+
 def public(args: argparse.Namespace) -> dict[str, Any]:
     """The public code of the same small size beside ours: same weights, same batches, no dropout."""
     from benchmarks.public_code import SUMS, Public
@@ -275,12 +335,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
     parsers = {
-        f.__name__: what.add_parser(f.__name__, help=f.__doc__) for f in (floors, generator, encoder, public)
+        f.__name__: what.add_parser(f.__name__, help=f.__doc__)
+        for f in (floors, colours, generator, encoder, public)
     }
     for name, one in parsers.items():
         one.add_argument("--ids", type=int, default=64, help="people to train on")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--json", type=Path, help="write the curves there")
+        if name == "floors":
+            one.add_argument("--height", type=int, default=64, help="of the pictures, twice their width")
         if name != "floors":
             one.add_argument(
                 "--teacher", type=Path, required=True, help="folder or file of a trained teacher"
@@ -314,7 +377,13 @@ def main(argv: list[str] | None = None) -> int:
     parsers["public"].add_argument("--warm", type=int, default=150, help="warm_iter and warm_teacher_iter")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = {"floors": floors, "generator": generator, "encoder": encoder, "public": public}[args.what](args)
+    found = {
+        "floors": floors,
+        "colours": colours,
+        "generator": generator,
+        "encoder": encoder,
+        "public": public,
+    }[args.what](args)
     if args.json:
         args.json.write_text(json.dumps(found))
     return 0

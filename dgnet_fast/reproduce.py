@@ -7,7 +7,7 @@ baseline that is trained for as many steps.
 The table "ablation" shows what the primary and the fine-grained feature add (Table 4 of the paper). Each seed is a
 complete run in its own folder below --out: the teacher, DG-Net, and the baseline. With --control each seed has a second
 run from the same teacher, and the same first phase of E_s and G, in which E_a does not learn from generated pictures
-(T_w 0, B_w 0): what remains of DG-Net's gain there does not come from them. If the command is interrupted, run it
+(train_on_generated false): what remains of DG-Net's gain there does not come from them. If the command is interrupted, run it
 again: finished seeds are read from their folders, and the interrupted one is resumed. It writes ablation.md and
 ablation.json. All other options are those of dgnet_fast.train.
 """
@@ -41,7 +41,7 @@ STARTS = ("teacher.pt", "generator.pt")
 """Files of a run from which its control starts."""
 SCORES = ("Rank-1", "mAP", "mINP")
 CONTROL = "without learning from generated pictures"
-UNTAUGHT = {"T_w": 0.0, "B_w": 0.0, "baseline": False}
+UNTAUGHT = {"train_on_generated": False, "baseline": False}
 """The options of the control that differ from those of the run itself."""
 CELLS = "cells.json"
 """Name of the file with the scores of a finished seed, in its folder."""

@@ -76,7 +76,7 @@ def test_the_control_starts_where_its_run_did(done, capsys):
         own = done / f"seed_{seed}"
         assert (own / "control" / "teacher.pt").read_bytes() == (own / "teacher.pt").read_bytes()
         options = load_config(own / "control" / "config.yaml")
-        assert options.T_w == options.B_w == 0 and not options.baseline
+        assert not options.train_on_generated and not options.baseline
         assert not (own / "control" / "baseline.pt").exists()
     assert reproduce.main([*words(done), "--control"]) == 0  # finished ones are read
     assert table == read_tables(done / "ablation.json")[0]

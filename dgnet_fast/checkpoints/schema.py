@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,15 @@ from dgnet_fast.config import Config, ConfigError, from_dict
 from dgnet_fast.config.shown import shown
 
 LARGEST_STEP = 2**53
+
+
+@runtime_checkable
+class NamesItsState(Protocol):
+    """An optimiser whose parameters do not all have the same entries."""
+
+    def state_names(self, parameter: Tensor) -> set[str]:
+        """Names of the entries of a parameter's state."""
+        ...
 
 
 def check_step(value: Any, source: object) -> int:
@@ -130,8 +139,8 @@ def check_optimiser(own: torch.optim.Optimizer, state: Any, source: object) -> N
                     f"{tuple(parameters[place].shape)}"
                 )
         wanted = {"step", "exp_avg", "exp_avg_sq"} if isinstance(own, torch.optim.Adam) else set()
-        if hasattr(own, "state_names"):  # MuonAdam, two floors up
-            wanted = own.state_names(parameters[place])  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(own, NamesItsState):
+            wanted = own.state_names(parameters[place])
         if entries and not wanted <= entries.keys():
             raise ValueError(
                 f"{source}: parameter {place} lacks {', '.join(sorted(wanted - entries.keys()))}"

@@ -179,6 +179,9 @@ class Config:
     recon_s_w: float = option(0.0, "initial weight of the reconstruction of the structure code", low=0)
     recon_x_cyc_w: float = option(0.0, "initial weight of the cycle reconstruction", low=0)
     teacher_w: float = option(0.0, "initial weight of the teacher loss (primary and fine-grained)", low=0)
+    train_on_generated: bool = option(
+        True, "E_a learns from generated pictures; false, with all else the same, shows what they are worth"
+    )
     T_w: float = option(1.0, "weight of the primary (KL) loss within the teacher loss", low=0)
     B_w: float = option(0.2, "weight of the fine-grained loss within the teacher loss", low=0)
     max_w: float = option(1.0, "largest value of recon_f_w and recon_s_w", low=0)

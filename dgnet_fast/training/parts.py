@@ -303,7 +303,8 @@ def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: 
 def trains_on_generated(model: DGNet, settings: Settings) -> bool:
     """Whether E_a learns from generated pictures in this step (`teacher_part`)."""
     config = model.config
-    return is_present(settings.weights.teacher_w) and bool(config.teacher) and config.ID_style != "PCB"
+    asked = config.train_on_generated and bool(config.teacher) and config.ID_style != "PCB"
+    return asked and is_present(settings.weights.teacher_w)
 
 
 def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
@@ -316,25 +317,31 @@ def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Setting
         return {}
     other = batch.labels.flip(0)
     upsampled = upsample_small(forward.swapped.detach().flatten(0, 1), config.ID_upsample)
-    target = teacher_labels(
-        model.teachers,
-        split_streams(upsampled),
-        batch.labels,
-        other,
-        ids=config.ID_class,
-        style=config.teacher_style,
-        batch_statistics=config.train_bn,
-        together=config.bn_together,
-    )
+    weights = {"teacher_kl": 1.0}
+    if config.ID_style == "AB":
+        weights = {"teacher_kl": config.T_w, "teacher_fine": config.B_w}
+    target = None
+    if weights["teacher_kl"]:  # else nobody asks the teachers
+        target = teacher_labels(
+            model.teachers,
+            split_streams(upsampled),
+            batch.labels,
+            other,
+            ids=config.ID_class,
+            style=config.teacher_style,
+            batch_statistics=config.train_bn,
+            together=config.bn_together,
+        )
     mode = BatchNormMode(batch_norm_groups(config, STREAMS), "batch" if config.bn_together else "update")
     student = model.appearance_encoder(upsampled, mode, dropout=settings.dropout)
-    pairs = {"teacher_kl": [(student.logits[0], target)]}
-    if config.ID_style == "AB":
+    pairs = {}
+    if target is not None:
+        pairs["teacher_kl"] = [(student.logits[0], target)]
+    if "teacher_fine" in weights:
         pairs["teacher_fine"] = [(one, other) for one in student.logits[1:]]
     terms = losses.mean_identity_terms(pairs)
-    terms["teacher"] = terms["teacher_kl"]
-    if config.ID_style == "AB":
-        terms["teacher"] = config.T_w * terms["teacher_kl"] + config.B_w * terms["teacher_fine"]
+    first, *others = (weights[name] * terms[name] for name in pairs)
+    terms["teacher"] = sum(others, first)
     return with_total(model, settings.weights, terms)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,10 +59,30 @@ def test_generator_and_encoder(teacher, tmp_path, capsys):
 
 def test_the_floors(tmp_path):
     found = run(tmp_path, "floors")
-    noise, grey, copy, light, chroma, colourless, halves = found.values()
+    noise, grey, copy, light, chroma, colourless, halves, recoloured = found.values()
     assert noise["psnr"] > 35 > 25 > grey["psnr"]
     assert (
         halves["clothes_colour"] < light["clothes_colour"] < chroma["clothes_colour"] < copy["clothes_colour"]
     )
     assert colourless["clothes_psnr"] > light["clothes_psnr"]  # PSNR weighs lightness more
     assert halves["psnr"] > 25  # nothing but the clothes differs
+    assert 0 < recoloured["clothes_colour"] < light["clothes_colour"]
+    assert recoloured["rest_psnr"] > 30  # skin where the cut differs
+
+
+def test_what_a_code_knows_of_colours(teacher, tmp_path, capsys, monkeypatch):
+    """An encoder that is told the answer needs nothing but a linear map; one that knows nothing guesses."""
+
+    def drawn(scene, split, most=0):
+        codes, colours = plain(scene, split, most=96)
+        return (colours @ mixing if informed else np.zeros((len(colours), 24))), colours
+
+    plain, mixing = learning._codes_and_colours, np.random.default_rng(0).standard_normal((6, 24))
+    monkeypatch.setattr(learning, "_codes_and_colours", drawn)
+    for informed in (True, False):
+        found = run(tmp_path, "colours", "--teacher", str(teacher))
+        if informed:
+            assert max(found["error"]) < 3 < 10 < min(found["guess"])
+        else:
+            assert found["error"] == pytest.approx(found["guess"])
+    assert "guessing the mean colour" in capsys.readouterr().out

@@ -79,8 +79,21 @@ def test_terms_of_weight_zero_are_absent():
     }
     config = tiny_config(teacher_w=0.5, teacher="")
     assert set(phase(tiny_model(config), tiny_batch(config))[1]) == ALWAYS
+    config = tiny_config(teacher_w=0.5, teacher="given", train_on_generated=False)
+    assert set(phase(tiny_model(config, 1), tiny_batch(config))[1]) == ALWAYS
     config = tiny_config(teacher_w=0.5, teacher="given", ID_style="PCB")
     assert set(phase(tiny_model(config, 1), tiny_batch(config))[1]) == ALWAYS
+
+
+def test_without_the_primary_loss_nobody_asks_the_teachers(monkeypatch):
+    config = tiny_config(teacher="given", T_w=0.0, B_w=0.3, **ALL_TERMS)
+    model, batch = tiny_model(config, 1), tiny_batch(config)
+    monkeypatch.setattr("dgnet_fast.training.parts.teacher_labels", None)
+    _, terms = phase(model, batch)
+    assert "teacher_kl" not in terms
+    torch.testing.assert_close(terms["teacher"], 0.3 * terms["teacher_fine"])
+    heads = model.appearance_encoder.heads
+    assert reached(terms["teacher"], heads[1]) and not reached(terms["teacher"], heads[0])
 
 
 def test_the_total_is_the_weighted_sum():
