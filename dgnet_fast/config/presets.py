@@ -86,9 +86,8 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "synthetic_ids": 1024,
     "teacher_steps": 2000,
     "teacher_batch": 64,
-    "generator_steps": 8400,
+    "generator_steps": 4200,
     "generator_code_w": 0.5,
-    "max_iter": 600,
     "code_w": 0.5,
 }
 """The preset small with pictures twice as high and wide, and twice the width of E_s, G and D: the run whose pictures README

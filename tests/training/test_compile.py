@@ -113,11 +113,17 @@ VARIANTS = {
         "dis__gan_type": "nsgan", "dis__non_local": 2, "dis__dim": 8, "gen__non_local": 1, "gen__dec": "series",
         "gen__activ": "prelu", "teacher": "given", "teacher_style": 4, **ALL_TERMS,
     },
+    "ours": {
+        "teacher": "given", "erasing_p": 0.0, "use_encoder_again": 1.0, "real_batch": 4, "bn_together": True, "code_w": 0.5,
+        "T_w": 0.0, "gray_jitter": 0.3, "gen__pad_type": "zero", **ALL_TERMS,
+    },
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper", pytest.param("others", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "name", ["paper", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("others", "ours"))]
+)
 def test_the_compiled_step_equals_the_eager_one(compiled_with, name):
     """Through AOTAutograd, which takes the step apart as Inductor has it: penalty, buffers, frozen views."""
     compiled_with("aot_eager")
