@@ -155,5 +155,7 @@ def test_biases_residuals_and_padding_in_one_op(monkeypatch, changes, fused):
         total = sum(score.square().sum() for score in scores) + penalty.sum()
         results.append([*scores, penalty, *torch.autograd.grad(total, list(discriminator.parameters()))])
     assert len(calls) == fused  # before the first residual block, and between the two
+    # with attention the penalty is 4e9, and what rounding leaves of it differs from CPU to CPU
+    rounding = 1e-13 * max(one.abs().max().item() for one in results[0])
     for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=max(1e-9, rounding))

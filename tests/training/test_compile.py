@@ -62,7 +62,7 @@ def test_parts_compile_whole_and_static():
         parts.fake_part,
         parts.real_part,
     ]
-    whole += [parts.adversarial_part, parts.reconstruction_part, parts.teacher_part]
+    whole += [parts.adversarial_part, parts.teacher_part, parts.reconstruction_part]
     assert asked == [(part, {"fullgraph": True, "dynamic": False}) for part in whole]
 
 
