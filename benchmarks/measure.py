@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from dgnet_fast.training.optim import cpu_is_fast_at_bf16
+from dgnet_fast.ops.registry import cpu_multiplies_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -108,7 +108,7 @@ def run(benchmark, clock: Callable[[], float], effort: Effort, setup: Call | Non
 
 
 def emulates_bf16(device: str) -> bool:
-    return device == "cpu" and not cpu_is_fast_at_bf16()
+    return device == "cpu" and not cpu_multiplies_bf16()
 
 
 def skip_emulated_bf16(device: str) -> None:

@@ -27,8 +27,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.conftest import machine
+from dgnet_fast.ops.registry import cpu_multiplies_bf16
 from dgnet_fast.report.tables import read_tables
-from dgnet_fast.training.optim import cpu_is_fast_at_bf16
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = {"fp32": "off", "bf16": "bf16"}
@@ -74,7 +74,7 @@ def train(options: list[str]) -> int:
     """The run itself, in this process."""
     from dgnet_fast.train import main as train_main
 
-    if torch.cuda.is_available() or cpu_is_fast_at_bf16():
+    if torch.cuda.is_available() or cpu_multiplies_bf16():
         return train_main(options)
     with ProductsInFloat32():
         return train_main(options)
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines += [
         f"- command: python -m benchmarks.precision --seeds {args.seeds} --jobs {args.jobs} {' '.join(options)}".rstrip()
     ]
-    if not (torch.cuda.is_available() or cpu_is_fast_at_bf16()):
+    if not (torch.cuda.is_available() or cpu_multiplies_bf16()):
         lines += ["- bf16 products computed in float32 and rounded: this CPU has no bf16 arithmetic"]
     lines += ["", f"Mean ± standard deviation of {args.seeds} seeds (their values).", "", *table(runs), ""]
     (args.out / f"{name}.md").write_text("\n".join(lines))

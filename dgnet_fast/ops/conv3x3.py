@@ -9,7 +9,9 @@ measures).
 A CPU with AMX multiplies bfloat16 sixteen times as fast as float32. There PyTorch's bfloat16 convolution is four to nine
 times as fast as the filtering: it serves the forward pass and the gradient of x. The gradient of the weight takes PyTorch
 about as long as both, and comes from a body of ours (csrc/conv3x3_amx.cpp), 1.5 to 2.1 times as fast (one thread of an
-Intel Xeon with AMX, torch 2.13, benchmarks/results). On a GPU and in another dtype PyTorch's serves.
+Intel Xeon with AMX, torch 2.13, benchmarks/results). A CPU that multiplies bfloat16 without AMX (AVX512-BF16) does it twice as
+fast as float32: there PyTorch's convolution is 1.4 to 2 times as fast as the filtering, both ways, and serves alone. On a GPU
+and in another dtype PyTorch's serves.
 """
 
 from __future__ import annotations
@@ -82,9 +84,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: i
         (B, O, H + 2·padding - 2, W + 2·padding - 2) in x's dtype, under autocast in autocast's.
 
     On a CPU an x in channels_last order with padding up to 2 takes the fused op: in float32, where C and O are multiples
-    of 8; in bfloat16, also under autocast, likewise, but on a CPU with AMX only where the gradient of the weight may be asked
-    for, C and O are multiples of 32, at least 64, and there is enough to compute (`AMX_WORTH`). All else is ``F.conv2d``
-    itself; DGNET_FAST_IMPL chooses the body of the fused op alone.
+    of 8; in bfloat16, also under autocast, likewise where the CPU has no instructions for it, and on a CPU with AMX where the
+    gradient of the weight may be asked for, C and O are multiples of 32, at least 64, and there is enough to compute
+    (`AMX_WORTH`). All else is ``F.conv2d`` itself; DGNET_FAST_IMPL chooses the body of the fused op alone.
 
     In float32 its error against float64 is 2.5 to 2.7 times that of ``F.conv2d`` in the root mean square (the largest 3e-6
     of the largest value over 128 channels, 8e-6 over 512); in bfloat16 it is that of ``F.conv2d``, the rounding of the

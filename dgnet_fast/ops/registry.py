@@ -50,13 +50,18 @@ INTERPRETED = Server("triton", FAST_DTYPES, automatic=())
 _CONV3X3 = (torch.float32, torch.bfloat16)
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is emulated and slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def _filtered() -> tuple[torch.dtype, ...]:
-    """What conv3x3's filtering is faster at than PyTorch: it needs eight multiply-adds an instruction, and in bfloat16 a CPU
-    on which PyTorch has no AMX.
+    """What conv3x3's filtering, which computes in float32, is faster at than PyTorch: it needs eight multiply-adds an
+    instruction, and in bfloat16 a CPU that has no instructions for it.
     """
     if _C.conv3x3_lanes() < 8:
         return ()
-    return _CONV3X3[:1] if torch.cpu._is_amx_tile_supported() else _CONV3X3
+    return _CONV3X3[:1] if cpu_multiplies_bf16() else _CONV3X3
 
 
 #: TABLE[op][device type]: bodies in the order they are tried.

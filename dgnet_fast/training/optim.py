@@ -14,6 +14,7 @@ from dgnet_fast.config import Config
 from dgnet_fast.config.unit import UnitConfig
 from dgnet_fast.models.appearance_encoder import AppearanceEncoder
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.ops.registry import cpu_multiplies_bf16
 from dgnet_fast.training.muon import MuonAdam
 from dgnet_fast.training.schedule import decay_at
 
@@ -202,18 +203,11 @@ class ZeroGradients:
                 parameter.grad = zeros
 
 
-def cpu_is_fast_at_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively (AVX512-BF16 or AMX); elsewhere bf16 is emulated and slower
-    than fp32.
-    """
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def resolve_amp(config: Config | UnitConfig, device: torch.device) -> torch.dtype | None:
     """The low-precision dtype of autocast, or None for float32 throughout."""
     choice = "fp16" if config.amp == "auto" and getattr(config, "apex", False) else config.amp
     if choice == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_is_fast_at_bf16()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
         choice = "bf16" if fast else "off"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]
 

@@ -248,7 +248,10 @@ def test_opcheck_and_compile():
 @fused
 @pytest.mark.parametrize("amx", [False, True])
 def test_served_where_it_is_faster_and_nowhere_else(amx, monkeypatch):
-    monkeypatch.setattr(sys.modules["dgnet_fast.ops.conv3x3"], "_AMX", amx)
+    """On a CPU with bf16 arithmetic, with AMX and without."""
+    module = sys.modules["dgnet_fast.ops.conv3x3"]
+    monkeypatch.setattr(module, "_AMX", amx)
+    monkeypatch.setattr(module, "_FILTERED", (torch.float32, torch.bfloat16))
     x, weight, bias = draw((2, 16, 8, 8), 16)
     assert uses_op(x, weight, bias)
     assert not uses_op(x.contiguous(), weight)

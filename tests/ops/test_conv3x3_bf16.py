@@ -215,8 +215,7 @@ def test_a_build_or_cpu_without_amx_is_not_given_its_body(monkeypatch):
         cached.cache_clear()
     monkeypatch.setattr(registry._C, "conv3x3_amx", lambda: False)
     try:
-        amx = torch.cpu._is_amx_tile_supported()
-        expected = "cpp" if _C.conv3x3_lanes() >= 8 and not amx else "aten"
+        expected = "cpp" if _C.conv3x3_lanes() >= 8 and not registry.cpu_multiplies_bf16() else "aten"
         assert registry.choose("conv3x3", "cpu", BF16).name == expected
         monkeypatch.setenv("DGNET_FAST_IMPL", "amx")
         with pytest.raises(ValueError, match="DGNET_FAST_IMPL=amx: this CPU has no AMX"):
@@ -227,10 +226,11 @@ def test_a_build_or_cpu_without_amx_is_not_given_its_body(monkeypatch):
 
 
 @fused
-@pytest.mark.parametrize("amx", [False, True])
-def test_filtering_in_bfloat16_is_for_cpus_without_amx(monkeypatch, amx):
+@pytest.mark.parametrize(("amx", "avx512"), [(False, False), (True, False), (False, True)])
+def test_filtering_in_bfloat16_is_for_cpus_that_do_not_multiply_it(monkeypatch, amx, avx512):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert registry._filtered() == ((torch.float32,) if amx else (torch.float32, BF16))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert registry._filtered() == ((torch.float32,) if amx or avx512 else (torch.float32, BF16))
 
 
 @needs_amx
