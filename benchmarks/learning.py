@@ -330,14 +330,14 @@ def public(args: argparse.Namespace) -> dict[str, Any]:
     return {"terms": curve}
 
 
+EXPERIMENTS = {one.__name__: one for one in (floors, colours, generator, encoder, public)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
-    parsers = {
-        f.__name__: what.add_parser(f.__name__, help=f.__doc__)
-        for f in (floors, colours, generator, encoder, public)
-    }
+    parsers = {name: what.add_parser(name, help=function.__doc__) for name, function in EXPERIMENTS.items()}
     for name, one in parsers.items():
         one.add_argument("--ids", type=int, default=64, help="people to train on")
         one.add_argument("--seed", type=int, default=0)
@@ -377,13 +377,7 @@ def main(argv: list[str] | None = None) -> int:
     parsers["public"].add_argument("--warm", type=int, default=150, help="warm_iter and warm_teacher_iter")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = {
-        "floors": floors,
-        "colours": colours,
-        "generator": generator,
-        "encoder": encoder,
-        "public": public,
-    }[args.what](args)
+    found = EXPERIMENTS[args.what](args)
     if args.json:
         args.json.write_text(json.dumps(found))
     return 0

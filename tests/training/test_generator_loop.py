@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 
 import pytest
 import torch
@@ -157,27 +158,17 @@ def test_copies_of_weights_give_the_numbers_of_autocast(tmp_path, monkeypatch):
         def refresh(self):
             pass
 
+    # its op takes weights in float32 and adds up the gradients of their two uses there: on CPUs that do not multiply bf16
+    monkeypatch.setattr(sys.modules["dgnet_fast.ops.conv3x3"], "_FILTERED", (torch.float32,))
     found = []
-    options = OPTIONS | {"generator_steps": 1, "generator_lr": 1e-3, "amp": "bf16"}
-    for name in ("copies", "autocast", "float32"):
+    for name in ("copies", "autocast"):
         if name == "autocast":
             monkeypatch.setattr(generator_loop, "WeightCopies", Autocast)
-        if name == "float32":
-            options |= {"amp": "off"}
-        assert train.main([*words(tmp_path / name, **options), "--max-steps", "1"]) == 0
+        assert train.main([*words(tmp_path / name, **OPTIONS, amp="bf16"), "--max-steps", "1"]) == 0
         found.append(load_file(tmp_path / name / "generator.pt"))
-
-    def apart(k):
-        rows = [
-            (found[k][n][key] - value).norm()
-            for n in generator_loop.TRAINED
-            for key, value in found[0][n].items()
-        ]
-        return torch.stack(rows).norm()
-
-    # where a 3x3 convolution of ours takes weights in float32, gradients of its two uses add up in float32, and those of a
-    # copy in bf16; one step of Adam moves each weight by the rate, whatever its gradient
-    assert apart(1) <= 0.1 * apart(2)
+    for network in generator_loop.TRAINED:
+        for key, value in found[0][network].items():
+            torch.testing.assert_close(value, found[1][network][key], msg=f"{network} {key}")
 
 
 def test_another_networks_file_is_refused(whole, tmp_path):
