@@ -188,7 +188,7 @@ def count(args: argparse.Namespace, *, train_encoder: bool) -> Count:
                 if weight.ndim == 4:
                     last = weight.detach().to(memory_format=torch.channels_last)
                     setattr(module, name, nn.Parameter(last, requires_grad=weight.requires_grad))
-        batch = random_batch(config, (args.batch, args.height, args.width), 0, "cpu", True)
+        batch = random_batch(config, 0, "cpu")
         dtype = {"fp32": None, "bf16": torch.bfloat16}[args.precision]
         step = TrainingStep(
             model,

@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
     model = DGNet(config, [build_teacher(config, 2, torch.Generator().manual_seed(1))])
     model.to(memory_format=torch.channels_last)
     step = TrainingStep(model, Optimisers(model, config), Precision(None, torch.device("cpu")))
-    batch = random_batch(config, (args.batch, args.height, args.width), processes.rank(), "cpu", True)
+    batch = random_batch(config, processes.rank(), "cpu")
     waited: list[float] = []
     plain = processes.finish
 

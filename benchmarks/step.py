@@ -5,11 +5,13 @@
     python -m benchmarks.step --public DIR                      # a checkout of the public code
     python -m benchmarks.step --profile                         # where its time goes; on a GPU launches and idle time
     python -m benchmarks.step --gains                           # what torch.compile gains in each part of it
+    python -m benchmarks.step --preset small --gains            # the same in the default run's step
     DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
 
-All sides have the same weights and inputs: 751 identities, one teacher, random erasing, dropout; the branch that
-trains E_s alternates with the frozen one from step to step. With --serve it answers commands on standard input
-(check, step, peak, profile, quit) with a line of JSON each: what benchmarks/test_step.py drives.
+All sides have the same weights and inputs: the paper's networks, 751 identities, one teacher, random erasing, dropout;
+the branch that trains E_s alternates with the frozen one from step to step. Another preset is for ours alone. With --serve
+it answers commands on standard input (check, step, peak, profile, quit) with a line of JSON each: what
+benchmarks/test_step.py drives.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from benchmarks.measure import synchronize
 from benchmarks.plain_step import PlainStep
 from benchmarks.public_code import Public, check_folder
 from dgnet_fast.config import Config, from_dict
-from dgnet_fast.config.presets import preset
+from dgnet_fast.config.presets import PRESETS, preset
 from dgnet_fast.data import Batch
 from dgnet_fast.data.augment import random_erasing_boxes
 from dgnet_fast.models.appearance_encoder import appearance_input_size, build_teacher
@@ -61,12 +63,17 @@ Terms = dict[str, list[float] | float]
 
 
 def step_config(args: argparse.Namespace) -> Config:
-    """The paper's options, with the loss weights of before or after the ramps."""
-    return from_dict(preset("paper")).replace(
+    """The preset's options, with the loss weights of before or after the ramps; ValueError for options that do not go
+    together.
+    """
+    if args.preset != "paper" and (args.plain or args.public):
+        raise ValueError(f"preset is {args.preset!r}; with --plain or --public allowed: paper")
+    config = from_dict(preset(args.preset))
+    return config.replace(
         ID_class=IDS,
         batch_size=args.batch,
-        crop_image_height=args.height,
-        crop_image_width=args.width,
+        crop_image_height=args.height or config.crop_image_height,
+        crop_image_width=args.width or config.crop_image_width,
         amp={"fp32": "off"}.get(args.precision, args.precision),
         compile=args.compile,
         cuda_graphs=args.cuda_graphs,
@@ -77,19 +84,28 @@ def step_config(args: argparse.Namespace) -> Config:
     )
 
 
-def random_batch(config: Config, size: tuple[int, int, int], seed: int, device: str, erasing: bool) -> Batch:
-    """Noise pictures (batch, height, width) with labels and boxes to erase."""
+def random_batch(config: Config, seed: int, device: str, erasing: bool = True) -> Batch:
+    """Noise pictures of the options' number and size with labels, boxes to erase (where the options erase) and the further
+    pictures that the options ask for.
+    """
     generator = torch.Generator().manual_seed(seed)
-    count, height, width = size
-    pictures = torch.randn(4, count, 3, height, width, generator=generator).clamp(-2, 2).to(device)
-    labels = torch.randint(IDS, (2, count), generator=generator).to(device)
-    boxes = None
-    if erasing:
-        sized = config.replace(crop_image_height=height, crop_image_width=width)
+    count, size = config.batch_size, (config.crop_image_height, config.crop_image_width)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, 3, *size, generator=generator).clamp(-2, 2).to(device)
+
+    def people(*shape: int) -> torch.Tensor:
+        return torch.randint(config.ID_class, shape, generator=generator).to(device)
+
+    pictures, labels, boxes = noise(4, count), people(2, count), None
+    if erasing and config.erasing_p:
         rng = np.random.default_rng(seed)
-        drawn = random_erasing_boxes(rng, 4 * count, *appearance_input_size(sized), config.erasing_p)
+        drawn = random_erasing_boxes(rng, 4 * count, *appearance_input_size(config), config.erasing_p)
         boxes = torch.from_numpy(drawn).view(4, count, 4).to(device)
-    return Batch(pictures[:2], pictures[2:], labels, boxes)
+    batch = Batch(pictures[:2], pictures[2:], labels, boxes)
+    if half := config.real_batch // 2:
+        batch = batch._replace(more=noise(2, half), more_labels=people(2, half))
+    return batch
 
 
 class Side(Protocol):
@@ -197,13 +213,14 @@ class Runner:
         else:
             self.side = (Plain if args.plain else Ours)(model, args.device)
         self.config, self.count = config, 0
-        size = (args.batch, args.height, args.width)
-        self.batches = [random_batch(config, size, seed, args.device, True) for seed in range(2)]
+        self.batches = [random_batch(config, seed, args.device) for seed in range(2)]
 
     def check(self) -> dict[str, float]:
         """Losses of one small step without dropout and erasing, summed over streams: equal for all sides."""
         self.side.set_dropout(False)
-        batch = random_batch(self.config, (CHECK_BATCH, *CHECK_SIZE), 7, self.args.device, False)
+        height, width = CHECK_SIZE
+        small = self.config.replace(batch_size=CHECK_BATCH, crop_image_height=height, crop_image_width=width)
+        batch = random_batch(small, 7, self.args.device, erasing=False)
         terms = self.side.step(batch, 0, train_encoder=True)
         self.side.set_dropout(True)
         return {name: sum(value) if isinstance(value, list) else value for name, value in terms.items()}
@@ -242,27 +259,31 @@ class Runner:
 
     def gains(self, rounds: int) -> dict[str, tuple[float, float]]:
         """Seconds of each part of ours, forward and backward, eager and compiled: medians over ``rounds`` steps of either
-        branch, without CUDA graphs. Parts are timed one by one, which takes a GPU's overlap of host and device away.
+        branch, without CUDA graphs. Parts are timed one by one, which takes a GPU's overlap of host and device away. All are
+        compiled, also those that a run leaves as they are on a CPU.
         """
         if not isinstance(self.side, Ours):
             raise ValueError("gains by part are asked for of --plain or --public; allowed: ours")
-        medians = []
-        for compiled in (False, True):
-            model = self.side.training_step.model
-            model.config.compile, model.config.cuda_graphs = compiled, "off"
-            self.side = Ours(model, self.args.device)
-            for _ in range(2 * SETTLED):
-                self._one()
-            seen: dict[str, list[float]] = {}
-            for _ in range(2 * rounds):
-                seconds: dict[str, float] = {}
-                with mock.patch.object(runner, "labelled", self._timed(seconds)):
-                    self._one()
-                for name, value in seconds.items():
-                    seen.setdefault(name, []).append(value)
-            medians.append({name: statistics.median(values) for name, values in seen.items()})
-        eager, fast = medians
+        with mock.patch.object(TrainingStep, "COMPILED_ON_CPU", None):
+            eager, fast = (self._by_part(compiled, rounds) for compiled in (False, True))
         return {name: (value, fast[name]) for name, value in eager.items()}
+
+    def _by_part(self, compiled: bool, rounds: int) -> dict[str, float]:
+        """The medians of one of the two."""
+        assert isinstance(self.side, Ours)
+        model = self.side.training_step.model
+        model.config.compile, model.config.cuda_graphs = compiled, "off"
+        self.side = Ours(model, self.args.device)
+        for _ in range(2 * SETTLED):
+            self._one()
+        seen: dict[str, list[float]] = {}
+        for _ in range(2 * rounds):
+            seconds: dict[str, float] = {}
+            with mock.patch.object(runner, "labelled", self._timed(seconds)):
+                self._one()
+            for name, value in seconds.items():
+                seen.setdefault(name, []).append(value)
+        return {name: statistics.median(values) for name, values in seen.items()}
 
     def _timed(self, seconds: dict[str, float]) -> Callable[[str], contextlib.AbstractContextManager]:
         """`runner.labelled` that also adds the time spent within to ``seconds``, by name."""
@@ -339,8 +360,9 @@ def parser() -> argparse.ArgumentParser:
     side.add_argument("--plain", action="store_true", help="the plain step instead of ours")
     side.add_argument("--public", metavar="DIR", help="a checkout of the public code instead of ours")
     made.add_argument("--batch", type=int, default=8, help="pictures of a stream")
-    made.add_argument("--height", type=int, default=256, help="pixels")
-    made.add_argument("--width", type=int, default=128, help="pixels")
+    made.add_argument("--preset", choices=PRESETS, default="paper", help="whose networks and options")
+    made.add_argument("--height", type=int, help="pixels (default: the preset's)")
+    made.add_argument("--width", type=int, help="pixels (default: the preset's)")
     made.add_argument(
         "--ramps", choices=RAMPS, default="after", help="loss weights before or after the ramps"
     )
@@ -410,8 +432,10 @@ def main(arguments: list[str] | None = None) -> int:
         measured.step()
         seconds = [measured.step() for _ in range(args.rounds)]
     median = statistics.median(seconds)
-    rate = step_flops(measured.config, args.ramps == "after") / median / 1e12
-    print(f"median {1e3 * median:.1f} ms of {args.rounds}, {rate:.3f} TFLOP/s of least work, ", end="")
+    print(f"median {1e3 * median:.1f} ms of {args.rounds}, ", end="")
+    if args.preset == "paper":  # whose objective `step_flops` counts
+        rate = step_flops(measured.config, args.ramps == "after") / median / 1e12
+        print(f"{rate:.3f} TFLOP/s of least work, ", end="")
     print(f"peak {measured.peak() / 1e9:.2f} GB, {allocator()}, {torch.get_num_threads()} threads")
     return 0
 

@@ -174,7 +174,7 @@ class StepGraphs:
         """One step; the batch is free again when the device has come by (no waiting). ``variant`` is the plan's.
         Raises NotRecorded, before anything ran.
         """
-        form = tuple(None if t is None else (t.shape, t.dtype) for t in batch)
+        form = _form(batch)
         key = (form, variant)
         static = self._load(form, batch)
 
@@ -190,6 +190,10 @@ class StepGraphs:
         replay()
         return names
 
+    def begun(self, batch: Any, variant: Hashable) -> int:
+        """How many steps like this one have begun without a recording, the one under way included."""
+        return self._warmed[_form(batch), variant]
+
     def _load(self, form: tuple, batch: Any) -> Any:
         """The buffers for batches of this form, filled with this one."""
         if form not in self._buffers:
@@ -198,3 +202,7 @@ class StepGraphs:
             if isinstance(value, Tensor):
                 buffer.copy_(value, non_blocking=True)
         return self._buffers[form]
+
+
+def _form(batch: Any) -> tuple:
+    return tuple(None if t is None else (t.shape, t.dtype) for t in batch)

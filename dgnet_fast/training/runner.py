@@ -90,8 +90,8 @@ class Runner(ABC):
     """Runs steps of one objective. A step with a non-finite loss leaves weights, optimisers and running statistics as
     they were; `Guard` sees to that.
 
-    A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs every pass and
-    part through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
+    A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs passes and
+    parts through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
     keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed, and with
     ``lanes`` parts of a recorded step run side by side. ``whole`` is a
     part of the model whose weights keep their dtype under autocast (see `WeightCopies`). ``idle``: weights that change no
@@ -108,6 +108,8 @@ class Runner(ABC):
     """Every term that a step may have, the phases' totals included."""
     STREAMS: int
     """Numbers that each term has, but for the totals, which have one."""
+    COMPILED_ON_CPU: tuple[Callable, ...] | None = None
+    """The passes and parts that ``compile`` gains something in on a CPU; None: all. On a GPU it takes all."""
 
     def __init__(
         self,
@@ -143,7 +145,6 @@ class Runner(ABC):
         )
         self.graphs = StepGraphs(self.update, recorder) if recorder else None
         self.lanes = lanes if recorder and deferred and processes.size() == 1 else None
-        self._tried: set[Hashable] = set()
         self.copies = WeightCopies(model, precision.dtype, without=whole) if precision.dtype else None
         self.sums = GradientSums(
             {
@@ -232,14 +233,9 @@ class Runner(ABC):
 
     def _lanes_of(self, batches: list[Any], plan: Any) -> Lanes | None:
         """None in the first step of its kind, in which cuDNN times its algorithms: nothing may run beside them."""
-        if self.lanes is None or len(batches) > 1:
+        if self.lanes is None or self.graphs is None or len(batches) > 1:
             return None
-        shapes = tuple(None if t is None else t.shape for t in batches[0])
-        kind = shapes, self.variant(plan)
-        if kind in self._tried:
-            return self.lanes
-        self._tried.add(kind)
-        return None
+        return self.lanes if self.graphs.begun(batches[0], self.variant(plan)) > 1 else None
 
     def move(self, phase: str) -> None:
         """Let the phase's optimisers move their weights."""
@@ -257,8 +253,13 @@ class Runner(ABC):
     def served(self, function: Callable) -> Callable:
         """What runs a pass or a part: the function itself, or what torch.compile made of it when it was first asked for."""
         if function not in self._functions:
-            self._functions[function] = compile_part(function) if self.compile else function
+            self._functions[function] = compile_part(function) if self._compiles(function) else function
         return self._functions[function]
+
+    def _compiles(self, function: Callable) -> bool:
+        if not self.compile or self.COMPILED_ON_CPU is None or self.precision.device.type != "cpu":
+            return self.compile
+        return function in self.COMPILED_ON_CPU
 
     @contextlib.contextmanager
     def watching(self, function: Callable, seen: list[Any]) -> Iterator[None]:

@@ -51,6 +51,10 @@ class TrainingStep(Runner):
         "teacher", "teacher_kl", "teacher_fine", "total",
     )  # fmt: skip
     STREAMS = STREAMS
+    COMPILED_ON_CPU = (forward_pass, swapped_only, reconstruction_part)
+    """What decodes pictures; E_a and D take longer compiled, since our operators have ways that torch.compile does not read
+    (`python -m benchmarks.step --gains`).
+    """
 
     model: DGNet
 

@@ -162,9 +162,10 @@ def train_teacher(
 
     values = torch.zeros(4, device=device)
 
-    if config.compile:
+    terms_of = teacher_terms
+    if config.compile and device.type != "cpu":  # where E_a takes longer compiled
         COMPILING.watch()
-    terms_of = compile_part(teacher_terms) if config.compile else teacher_terms
+        terms_of = compile_part(teacher_terms)
 
     def work(batch: TeacherBatch) -> list[str]:
         with COMPILING.part(teacher_terms.__name__):

@@ -39,6 +39,19 @@ def test_where_the_time_of_a_step_goes(capsys):
     assert named >= {"other convolutions", "norms", "copies and fills"}
 
 
+def test_the_step_of_a_preset(capsys):
+    """Its networks, its further pictures and, where nobody names one, its size."""
+    words = ["--device", "cpu", "--rounds", "1", "--batch", "2", "--preset", "small"]
+    config = step.step_config(step.parser().parse_args(words))
+    batch = step.random_batch(config, 0, "cpu")
+    assert batch.x.shape == (2, 2, 3, 64, 32) and batch.erasing_boxes is None
+    assert batch.more is not None and batch.more.shape == (2, 16, 3, 64, 32)
+    assert main([*words, "--height", "40", "--width", "24"]) == 0
+    assert "median" in capsys.readouterr().out
+    assert main([*words, "--plain"]) == 2
+    assert "with --plain or --public allowed: paper" in capsys.readouterr().err
+
+
 def test_gains_by_part(monkeypatch):
     """Each part is timed twice, the second time by what torch.compile made of it."""
     config = tiny_config(teacher="given", **ALL_TERMS)
@@ -46,7 +59,6 @@ def test_gains_by_part(monkeypatch):
     monkeypatch.setattr(step, "step_config", lambda args: config)
     monkeypatch.setattr(step.runner, "compile_part", lambda part: compiled.append(part.__name__) or part)
     args = step.parser().parse_args(["--device", "cpu", "--batch", "3", "--height", "40", "--width", "24"])
-    monkeypatch.setattr(step, "IDS", config.ID_class)
     measured = step.Runner(args)
     found = measured.gains(1)
     assert set(compiled) <= set(found) and len(compiled) == 8

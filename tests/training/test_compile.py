@@ -13,6 +13,7 @@ from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
 from dgnet_fast.training import parts, runner
 from dgnet_fast.training.schedule import Weights, WeightTensors
+from dgnet_fast.training.step import TrainingStep
 from dgnet_fast.training.teacher_loop import TeacherBatch, teacher_terms
 from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
 
@@ -29,6 +30,7 @@ def compiled_with(fresh_compiler, monkeypatch):
         counter = CompileCounterWithBackend(backend)
         options = {"fullgraph": True, "dynamic": False, "backend": counter}
         monkeypatch.setattr(runner, "compile_part", lambda f: torch.compile(f, **options))
+        monkeypatch.setattr(TrainingStep, "COMPILED_ON_CPU", None)  # all, as on a GPU
         return counter
 
     return use
@@ -44,7 +46,14 @@ def test_weights_are_written_in_place():
     assert weights.set(Weights(0.0, 0.0, 0.0, 0.0)) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_parts_compile_whole_and_static():
+EVERY_PART = [
+    parts.encode_appearance, parts.identity_part, parts.forward_pass, parts.fake_part, parts.real_part,
+    parts.adversarial_part, parts.teacher_part, parts.reconstruction_part,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["as on a GPU", "on a CPU"])
+def test_parts_compile_whole_and_static(everywhere):
     """What the trainer asks of torch.compile."""
     asked = []
     config = tiny_config(compile=True, teacher="given", **ALL_TERMS)
@@ -52,17 +61,14 @@ def test_parts_compile_whole_and_static():
         patch.setattr(
             torch, "compile", lambda function, **options: asked.append((function, options)) or function
         )
+        if everywhere:
+            patch.setattr(TrainingStep, "COMPILED_ON_CPU", None)
         step = tiny_step(tiny_model(config, 1))
         for number in range(2):
             step([tiny_batch(config)], number)
-    whole = [
-        parts.encode_appearance,
-        parts.identity_part,
-        parts.forward_pass,
-        parts.fake_part,
-        parts.real_part,
-    ]
-    whole += [parts.adversarial_part, parts.teacher_part, parts.reconstruction_part]
+    whole = [parts.forward_pass, parts.reconstruction_part]
+    if everywhere:
+        whole = EVERY_PART
     assert asked == [(part, {"fullgraph": True, "dynamic": False}) for part in whole]
 
 
