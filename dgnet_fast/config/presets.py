@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
     "teacher": "auto",
     "teacher_steps": 300,
     "teacher_batch": 32,
-    "teacher_lr": 0.1,
+    "teacher_lr": 0.2,
     "synthetic_ids": 256,
     # E_s and G alone, then all together (docs/learning.md says what each of these was worth)
     "generator_steps": 2000,
@@ -86,6 +86,7 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "synthetic_ids": 1024,
     "teacher_steps": 2000,
     "teacher_batch": 64,
+    "teacher_lr": 0.1,
     "generator_steps": 4200,
     "generator_code_w": 0.5,
     "code_w": 0.5,

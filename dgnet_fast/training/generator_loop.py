@@ -18,6 +18,7 @@ how light clothes are, which is wrong for every swap. docs/learning.md gives the
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,10 @@ from dgnet_fast.training.parts import batch_norm_groups, split_streams
 from dgnet_fast.training.seeds import seed_step
 from dgnet_fast.training.weight_copies import WeightCopies
 
+logger = logging.getLogger("dgnet_fast")
+
+GENERATOR = "generator.pt"
+"""The file in a run's folder with E_s and G after their own phase."""
 FORMAT = "dgnet_fast.generator.1"
 BATCHES_OF_CODES = 16
 """Batches whose codes the MLPs are fitted to at first (`AppearanceMlp.fit_to`)."""
@@ -130,11 +135,13 @@ def train_generator(
     from ``folder/generator/state.pt``, which is written every ``snapshot_save_iter`` steps and when stopped (Stopped), and
     removed at the end. FloatingPointError when the loss is not finite.
     """
-    config, finished, unfinished = model.config, folder / "generator.pt", folder / "generator" / "state.pt"
+    config, finished, unfinished = model.config, folder / GENERATOR, folder / "generator" / "state.pt"
     networks = {name: getattr(model, name) for name in TRAINED}
     if processes.agreed(finished.is_file()):
+        logger.info(f"E_s and G as {finished} has them")
         _load(networks, load_file(finished), finished)
         return
+    logger.info("training E_s and G alone")
     parameters = [p for network in networks.values() for p in network.parameters()]
     device = precision.device
     on_device = device.type == "cuda"

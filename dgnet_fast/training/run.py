@@ -61,7 +61,7 @@ from dgnet_fast.report.trackers import check_trackers, trackers_of
 from dgnet_fast.training.average import WeightAverage
 from dgnet_fast.training.checks import baseline_batch, baseline_steps, check_training
 from dgnet_fast.training.folder import begin_folder, say_steps
-from dgnet_fast.training.generator_loop import train_generator
+from dgnet_fast.training.generator_loop import GENERATOR, train_generator
 from dgnet_fast.training.graphs import graphs_refused, graphs_wanted
 from dgnet_fast.training.loop import StopSignal, train
 from dgnet_fast.training.one_run import check_one_run
@@ -242,7 +242,7 @@ class Run:
         config = self.config
         parts = [
             ("the teacher", config.teacher_steps, config.teacher == "auto" and not (self.folder / TEACHER).is_file()),
-            ("E_s and G alone", config.generator_steps, first == 0),
+            ("E_s and G alone", config.generator_steps, first == 0 and not (self.folder / GENERATOR).is_file()),
             ("all networks together", last - first, True),
             ("the baseline", baseline_steps(config), config.baseline and last == config.max_iter),
         ]  # fmt: skip
@@ -372,7 +372,6 @@ def _train(run: Run, *, resume: bool, max_steps: int | None, given: set[str] | N
             )
         in_channels_last(model, run.device)
         if config.generator_steps and first == 0 and len(pictures):
-            logger.info("training E_s and G alone")
             batches = run.batches(config.batch_size, pictures=pictures, purpose="generator data")
             with run.log("generator", config.generator_steps) as log:
                 train_generator(model, batches, folder, run.precision, stop, log)
