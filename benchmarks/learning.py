@@ -1,4 +1,4 @@
-"""What decides how fast the small preset learns: the experiments behind docs/learning.md, on the built-in people.
+"""What decides how fast the small preset learns: the experiments behind docs/learning_experiments.md, on the built-in people.
 
     python -m benchmarks.learning floors
     python -m benchmarks.learning colours --teacher RUN
@@ -77,6 +77,9 @@ class Scene:
     @classmethod
     def of(cls, args: argparse.Namespace, **options: Any) -> Scene:
         people = {"train_identities": args.ids, "hard": getattr(args, "kind", "easy") == "hard"}
+        for name, option in (("views_per_identity", "views"), ("test_identities", "test_ids")):
+            if getattr(args, option, None):
+                people[name] = getattr(args, option)
         data = load_dataset("synthetic", seed=0, height=64, width=32, **people)
         tree = preset("small") | FIRST_RECIPE | {"ID_class": args.ids, "seed": args.seed, "real_batch": 0}
         if getattr(args, "dim", None):
@@ -84,7 +87,8 @@ class Scene:
         config = from_dict(tree).replace(data="synthetic", amp="off", **options)
         teachers = load_teachers(config.replace(teacher=str(args.teacher)), data.class_names)
         model = DGNet(config, teachers)
-        start_from_teacher(model, teachers)
+        if not getattr(args, "scratch", False):
+            start_from_teacher(model, teachers)
         pictures = decode_split(data.train, 64, 32, workers=1)
         batches = TrainBatches(
             pictures, data.train_labels, batch_size=config.batch_size, seed=args.seed + 5, pad=config.crop_pad
@@ -367,11 +371,14 @@ def main(argv: list[str] | None = None) -> int:
         "--heads", type=float, default=10.0, help="rate of the heads over the trunk's"
     )
     parsers["encoder"].add_argument("--kind", choices=("easy", "hard"), default="easy", help="of the people")
+    parsers["encoder"].add_argument("--views", type=int, help="pictures of each person (16)")
+    parsers["encoder"].add_argument("--test-ids", type=int, help="people to test on (32)")
     parsers["encoder"].add_argument("--real", type=int, default=0, help="real_batch: further real pictures")
     for flag, text in (
         ("together", "bn_together"),
         ("cosine", "the rate falls to 0"),
         ("bf16", "bfloat16 autocast"),
+        ("scratch", "from random weights, not from the teacher's trunk"),
     ):
         parsers["encoder"].add_argument(f"--{flag}", action="store_true", help=text)
     parsers["public"].add_argument("--warm", type=int, default=150, help="warm_iter and warm_teacher_iter")

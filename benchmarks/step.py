@@ -9,8 +9,9 @@
     DGNET_FAST_MALLOC=0 python -m benchmarks.step --plain       # with malloc as the system has it
 
 All sides have the same weights and inputs: the paper's networks, 751 identities, one teacher, random erasing, dropout;
-the branch that trains E_s alternates with the frozen one from step to step. Another preset is for ours alone. With --serve
-it answers commands on standard input (check, step, peak, profile, quit) with a line of JSON each: what
+the branch that trains E_s alternates with the frozen one from step to step. With another preset, for ours alone, its networks
+and options, for 751 identities too. With --serve it answers commands on standard input (check, step, peak, profile, quit)
+with a line of JSON each: what
 benchmarks/test_step.py drives.
 """
 
@@ -52,7 +53,7 @@ from dgnet_fast.training.step import TrainingStep
 
 IDS = 751
 RAMPS = {
-    "before": {},
+    "before": {"warm_iter": 10**6, "warm_teacher_iter": 10**6},
     "after": {"recon_f_w": 1.0, "recon_s_w": 1.0, "recon_x_cyc_w": 2.0, "teacher_w": 2.0},
 }
 CHECK_BATCH, CHECK_SIZE = 2, (144, 72)
@@ -72,8 +73,8 @@ def step_config(args: argparse.Namespace) -> Config:
     return config.replace(
         ID_class=IDS,
         batch_size=args.batch,
-        crop_image_height=args.height or config.crop_image_height,
-        crop_image_width=args.width or config.crop_image_width,
+        crop_image_height=config.crop_image_height if args.height is None else args.height,
+        crop_image_width=config.crop_image_width if args.width is None else args.width,
         amp={"fp32": "off"}.get(args.precision, args.precision),
         compile=args.compile,
         cuda_graphs=args.cuda_graphs,
@@ -216,7 +217,9 @@ class Runner:
         self.batches = [random_batch(config, seed, args.device) for seed in range(2)]
 
     def check(self) -> dict[str, float]:
-        """Losses of one small step without dropout and erasing, summed over streams: equal for all sides."""
+        """Losses of one small step without dropout and erasing, summed over streams: with the preset paper equal for all
+        sides.
+        """
         self.side.set_dropout(False)
         height, width = CHECK_SIZE
         small = self.config.replace(batch_size=CHECK_BATCH, crop_image_height=height, crop_image_width=width)
@@ -269,7 +272,7 @@ class Runner:
         return {name: (value, fast[name]) for name, value in eager.items()}
 
     def _by_part(self, compiled: bool, rounds: int) -> dict[str, float]:
-        """The medians of one of the two."""
+        """Median seconds of each part, by name, of the eager or of the compiled step."""
         assert isinstance(self.side, Ours)
         model = self.side.training_step.model
         model.config.compile, model.config.cuda_graphs = compiled, "off"

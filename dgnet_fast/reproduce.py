@@ -37,8 +37,6 @@ FEATURES = {"+ primary (f_prim)": 0.0, "+ fine-grained (f_fine)": None, "both": 
 half).
 """
 TEACHER = "teacher"
-STARTS = ("teacher.pt", "generator.pt")
-"""Files of a run from which its control starts."""
 SCORES = ("Rank-1", "mAP", "mINP")
 CONTROL = "without learning from generated pictures"
 UNTAUGHT = {"train_on_generated": False, "baseline": False}
@@ -126,9 +124,12 @@ def seed_cells(config: Config, folder: Path) -> dict[str, list[float]]:
 
 def control_cells(config: Config, folder: Path) -> dict[str, list[float]]:
     """The rows of DG-Net of the control of the finished run of ``config`` in ``folder``; it lies in ``folder/control``."""
+    from dgnet_fast.training.generator_loop import GENERATOR
+    from dgnet_fast.training.run import TEACHER as TEACHER_FILE
+
     own = folder / "control"
     own.mkdir(exist_ok=True)
-    for name in STARTS:
+    for name in (TEACHER_FILE, GENERATOR):
         if (folder / name).is_file() and not (own / name).is_file():
             with atomically(own / name) as temporary:
                 shutil.copyfile(folder / name, temporary)

@@ -260,8 +260,8 @@ class Config:
     )
     compile: bool = option(
         False,
-        "compile the passes and parts of the step, and the teacher's step, with torch.compile; on a CPU what decodes "
-        "pictures, which alone gains there",
+        "compile the passes and parts of the step, and the teacher's step, with torch.compile; on a CPU only the parts that "
+        "decode pictures, since only these gain there",
     )
     cuda_graphs: str = option(
         "auto",

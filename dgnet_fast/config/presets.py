@@ -45,9 +45,9 @@ SMALL: dict[str, Any] = {
     "teacher": "auto",
     "teacher_steps": 300,
     "teacher_batch": 32,
-    "teacher_lr": 0.2,
+    "teacher_lr": 0.2,  # the baseline's too, which learns too little at 0.1 (docs/learning_experiments.md)
     "synthetic_ids": 256,
-    # E_s and G alone, then all together (docs/learning.md says what each of these was worth)
+    # E_s and G alone, then all together (docs/learning_experiments.md says what each of these was worth)
     "generator_steps": 2000,
     "generator_code_w": 1.0,
     "code_w": 1.0,
@@ -91,8 +91,8 @@ SHOWCASE: dict[str, Any] = SMALL | {
     "generator_code_w": 0.5,
     "code_w": 0.5,
 }
-"""The preset small with pictures twice as high and wide, and twice the width of E_s, G and D: the run whose pictures README
-shows (docs/learning.md has its time and scores)."""
+"""The preset small with pictures twice as high and wide, twice the width of E_s, G and D, 1 024 people, a longer teacher (at 0.1)
+and a longer first phase: the run whose pictures README shows (docs/learning.md has its time and scores)."""
 
 PRESETS = {"paper": PAPER, "small": SMALL, "showcase": SHOWCASE}
 

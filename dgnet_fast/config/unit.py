@@ -131,7 +131,7 @@ class UnitConfig:
     gamma: float = option(0.5, "factor of each decay", low=0)
     accumulate: int = as_dgnet("accumulate")
     amp: str = as_dgnet("amp")
-    compile: bool = as_dgnet("compile")
+    compile: bool = option(False, "compile the passes and parts of the step with torch.compile")
     cuda_graphs: str = as_dgnet("cuda_graphs")
     checkpoint_activations: bool = option(
         False,

@@ -12,7 +12,7 @@ pixels.
 With ``generator_code_w``, each picture is also decoded with the code of another person, and E_a has to find this code in
 the result: the paper's reconstruction of the appearance code (section 3.1), with its gradient. (In style AB the public
 code detaches the codes, so that its term `recon_f` trains nothing.) Reconstructions alone let G read from the structure
-how light clothes are, which is wrong for every swap. docs/learning.md gives the figures.
+how light clothes are, which is wrong for every swap. docs/learning_experiments.md gives the figures.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def train_generator(
     config, finished, unfinished = model.config, folder / GENERATOR, folder / "generator" / "state.pt"
     networks = {name: getattr(model, name) for name in TRAINED}
     if processes.agreed(finished.is_file()):
-        logger.info(f"E_s and G as {finished} has them")
+        logger.info(f"E_s and G: loaded from {finished}")
         _load(networks, load_file(finished), finished)
         return
     logger.info("training E_s and G alone")

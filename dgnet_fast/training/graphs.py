@@ -191,7 +191,7 @@ class StepGraphs:
         return names
 
     def begun(self, batch: Any, variant: Hashable) -> int:
-        """How many steps like this one have begun without a recording, the one under way included."""
+        """How many steps like this one have begun here without a recording, the one under way included."""
         return self._warmed[_form(batch), variant]
 
     def _load(self, form: tuple, batch: Any) -> Any:

@@ -3,7 +3,7 @@
 Muon (K. Jordan and others, 2024; https://kellerjordan.github.io/posts/muon/) makes the momentum of a weight matrix nearly
 orthogonal before it is added: all directions of the matrix move by the same amount, while Adam moves mostly along the few
 directions that dominate the gradient. In the one seed that was compared, E_s and G, trained alone, need about a
-quarter of Adam's steps with it (docs/learning.md). The paper trains them with Adam.
+quarter of Adam's steps with it (docs/learning_experiments.md). The paper trains them with Adam.
 
 ``torch.optim.Muon`` takes two-dimensional parameters only, which a convolution's weight is not, and one at a time; here
 matrices of equal shape go through the iteration together.

@@ -91,7 +91,7 @@ class Runner(ABC):
     they were; `Guard` sees to that.
 
     A subclass gives `PHASES`, `TERMS`, `STREAMS` and the four methods below. Options: ``compile`` runs passes and
-    parts through torch.compile, one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
+    parts through torch.compile (`COMPILED_ON_CPU`), one graph each; ``deferred`` (None: on CUDA, unless fp16's loss scaling needs the host)
     keeps the host from reading anything during a step; with ``recorder`` steps are recorded and replayed, and with
     ``lanes`` parts of a recorded step run side by side. ``whole`` is a
     part of the model whose weights keep their dtype under autocast (see `WeightCopies`). ``idle``: weights that change no
@@ -109,7 +109,7 @@ class Runner(ABC):
     STREAMS: int
     """Numbers that each term has, but for the totals, which have one."""
     COMPILED_ON_CPU: tuple[Callable, ...] | None = None
-    """The passes and parts that ``compile`` gains something in on a CPU; None: all. On a GPU it takes all."""
+    """What ``compile`` compiles on a CPU; None: everything. On a GPU everything is compiled."""
 
     def __init__(
         self,
@@ -257,9 +257,8 @@ class Runner(ABC):
         return self._functions[function]
 
     def _compiles(self, function: Callable) -> bool:
-        if not self.compile or self.COMPILED_ON_CPU is None or self.precision.device.type != "cpu":
-            return self.compile
-        return function in self.COMPILED_ON_CPU
+        chosen = self.COMPILED_ON_CPU if self.precision.device.type == "cpu" else None
+        return self.compile and (chosen is None or function in chosen)
 
     @contextlib.contextmanager
     def watching(self, function: Callable, seen: list[Any]) -> Iterator[None]:

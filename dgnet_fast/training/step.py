@@ -52,8 +52,8 @@ class TrainingStep(Runner):
     )  # fmt: skip
     STREAMS = STREAMS
     COMPILED_ON_CPU = (forward_pass, swapped_only, reconstruction_part)
-    """What decodes pictures; E_a and D take longer compiled, since our operators have ways that torch.compile does not read
-    (`python -m benchmarks.step --gains`).
+    """What decodes pictures. D, and E_a on real pictures, take longer compiled, since our operators have ways that
+    torch.compile does not read (`python -m benchmarks.step --gains`).
     """
 
     model: DGNet

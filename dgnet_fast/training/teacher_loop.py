@@ -163,7 +163,7 @@ def train_teacher(
     values = torch.zeros(4, device=device)
 
     terms_of = teacher_terms
-    if config.compile and device.type != "cpu":  # where E_a takes longer compiled
+    if config.compile and device.type != "cpu":  # on a CPU E_a takes longer compiled
         COMPILING.watch()
         terms_of = compile_part(teacher_terms)
 

@@ -1,4 +1,4 @@
-"""The experiments behind docs/learning.md run, and compare what they say they compare."""
+"""The experiments behind docs/learning_experiments.md run, and compare what they say they compare."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def test_generator_and_encoder(teacher, tmp_path, capsys):
         for more in ((), ("--together",))
     )
     assert apart["pid"] != together["pid"] != found["pid"]
+    fresh = run(tmp_path, "encoder", *options, "--lr2", "0.001", "--scratch", "--test-ids", "8")
+    assert fresh["pid"] != found["pid"]
 
 
 def test_the_floors(tmp_path):

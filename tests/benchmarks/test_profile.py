@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import step
 from benchmarks.step import busy_time, kind_of, main
+from dgnet_fast.training.schedule import weights_at
 from tests.tiny import ALL_TERMS, tiny_config
 
 
@@ -46,19 +47,23 @@ def test_the_step_of_a_preset(capsys):
     batch = step.random_batch(config, 0, "cpu")
     assert batch.x.shape == (2, 2, 3, 64, 32) and batch.erasing_boxes is None
     assert batch.more is not None and batch.more.shape == (2, 16, 3, 64, 32)
-    assert main([*words, "--height", "40", "--width", "24"]) == 0
+    before = step.step_config(step.parser().parse_args([*words, "--ramps", "before"]))
+    assert not any(weights_at(before, 100)) and all(weights_at(config, 0))
+    assert main(words) == 0
     assert "median" in capsys.readouterr().out
     assert main([*words, "--plain"]) == 2
     assert "with --plain or --public allowed: paper" in capsys.readouterr().err
 
 
 def test_gains_by_part(monkeypatch):
-    """Each part is timed twice, the second time by what torch.compile made of it."""
+    """Each part is timed twice, the second time by what torch.compile made of it: all eight, those too that a run leaves as
+    they are on a CPU.
+    """
     config = tiny_config(teacher="given", **ALL_TERMS)
     compiled = []
     monkeypatch.setattr(step, "step_config", lambda args: config)
     monkeypatch.setattr(step.runner, "compile_part", lambda part: compiled.append(part.__name__) or part)
-    args = step.parser().parse_args(["--device", "cpu", "--batch", "3", "--height", "40", "--width", "24"])
+    args = step.parser().parse_args(["--device", "cpu"])
     measured = step.Runner(args)
     found = measured.gains(1)
     assert set(compiled) <= set(found) and len(compiled) == 8

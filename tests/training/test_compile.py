@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from dgnet_fast import teacher
 from dgnet_fast.config import ConfigError
 from dgnet_fast.models.appearance_encoder import build_teacher
 from dgnet_fast.models.dgnet import DGNet
-from dgnet_fast.training import parts, runner
+from dgnet_fast.training import parts, runner, teacher_loop
 from dgnet_fast.training.schedule import Weights, WeightTensors
 from dgnet_fast.training.step import TrainingStep
 from dgnet_fast.training.teacher_loop import TeacherBatch, teacher_terms
-from tests.tiny import ALL_TERMS, tiny_batch, tiny_config, tiny_model, tiny_step
+from tests.tiny import ALL_TERMS, NETWORK, arguments, tiny_batch, tiny_config, tiny_model, tiny_step
+from tests.tiny_run import DATA
 
 # float32, other orders of summation: terms came out up to 7e-6 apart over three steps of ten configurations
 BOUND = {"rtol": 1e-4, "atol": 1e-5}
@@ -52,7 +54,7 @@ EVERY_PART = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("everywhere", [True, False], ids=["as on a GPU", "on a CPU"])
+@pytest.mark.parametrize("everywhere", [True, False], ids=["every part", "what a CPU compiles"])
 def test_parts_compile_whole_and_static(everywhere):
     """What the trainer asks of torch.compile."""
     asked = []
@@ -66,10 +68,19 @@ def test_parts_compile_whole_and_static(everywhere):
         step = tiny_step(tiny_model(config, 1))
         for number in range(2):
             step([tiny_batch(config)], number)
-    whole = [parts.forward_pass, parts.reconstruction_part]
+        step([tiny_batch(config)] * 2, 2)  # gradients of two batches
+    whole = [parts.forward_pass, parts.reconstruction_part, parts.swapped_only]
     if everywhere:
-        whole = EVERY_PART
+        whole = [*EVERY_PART, parts.swapped_only]
     assert asked == [(part, {"fullgraph": True, "dynamic": False}) for part in whole]
+
+
+def test_the_teachers_step_is_not_compiled_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        teacher_loop, "compile_part", lambda part: pytest.fail(f"{part.__name__} is compiled")
+    )
+    options = NETWORK | DATA | {"teacher_steps": 1, "teacher_batch": 4, "device": "cpu", "compile": True}
+    assert teacher.main([*arguments(options), "--out", str(tmp_path), "--quiet"]) == 0
 
 
 @pytest.mark.thorough

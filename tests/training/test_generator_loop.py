@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import signal
 import sys
 
@@ -135,6 +136,16 @@ def test_a_signal_while_e_s_and_g_learn_alone(whole, tmp_path, capsys, monkeypat
     assert train.main(["--resume", "--out", str(folder)]) == 0
     assert [r["step"] for r in read_metrics(folder / "generator" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert_same_outcome(folder, whole)
+
+
+def test_a_first_phase_that_is_there_is_loaded_and_not_announced(whole, tmp_path, capsys):
+    for name in ("teacher.pt", generator_loop.GENERATOR):
+        shutil.copyfile(whole / name, tmp_path / name)
+    assert train.main(words(tmp_path, **OPTIONS)) == 0
+    said = capsys.readouterr().err
+    assert f"E_s and G: loaded from {tmp_path / 'generator.pt'}" in said
+    assert "to be trained: all networks together" in said
+    assert_same_outcome(tmp_path, whole)
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
