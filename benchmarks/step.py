@@ -11,8 +11,7 @@
 All sides have the same weights and inputs: the paper's networks, 751 identities, one teacher, random erasing, dropout;
 the branch that trains E_s alternates with the frozen one from step to step. With another preset, for ours alone, its networks
 and options, for 751 identities too. With --serve it answers commands on standard input (check, step, peak, profile, quit)
-with a line of JSON each: what
-benchmarks/test_step.py drives.
+with a line of JSON each: what benchmarks/test_step.py drives.
 """
 
 from __future__ import annotations
