@@ -186,7 +186,8 @@ class MappedPictures:
     """Pictures in a file that is mapped, read only: `tensor` uint8 (N, 3, H, W) on the CPU.
 
     Writing to the tensor ends the process. `release` takes pages that were read out of this process's resident
-    set; they stay in the page cache, and come back when read again.
+    set; they stay in the page cache, and come back when read again. If the system has taken the page cache for other
+    things, reading a picture waits for the disk; `expect` says before which pictures will be read.
     """
 
     def __init__(self, file: int, path: Path, shape: tuple[int, int, int, int]) -> None:
@@ -202,6 +203,13 @@ class MappedPictures:
     def release(self) -> None:
         """Forget the mapped pages; 20 us after a batch of 32 pictures."""
         self._map.madvise(mmap.MADV_DONTNEED)
+
+    def expect(self, indices: np.ndarray) -> None:
+        """Let the system read the pictures ``indices``, int64 of any shape, into the page cache while other work goes on."""
+        each = self.tensor[0].nbytes
+        for index in indices.ravel().tolist():
+            first = index * each // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, first, (index + 1) * each - first)
 
 
 class _Unusable(Exception):

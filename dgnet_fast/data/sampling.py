@@ -96,7 +96,8 @@ class TrainBatches:
 
     `images` stay where they are, on the accelerator (see `stream.place`) or in host memory, mapped from a file
     or not; batches come on `device`. From the host to a CUDA device the pictures of the next step are gathered
-    and copied by a thread while this step runs (`stream.Stream`; `streamed` says so or not explicitly).
+    and copied by a thread while this step runs (`stream.Stream`; `streamed` says so or not explicitly). On a CPU the system
+    reads those of a mapped file meanwhile, if memory does not hold them any more (`MappedPictures.expect`).
 
     `part` (k, n): a batch is the k-th of the n equal parts of the batch of n * `batch_size` pictures that `part` (0, 1)
     would give, augmentation and all: the share of one process of n.
@@ -224,6 +225,8 @@ class TrainBatches:
         packed = _move(self._plan(step), self.images.device)
         made = self._assemble(self.images, Plan.of(packed, self.batch_size))
         self._release()
+        if self._mapped is not None:
+            self._mapped.expect(self.indices(step + 1))
         x, xp, labels = (_move(part, self.device) for part in (made.x, made.xp, made.labels))
         boxes = made.erasing_boxes
         return Batch(x, xp, labels, None if boxes is None else _move(boxes, self.device))

@@ -118,7 +118,7 @@ class DomainBatches:
         device: torch.device | str = "cpu",
         labels: Sequence[str] = (),
     ) -> None:
-        self._mapped = [p for p in pictures if isinstance(p, MappedPictures)]
+        self._mapped = {k: p for k, p in enumerate(pictures) if isinstance(p, MappedPictures)}
         self.pictures = [p.tensor if isinstance(p, MappedPictures) else p for p in pictures]
         check_batch([len(one) for one in self.pictures], batch_size, labels)
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
@@ -146,6 +146,8 @@ class DomainBatches:
             x = source.index_select(0, chosen).to(self.device)
             mirrored = torch.from_numpy(self._rng(1, stream, step).random(len(x)) < 0.5).to(self.device)
             streams.append(torch.where(mirrored[:, None, None, None], x.flip(3), x))
-        for mapped in self._mapped:
+        for domain, mapped in self._mapped.items():
             mapped.release()
+            if len(self.pictures) == 2:  # of more domains, the next step's pair is not known here
+                mapped.expect(self.indices(step + 1, domain))
         return UnitBatch(to_network(torch.stack(streams)))

@@ -1,5 +1,6 @@
 import contextlib
 import logging
+import mmap
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dgnet_fast.data import cache, cache_folder, decode_split, load_dataset
+from dgnet_fast.data import TrainBatches, cache, cache_folder, decode_split, load_dataset
 from dgnet_fast.data.cache import cached_pictures, load_pictures
 from dgnet_fast.data.chunks import decoded_chunks
 from dgnet_fast.data.files import unlabelled
@@ -368,6 +369,35 @@ def test_the_mapped_pictures_are_not_in_memory_twice(tmp_path):
     after = resident()
     assert touched["RssFile"] - before["RssFile"] > 50e6 > after["RssFile"] - before["RssFile"]
     assert max(touched["RssAnon"], after["RssAnon"]) - before["RssAnon"] < 30e6
+
+
+def test_the_pictures_of_the_next_step_are_read_before_it_begins(tmp_path):
+    """The pages that hold them are asked for, and what is read afterwards is right."""
+    split = unlabelled([tmp_path / "one.png"] * 40)
+    Image.new("RGB", (8, 8), (9, 8, 7)).save(tmp_path / "one.png")
+    found = cached_pictures(split, 40, 20, tmp_path / "c")  # 2 400 bytes each: they share pages
+    asked = []
+
+    class Watched:
+        def madvise(self, *given):
+            asked.append(given)
+
+    batches = TrainBatches(found, np.arange(40) // 4, batch_size=3)
+    mapped = found._map
+    found._map = Watched()
+    batches.batch(0)
+    found._map = mapped
+    assert asked[0] == (mmap.MADV_DONTNEED,)
+    wanted = sorted(batches.indices(1).ravel().tolist())
+    assert len(asked) == 1 + len(wanted)
+    for (advice, first, length), index in zip(
+        sorted(asked[1:], key=lambda a: a[1] + a[2]), wanted, strict=True
+    ):
+        assert advice == mmap.MADV_WILLNEED and first % mmap.PAGESIZE == 0
+        assert first <= index * 2400 and first + length == (index + 1) * 2400
+    found.expect(np.arange(40))
+    found.release()
+    assert (found.tensor == torch.tensor([9, 8, 7])[:, None, None]).all()
 
 
 def test_a_run_keeps_its_pictures(tmp_path, caplog):
