@@ -22,7 +22,7 @@ def joined(small: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if torch.compiler.is_compiling():
         y = _phases(small).flatten(4, 5).flatten(2, 3).contiguous(memory_format=memory_format(small))
-        return y if bias is None else y + bias.view(-1, 1, 1)
+        return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
     return _Joined.apply(small, bias)
 
 

@@ -87,6 +87,17 @@ def _nodes(node):
     return found
 
 
+@pytest.mark.parametrize("pad_type", ["reflect", "replicate", "zero"])
+def test_compiled_it_has_the_pictures_precision_whatever_the_bias_has(fresh_compiler, pad_type):
+    """G's upsampling keeps its float32 weights, which autocast narrows, all but the bias; the result was float32 then."""
+    x, weight = torch.randn(2, 4, 4, 3, dtype=torch.bfloat16), torch.randn(3, 4, 5, 5, dtype=torch.bfloat16)
+    bias = torch.randn(3)
+    compiled = torch.compile(upsample_conv, backend="aot_eager", fullgraph=True)
+    expected, got = (function(x, weight, bias, pad_type) for function in (upsample_conv, compiled))
+    assert got.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
