@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import learning
+from benchmarks import learning, perfect_swaps
 from dgnet_fast.checkpoints.teachers import save_teachers
 from dgnet_fast.config import from_dict
 from dgnet_fast.config.presets import preset
-from dgnet_fast.data import load_dataset
+from dgnet_fast.data import load_dataset, normalize
 from dgnet_fast.models.appearance_encoder import build_teacher
 
 IDS = 4
@@ -88,3 +88,31 @@ def test_what_a_code_knows_of_colours(teacher, tmp_path, capsys, monkeypatch):
         else:
             assert found["error"] == pytest.approx(found["guess"])
     assert "guessing the mean colour" in capsys.readouterr().out
+
+
+def test_a_drawn_swap_has_the_clothes_of_a_stream_in_the_structure_of_the_other():
+    split = load_dataset("synthetic", train_identities=IDS, views_per_identity=4, height=32, width=16).train
+    indices = np.array([[0, 9, 5], [4, 2, 14]])
+    swaps = perfect_swaps.drawn_swaps(split, indices, 0, np.random.default_rng(0))
+    assert swaps.shape == (2, 3, 3, 32, 16) and swaps.dtype == torch.float32
+
+    def as_input(picture):
+        return normalize(torch.from_numpy(picture).permute(2, 0, 1)[None])[0]
+
+    for stream, place in np.ndindex(2, 3):
+        i, j = int(indices[stream, place]), int(indices[1 - stream, place])
+        wanted = as_input(split.truth(i, j, keep_body=True))
+        assert any(torch.equal(swaps[stream, place], one) for one in (wanted, wanted.flip(2)))
+        assert not torch.equal(wanted, as_input(split.load(j)))
+
+
+@pytest.mark.thorough
+def test_perfect_swaps_teach_e_a(teacher, tmp_path):
+    found = []
+    for more in ((), ("--without",), ("--T-w", "0")):
+        path = tmp_path / "scores.json"
+        options = ["--teacher", str(teacher), "--ids", str(IDS), "--steps", "8", "--json", str(path)]
+        assert perfect_swaps.main([*options, *more]) == 0
+        found.append(json.loads(path.read_text()))
+    assert all(one.keys() == {"f_prim", "f_fine", "both"} for one in found)
+    assert found[0] != found[1] != found[2] != found[0]
