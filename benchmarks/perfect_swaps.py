@@ -2,6 +2,7 @@
 are drawn, in the place of G's.
 
     python -m benchmarks.perfect_swaps --teacher RUN --kind hard --seed 0                # the drawn swaps
+    python -m benchmarks.perfect_swaps --teacher RUN --kind hard --seed 0 --lessons labels  # one of their two lessons
     python -m benchmarks.perfect_swaps --teacher RUN --kind hard --seed 0 --without      # real pictures alone
 
 RUN is the folder of the teacher of the same people (`dgnet-fast teacher --preset small --synthetic-kind hard --seed 0 --out
@@ -41,6 +42,13 @@ from dgnet_fast.training.seeds import derive_seed
 FEATURES = {"f_prim": 0.0, "f_fine": None, "both": 0.5}
 """Weight of the second head's half in the feature; None: that half alone."""
 
+LESSONS = {
+    "labels": ("teacher_kl",),
+    "structure": ("teacher_fine",),
+    "both": ("teacher_kl", "teacher_fine"),
+}
+"""What swaps teach: the first head the teacher's labels, the second head who gives the structure."""
+
 
 def drawn_swaps(split: SyntheticSplit, indices: np.ndarray, pad: int, rng: np.random.Generator) -> Tensor:
     """Swaps of pictures (2, B) of two streams as `Forward.swapped` has them, (2, B, 3, H, W): the clothes of each stream in
@@ -73,9 +81,10 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         people |= {"views_per_identity": args.views, "test_identities": args.test_ids}
     data = load_dataset("synthetic", seed=args.seed, height=64, width=32, **people)
     config = from_dict(preset("small")).replace(
-        data="synthetic", ID_class=args.ids, seed=args.seed, max_iter=args.steps, T_w=args.T_w,
-        B_w=args.B_w, train_on_generated=not args.without, data_cache="off",
+        data="synthetic", ID_class=args.ids, seed=args.seed, max_iter=args.steps,
+        train_on_generated=not args.without, teacher_style=args.style, data_cache="off",
     )  # fmt: skip
+    weights = {"teacher_kl": config.T_w, "teacher_fine": config.B_w}
     teachers = load_teachers(config.replace(teacher=str(args.teacher)), data.class_names)
     model = DGNet(config, teachers)
     start_from_teacher(model, teachers)
@@ -101,8 +110,9 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                 forward = Forward(nothing, nothing, swaps, nothing, nothing)
                 taught = teacher_part(model, forward, batch, settings)
                 terms |= taught
-                if "total" in taught:  # absent while its ramped weight is 0
-                    total = total + taught["total"]
+                if taught:  # nothing while its ramped weight is 0
+                    shares = [weights[lesson] * taught[lesson] for lesson in LESSONS[args.lessons]]
+                    total = total + settings.weights.teacher_w * sum(shares, torch.zeros(2)).sum()
         optimisers.id.zero_grad(set_to_none=True)
         total.backward()
         optimisers.id.step()
@@ -130,8 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of people, weights and batches")
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--every", type=int, default=100, help="steps between printed losses")
-    parser.add_argument("--T-w", type=float, default=1.0, help="weight of the teacher's labels")
-    parser.add_argument("--B-w", type=float, default=0.2, help="weight of the structure's person")
+    parser.add_argument("--lessons", choices=list(LESSONS), default="both", help="from drawn swaps")
+    parser.add_argument(
+        "--style", type=int, default=0, help="teacher_style: which label the first head learns"
+    )
     parser.add_argument("--without", action="store_true", help="learn from real pictures alone")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--json", type=Path, help="write the scores there")
