@@ -182,6 +182,10 @@ class Config:
     train_on_generated: bool = option(
         True, "E_a learns from generated pictures; false, with all else the same, shows what they are worth"
     )
+    fine_on_generated: bool = option(
+        True,
+        "the second head learns who gives a generated picture its structure; false: it learns from real pictures alone",
+    )
     T_w: float = option(1.0, "weight of the primary (KL) loss within the teacher loss", low=0)
     B_w: float = option(0.2, "weight of the fine-grained loss within the teacher loss", low=0)
     max_w: float = option(1.0, "largest value of recon_f_w and recon_s_w", low=0)

@@ -303,14 +303,15 @@ def reconstruction_part(model: DGNet, forward: Forward, batch: Batch, settings: 
 def trains_on_generated(model: DGNet, settings: Settings) -> bool:
     """Whether E_a learns from generated pictures in this step (`teacher_part`)."""
     config = model.config
-    asked = config.train_on_generated and bool(config.teacher) and config.ID_style != "PCB"
+    lessons = config.ID_style != "AB" or config.T_w > 0 or config.fine_on_generated
+    asked = config.train_on_generated and lessons and bool(config.teacher) and config.ID_style != "PCB"
     return asked and is_present(settings.weights.teacher_w)
 
 
 def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Settings) -> Terms:
     """E_a learns from generated pictures, held fixed: the teacher's labels (primary) and, in style AB, the structure
-    provider's identity (fine-grained). Its BatchNorms see them in train mode, which moves the running statistics unless
-    ``bn_together``.
+    provider's identity (fine-grained, with ``fine_on_generated``). Its BatchNorms see them in train mode, which moves the
+    running statistics unless ``bn_together``.
     """
     config = model.config
     if not trains_on_generated(model, settings):
@@ -319,7 +320,9 @@ def teacher_part(model: DGNet, forward: Forward, batch: Batch, settings: Setting
     upsampled = upsample_small(forward.swapped.detach().flatten(0, 1), config.ID_upsample)
     weights = {"teacher_kl": 1.0}
     if config.ID_style == "AB":
-        weights = {"teacher_kl": config.T_w, "teacher_fine": config.B_w}
+        weights = {"teacher_kl": config.T_w}
+        if config.fine_on_generated:
+            weights["teacher_fine"] = config.B_w
     target = None
     if weights["teacher_kl"]:  # else nobody asks the teachers
         target = teacher_labels(

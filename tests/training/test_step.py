@@ -81,6 +81,10 @@ def test_terms_of_weight_zero_are_absent():
     assert set(phase(tiny_model(config), tiny_batch(config))[1]) == ALWAYS
     config = tiny_config(teacher_w=0.5, teacher="given", train_on_generated=False)
     assert set(phase(tiny_model(config, 1), tiny_batch(config))[1]) == ALWAYS
+    config = tiny_config(teacher_w=0.5, teacher="given", fine_on_generated=False)
+    assert set(phase(tiny_model(config, 1), tiny_batch(config))[1]) == ALWAYS | {"teacher", "teacher_kl"}
+    config = config.replace(T_w=0.0)
+    assert set(phase(tiny_model(config, 1), tiny_batch(config))[1]) == ALWAYS
     config = tiny_config(teacher_w=0.5, teacher="given", ID_style="PCB")
     assert set(phase(tiny_model(config, 1), tiny_batch(config))[1]) == ALWAYS
 
