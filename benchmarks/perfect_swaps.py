@@ -30,6 +30,7 @@ from dgnet_fast.data.augment import assemble
 from dgnet_fast.data.drawn.dataset import SyntheticSplit
 from dgnet_fast.data.sampling import WithMore
 from dgnet_fast.models.dgnet import DGNet
+from dgnet_fast.reproduce import FEATURES
 from dgnet_fast.retrieval.extractor import Extractor
 from dgnet_fast.retrieval.scoring import Ranking, retrieval_sets, score_features
 from dgnet_fast.training.average import WeightAverage
@@ -39,15 +40,8 @@ from dgnet_fast.training.run import start_from_teacher
 from dgnet_fast.training.schedule import weights_at
 from dgnet_fast.training.seeds import derive_seed
 
-FEATURES = {"f_prim": 0.0, "f_fine": None, "both": 0.5}
-"""Weight of the second head's half in the feature; None: that half alone."""
-
-LESSONS = {
-    "labels": ("teacher_kl",),
-    "structure": ("teacher_fine",),
-    "both": ("teacher_kl", "teacher_fine"),
-}
-"""What swaps teach: the first head the teacher's labels, the second head who gives the structure."""
+LESSONS = {"labels": {"fine_on_generated": False}, "structure": {"T_w": 0.0}, "both": {}}
+"""Options that leave of what swaps teach: the first head the teacher's labels, the second head who gives the structure."""
 
 
 def drawn_swaps(split: SyntheticSplit, indices: np.ndarray, pad: int, rng: np.random.Generator) -> Tensor:
@@ -65,15 +59,6 @@ def drawn_swaps(split: SyntheticSplit, indices: np.ndarray, pad: int, rng: np.ra
     return swaps.unflatten(0, indices.shape)
 
 
-def batches_of(pictures: Tensor, labels: np.ndarray, args: argparse.Namespace, pad: int, more: int) -> tuple:
-    """The batches of a step and those that its further real pictures come from, put together."""
-    own = TrainBatches(pictures, labels, batch_size=8, seed=derive_seed(args.seed, "batches"), pad=pad)
-    further = TrainBatches(
-        pictures, labels, batch_size=more // 2, seed=derive_seed(args.seed, "more"), pad=pad
-    )
-    return own, WithMore(own, further)
-
-
 def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Train E_a and score its features, in percent."""
     people = {"train_identities": args.ids, "hard": args.kind == "hard"}
@@ -82,16 +67,19 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     data = load_dataset("synthetic", seed=args.seed, height=64, width=32, **people)
     config = from_dict(preset("small")).replace(
         data="synthetic", ID_class=args.ids, seed=args.seed, max_iter=args.steps,
-        train_on_generated=not args.without, teacher_style=args.style, data_cache="off",
+        train_on_generated=not args.without, teacher_style=args.style, data_cache="off", **LESSONS[args.lessons],
     )  # fmt: skip
-    weights = {"teacher_kl": config.T_w, "teacher_fine": config.B_w}
     teachers = load_teachers(config.replace(teacher=str(args.teacher)), data.class_names)
     model = DGNet(config, teachers)
     start_from_teacher(model, teachers)
     split, pad = data.train, config.crop_pad
     assert isinstance(split, SyntheticSplit)
     pictures = decode_split(split, 64, 32, workers=1)
-    own, batches = batches_of(pictures, data.train_labels, args, pad, config.real_batch)
+    own, further = (
+        TrainBatches(pictures, data.train_labels, batch_size=size, seed=derive_seed(args.seed, name), pad=pad)
+        for name, size in (("batches", config.batch_size), ("more", config.real_batch // 2))
+    )
+    batches = WithMore(own, further)
     optimisers = Optimisers(model, config)
     average = WeightAverage(model, config.ema_decay, parts=("appearance_encoder.",))
     precision = Precision(torch.bfloat16 if args.bf16 else None, torch.device("cpu"))
@@ -111,8 +99,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                 taught = teacher_part(model, forward, batch, settings)
                 terms |= taught
                 if taught:  # nothing while its ramped weight is 0
-                    shares = [weights[lesson] * taught[lesson] for lesson in LESSONS[args.lessons]]
-                    total = total + settings.weights.teacher_w * sum(shares, torch.zeros(2)).sum()
+                    total = total + taught["total"]
         optimisers.id.zero_grad(set_to_none=True)
         total.backward()
         optimisers.id.step()
@@ -125,7 +112,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for name, weight in FEATURES.items():
         one = score_features(sets["single"], sets["gallery"], Ranking(weight=weight))[""]
         found[name] = {"Rank-1": 100 * one.rank[1], "mAP": 100 * one.mAP, "mINP": 100 * one.mINP}
-        print(f"{name:7}" + "  ".join(f"{k} {v:.1f}" for k, v in found[name].items()), flush=True)
+        print(f"{name:27}" + "  ".join(f"{k} {v:.1f}" for k, v in found[name].items()), flush=True)
     return found
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 from dgnet_fast import transfer, translate, unit
 from dgnet_fast.checkpoints.unit import load_unit, read_unit
 from dgnet_fast.data import load_dataset
+from dgnet_fast.data.cache import cached_pictures
 from dgnet_fast.data.drawn.cities import CityPedestrians
+from dgnet_fast.data.files import unlabelled
 from dgnet_fast.data.pictures import open_pictures
 from dgnet_fast.models.unit import Vgg16
 from dgnet_fast.translation.batches import DomainBatches, to_network, to_pictures
@@ -168,6 +170,19 @@ def test_batches_are_functions_of_the_step():
     again = DomainBatches(pictures, batch_size=2, seed=3)
     assert all(torch.equal(again.batch(k, (0, 1)).x, first[k]) for k in (5, 0, 3))
     assert len({*np.concatenate([batches.indices(k, 1) for k in range(3)]).tolist()}) == 6
+
+
+def test_mapped_pictures_of_the_next_step_are_expected(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    mapped = cached_pictures(unlabelled([tmp_path / "one.png"] * 9), 8, 4, tmp_path / "c")
+    expected = []
+    monkeypatch.setattr(type(mapped), "expect", lambda self, indices: expected.append(indices.tolist()))
+    plain = torch.zeros(9, 3, 8, 4, dtype=torch.uint8)
+    batches = DomainBatches([plain, mapped], batch_size=2)
+    batches.batch(0, (0, 1))
+    assert expected == [batches.indices(1, 1).tolist()]
+    DomainBatches([plain, mapped, plain], batch_size=2).batch(0, (0, 1))  # nobody knows the next pair
+    assert len(expected) == 1
 
 
 def test_pictures_survive_the_network_s_scale():
